@@ -1,0 +1,54 @@
+# One command each. The first use of any target makes .venv from requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export DO_NOT_TRACK := true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-all check format bench docs viz ui lock
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed ## make .venv (again when the lock is newer)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(BIN)/python -c 'import torchvision' || { echo "torch and torchvision do not fit together; delete .venv and run make setup again."; exit 1; }
+	@touch $@
+
+run: setup ## set up, then the main job on generated road scenes
+	$(BIN)/kedro run --pipeline=distill_tse
+
+test: setup ## set up, then the tests
+	$(BIN)/python -m pytest
+
+test-all: setup ## the slow tests too
+	$(BIN)/python -m pytest -m 'not gpu'
+
+check: setup ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## let ruff rewrite
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## the benchmarks that README and docs quote
+	$(BIN)/python benchmarks/losses.py
+
+viz: setup ## see the pipelines on 127.0.0.1:4141
+	$(BIN)/kedro viz run --host 127.0.0.1
+
+ui: setup ## compare the runs on 127.0.0.1:5000
+	$(BIN)/kedro mlflow ui --host 127.0.0.1
+
+lock: setup ## new pins from pyproject.toml (omegaconf 2.4 makes Kedro warn at every start)
+	echo 'omegaconf<2.4' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--extra viz --extra dev --no-header --no-annotate --no-emit-index-url \
+		--constraint - pyproject.toml --output-file requirements.lock

@@ -1,0 +1,229 @@
+"""Typed parameters: one frozen model for each ``params:`` key.
+
+Kedro builds these models from the YAML files and ``--params`` before any node runs, so a wrong
+name, type or range stops the run before anything is read or trained. The models know nothing of
+Kedro: ``python -m rdd_pipeline.training JOB.json`` builds the same ones from JSON.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Size = tuple[PositiveInt, PositiveInt]
+
+
+class Params(BaseModel):
+    """Base of all parameters: immutable, and a name it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SceneParams(Params):
+    """Generated road scenes, used by the layout ``scenes`` only."""
+
+    seed: NonNegativeInt = Field(0, description="Decides every scene; the training seed does not.")
+    train: PositiveInt = Field(240, description="Number of training images.")
+    val: PositiveInt = Field(60, description="Number of validation images.")
+    test: PositiveInt = Field(100, description="Number of test images.")
+    height: int = Field(96, ge=48, description="Image height in pixels.")
+    width: int = Field(128, ge=64, description="Image width in pixels.")
+
+
+class DataParams(Params):
+    """Where the labelled images are and how they are read."""
+
+    layout: str = Field("scenes", description="How the folder is organized: `scenes`, `camvid`.")
+    path: Path | None = Field(
+        None,
+        description="Folder with the images. None: the catalog entry `raw_images`, "
+        "data/01_raw/DATASET. `~` is allowed; a relative path starts at the project.",
+    )
+    image_size: Size | None = Field(
+        None,
+        description="(height, width) every image is resized to when it is read; None keeps its "
+        "own. Evaluation always compares at the label's own size.",
+    )
+    workers: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Threads that check the files; auto: one for each core."
+    )
+    scenes: SceneParams = SceneParams()
+
+
+class NetworkParams(Params):
+    """One segmentation network: a head on a timm backbone."""
+
+    name: str = Field(
+        description="One of the published names (deeplabv3_resnet101, deeplabv3_resnet18, "
+        "pspnet_resnet18, deeplabv3_mobilenetv2, pspnet_mobilenetv2) or HEAD_BACKBONE with HEAD "
+        "one of deeplabv3, pspnet, fcn and BACKBONE any timm model name."
+    )
+    pretrained: bool | Path = Field(
+        False,
+        description="Backbone weights: false, true (timm downloads them) or the path of a "
+        "safetensors or state-dict file in timm's names.",
+    )
+    width: PositiveInt | None = Field(
+        None, description="Channels of the head. None: as published, 128 otherwise."
+    )
+    auxiliary: bool | None = Field(
+        None, description="Auxiliary head on the last-but-one stage. None: as published, else yes."
+    )
+    output_stride: Literal[8, 16, 32] = Field(8, description="Input size / logits size.")
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    preprocessing: Literal["auto", "imagenet", "half", "published"] = Field(
+        "auto",
+        description="What the network is fed. auto: what timm says of the pretrained weights, else "
+        "`imagenet` (RGB mean/std); `half`: (x - 127.5) / 127.5; `published`: BGR minus mean.",
+    )
+
+
+class TeacherParams(Params):
+    """Where the teacher comes from: trained here, or a checkpoint that exists."""
+
+    network: NetworkParams
+    weights: Path | None = Field(
+        None,
+        description="Checkpoint of a trained teacher: a .safetensors file of this project, or a "
+        "state dict (safetensors, or .pth holding tensors only). None: train it here.",
+    )
+    format: Literal["native", "published"] = Field(
+        "native",
+        description="`published`: the names of the CIRKD/RDD code base, fed BGR minus mean.",
+    )
+
+
+class OptimizerParams(Params):
+    """Optimizer and learning-rate schedule; the defaults are the field's common recipe."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = Field(0.02, description="Learning rate of the first iteration.")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD only.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW only.")
+    weight_decay: NonNegativeFloat = 1e-4
+    power: NonNegativeFloat = Field(0.9, description="lr * (1 - (it-1)/iterations)^power.")
+    warmup: NonNegativeInt = Field(
+        0, description="Iterations over which the learning rate rises linearly to its schedule."
+    )
+
+
+class AugmentParams(Params):
+    """Random scale, crop and flip of a training sample."""
+
+    crop: Size = Field((512, 1024), description="(height, width) of a training sample.")
+    scale_min: PositiveFloat = 0.5
+    scale_max: PositiveFloat = 2.0
+    scale_step: NonNegativeFloat = Field(0.1, description="Grid of scales; 0: continuous.")
+    flip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> Self:
+        if self.scale_min > self.scale_max:
+            raise ValueError(
+                f"scale_min ({self.scale_min}) is larger than scale_max ({self.scale_max}). "
+                "Swap them."
+            )
+        return self
+
+
+class RecipeParams(Params):
+    """How one network is trained. Every method of a comparison shares one recipe."""
+
+    iterations: PositiveInt = Field(40_000, description="Optimizer steps, not epochs.")
+    batch_size: PositiveInt = Field(16, description="Images a step, over all devices together.")
+    optimizer: OptimizerParams = OptimizerParams()
+    augment: AugmentParams = AugmentParams()
+    aux_weight: NonNegativeFloat = Field(0.4, description="Weight of the auxiliary head's loss.")
+    class_weights: bool = Field(
+        False, description="Weigh the task loss with the label set's class weights, in all methods."
+    )
+    clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm; None: off.")
+    validate_every: PositiveInt = Field(1000, description="Iterations between validations.")
+    keep: Literal["best", "last"] = Field(
+        "best", description="Weights handed on: of the best validation mIoU, or of the last step."
+    )
+
+
+class RddParams(Params):
+    """Relative Difficulty Distillation (arXiv 2407.03719), methods TFE and TSE."""
+
+    warmup: NonNegativeInt | Fraction = Field(
+        0.1,
+        description="Length of the TFE stage: an iteration count (integer) or a fraction of the "
+        "run (float). TFE while iteration < warmup, TSE from it on; iterations count from 1.",
+    )
+    mode: Literal["xor", "or", "and", "ohem"] = Field(
+        "xor", description="Chosen pixels from the student's and the teacher's hard ones."
+    )
+    threshold: Fraction = Field(0.7, description="A pixel is hard up to this probability.")
+    min_kept: NonNegativeInt | Fraction = Field(
+        100_000,
+        description="At least so many pixels of the batch are hard: a count (integer) or a "
+        "fraction of the batch's pixels (float).",
+    )
+    reduction: Literal["paper", "valid"] = Field(
+        "paper", description="TFE divides by all pixels (paper) or by the valid ones."
+    )
+    annealed: bool = Field(
+        False, description="After the warm-up, fade from TFE to TSE instead of switching."
+    )
+
+    def warmup_iterations(self, iterations: int) -> int:
+        """First iteration of the TSE stage for a run of `iterations` steps."""
+        if isinstance(self.warmup, float):
+            return round(self.warmup * iterations)
+        return self.warmup
+
+
+class EvaluationParams(Params):
+    """Whole-image evaluation of trained networks."""
+
+    splits: tuple[str, ...] = Field(("val", "test"), description="Splits that are there are used.")
+    batch_size: PositiveInt = Field(8, description="Images of equal size evaluated together.")
+    scales: tuple[PositiveFloat, ...] = Field((1.0,), description="Multi-scale evaluation.")
+    flip: bool = Field(False, description="Average with the mirrored image.")
+    average: Literal["softmax", "logits"] = Field(
+        "softmax", description="What several scales or flips average."
+    )
+    figure_images: NonNegativeInt = Field(3, description="Images shown in the figure.")
+
+
+class TrainerParams(Params):
+    """How a job runs on this machine. Only `precision` changes what is computed."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast where the GPU has it, float32 elsewhere."
+    )
+    channels_last: bool = True
+    workers: NonNegativeInt | Literal["auto"] = Field(
+        "auto", description="Loader processes; auto: 0 on CPU, up to 8 beside a GPU."
+    )
+    threads: PositiveInt | None = Field(
+        None, description="CPU threads torch computes with; None: torch's own choice."
+    )
+    log_every: PositiveInt = Field(10, description="Iterations between points of the curves.")
+    checkpoint_every: PositiveFloat = Field(
+        60.0, description="Seconds between checkpoints; one is also written at every validation."
+    )
+    deterministic: bool = Field(False, description="Repeatable on CUDA too, at some cost.")
+
+
+class MethodsParams(Params):
+    """Changes to the methods' definitions in `distillation/methods.py`."""
+
+    weights: dict[str, dict[str, NonNegativeFloat]] = Field(
+        {}, description="Other weights by method and loss term, e.g. {cwd: {cwd_logits: 2.0}}."
+    )

@@ -1,0 +1,22 @@
+"""Kedro datasets of this project: file input and output only.
+
+The classes are imported when they are first asked for, so that listing pipelines needs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "FolderDataset": "folder",
+    "NetworkDataset": "network",
+    "TrainingStateDataset": "training_state",
+    "VersionsDataset": "versions",
+}
+
+__all__ = ["FolderDataset", "NetworkDataset", "TrainingStateDataset", "VersionsDataset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

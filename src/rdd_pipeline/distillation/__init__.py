@@ -1,0 +1,1 @@
+"""Methods: which task loss, distillation losses and extra modules make up each named method."""

@@ -1,0 +1,157 @@
+"""The objective of a method: task loss (plain or RDD) plus weighted distillation terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rdd_pipeline.config import RddParams
+from rdd_pipeline.distillation.methods import Method
+from rdd_pipeline.distillation.terms import LossTerm, build_term
+from rdd_pipeline.losses.rdd import (
+    cross_entropy_task_terms,
+    tfe_task_terms,
+    tse_task_terms,
+)
+from rdd_pipeline.networks import NetworkOutput
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What one batch costs.
+
+    Attributes:
+        total: Scalar that is minimized.
+        parts: Every unweighted loss by name, detached scalars; `task` is always there.
+        statistics: Other scalars worth a curve (share of chosen pixels, ...), detached.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Adds up a method's losses; holds the terms' trained modules and queues.
+
+    Args:
+        method: Task loss and terms.
+        rdd: Settings of the RDD task loss; unused by the plain task.
+        warmup: First iteration of the TSE stage.
+        iterations: Length of the whole run, TFE stage included.
+        aux_weight: Weight of the auxiliary head in the task loss.
+        class_weights: (C,) weights of the task loss, or None.
+        ignore_index: Label that is not looked at.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        rdd: RddParams,
+        warmup: int,
+        iterations: int,
+        aux_weight: float,
+        class_weights: Tensor | None,
+        ignore_index: int,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.rdd = rdd
+        self.warmup = warmup
+        self.iterations = iterations
+        self.aux_weight = aux_weight
+        self.ignore_index = ignore_index
+        self.class_weights: Tensor | None
+        # Not persistent: the weights belong to the label set, not to the training state.
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.terms = nn.ModuleDict(
+            {term.loss: build_term(term.loss, term.options) for term in method.terms}
+        )
+
+    def forward(
+        self,
+        student: NetworkOutput,
+        teacher: NetworkOutput | None,
+        labels: Tensor,
+        iteration: int,
+    ) -> ObjectiveOutput:
+        """Losses of one batch; `labels` is (B, H, W), `iteration` counts from 1."""
+        if self.method.task == "rdd":
+            assert teacher is not None
+            task, statistics = self._rdd_task(student, teacher, labels, iteration)
+        else:
+            task, statistics = self._plain_task(student, labels)
+        total, parts = task, {"task": task.detach()}
+        for spec in self.method.terms:
+            assert teacher is not None
+            term = self.terms[spec.loss]
+            assert isinstance(term, LossTerm)
+            loss = term(student, teacher, labels)
+            parts[spec.loss] = loss.detach()
+            total = total + spec.weight * loss
+        return ObjectiveOutput(total, parts, statistics)
+
+    def _plain_task(
+        self, student: NetworkOutput, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return cross_entropy_task_terms(
+            student.logits,
+            labels,
+            student_aux_logits=student.aux_logits,
+            class_weights=self.class_weights,
+            aux_weight=self.aux_weight,
+            ignore_index=self.ignore_index,
+        )
+
+    def _rdd_task(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """TFE before the warm-up ends; TSE, or a fade from TFE to TSE, after it."""
+        fade = tfe_share(self.rdd, iteration, self.warmup, self.iterations)
+        task = torch.zeros((), device=labels.device)
+        statistics: dict[str, Tensor] = {}
+        if fade > 0.0:
+            assert teacher.aux_logits is not None, "checked before the training starts"
+            tfe, statistics = tfe_task_terms(
+                student.logits,
+                labels,
+                teacher_logits=teacher.logits,
+                teacher_aux_logits=teacher.aux_logits,
+                student_aux_logits=student.aux_logits,
+                aux_weight=self.aux_weight,
+                reduction=self.rdd.reduction,
+                ignore_index=self.ignore_index,
+            )
+            task = task + fade * tfe
+        if fade < 1.0:
+            tse, tse_statistics = tse_task_terms(
+                student.logits,
+                labels,
+                teacher_logits=teacher.logits,
+                student_aux_logits=student.aux_logits,
+                teacher_aux_logits=teacher.aux_logits,
+                mode=self.rdd.mode,
+                threshold=self.rdd.threshold,
+                min_kept=self.rdd.min_kept,
+                class_weights=self.class_weights,
+                aux_weight=self.aux_weight,
+                ignore_index=self.ignore_index,
+            )
+            task = task + (1.0 - fade) * tse
+            statistics |= tse_statistics
+        return task, statistics
+
+
+def tfe_share(rdd: RddParams, iteration: int, warmup: int, iterations: int) -> float:
+    """Weight of the TFE loss at `iteration`; the TSE loss has the rest.
+
+    1 before the warm-up ends, then 0; annealed: falls linearly from 1 at `warmup` to 0 at the end.
+    """
+    if iteration < warmup:
+        return 1.0
+    if not rdd.annealed or iterations <= warmup:
+        return 0.0
+    return (iterations - iteration) / (iterations - warmup)

@@ -1,0 +1,1 @@
+"""How good a network is: confusion matrix, whole-image prediction, figures, cost."""

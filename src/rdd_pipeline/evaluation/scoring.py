@@ -1,0 +1,91 @@
+"""Scores of a trained network on the splits of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rdd_pipeline.config import EvaluationParams, Size
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.evaluation.confusion import Scores
+from rdd_pipeline.evaluation.predict import evaluate
+from rdd_pipeline.networks import NetworkCheckpoint
+from rdd_pipeline.segmentation.index import Sample, of_split
+from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.segmentation.loading import evaluation_batches
+
+
+def score_splits(
+    network: NetworkCheckpoint,
+    samples: Sequence[Sample],
+    root: Path,
+    *,
+    labels: LabelSet,
+    params: EvaluationParams,
+    image_size: Size | None,
+    device: torch.device,
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate on every split of `params.splits` that has images.
+
+    Returns:
+        By split: ``miou``, ``pixel_accuracy``, ``mean_accuracy`` in [0, 1], ``classes_in_mean``,
+        ``iou`` by class name (None: absent from labels and predictions) and the ``confusion``
+        matrix in pixels, rows = labels.
+
+    Raises:
+        UserError: None of the splits has images.
+    """
+    model = network.build().to(device)
+    results: dict[str, dict[str, Any]] = {}
+    for split in params.splits:
+        chosen = of_split(samples, split)
+        if not chosen:
+            continue
+        batches = evaluation_batches(
+            chosen,
+            root,
+            batch_size=params.batch_size,
+            lookup=labels.lookup,
+            image_size=image_size,
+            rank=dist.get_rank(group) if group is not None else 0,
+            world_size=dist.get_world_size(group) if group is not None else 1,
+        )
+        matrix = evaluate(
+            model,
+            network.header.preprocessing,
+            batches,
+            num_classes=labels.num_classes,
+            ignore_index=labels.ignore_index,
+            device=device,
+            scales=params.scales,
+            flip=params.flip,
+            average=params.average,
+            group=group,
+        )
+        results[split] = _as_json(Scores.from_matrix(matrix), labels, matrix)
+    if not results:
+        raise UserError(
+            f"None of the splits {', '.join(params.splits)} has images. "
+            "Set evaluation.splits to splits of the index."
+        )
+    return results
+
+
+def _as_json(scores: Scores, labels: LabelSet, matrix: torch.Tensor) -> dict[str, Any]:
+    iou = {
+        name: None if value != value else value
+        for name, value in zip(labels.names, scores.iou, strict=True)
+    }
+    return {
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "mean_accuracy": scores.mean_accuracy,
+        "classes_in_mean": scores.classes_in_mean,
+        "iou": iou,
+        "confusion": matrix.tolist(),
+    }

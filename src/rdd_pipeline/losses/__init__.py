@@ -1,0 +1,1 @@
+"""Loss functions of tensors: no state, no files, no configuration."""

@@ -1,0 +1,78 @@
+"""What every loss does with its maps first: check them and bring them to one precision and size."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rdd_pipeline.errors import UserError
+
+
+def as_float(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is when it is float64. Gradients pass through."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """Context in which the tensor's device computes in the precision of its operands.
+
+    Casting to float32 alone is not enough: autocast would turn the matrix products (and on CUDA
+    some more) back to half precision.
+    """
+    context: AbstractContextManager[None] = torch.autocast(tensor.device.type, enabled=False)
+    return context
+
+
+def resize(maps_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize with ``align_corners=True``; the same tensor when it has that size."""
+    if tuple(maps_NCHW.shape[-2:]) == tuple(size):
+        return maps_NCHW
+    return F.interpolate(maps_NCHW, size=size, mode="bilinear", align_corners=True)
+
+
+def paired_maps(student: Tensor, teacher: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Both networks' maps ready for a comparison.
+
+    Args:
+        student: (N, Cs, h, w), any floating type.
+        teacher: (N, Ct, h', w'), any floating type.
+        what: Name of the maps in an error message, e.g. ``"logits"``.
+
+    Returns:
+        The student's maps (N, Cs, h', w') with gradient and the teacher's (N, Ct, h', w') without,
+        both in float32 (float64 if the student's are). A student of another stride than the
+        teacher is resized to the teacher's size.
+
+    Raises:
+        UserError: The maps are not 4-D or their batches differ.
+    """
+    if student.dim() != 4 or teacher.dim() != 4:
+        raise UserError(
+            f"Student {what} {tuple(student.shape)} and teacher {what} {tuple(teacher.shape)} "
+            "must both have four axes (batch, channels, height, width)."
+        )
+    if student.shape[0] != teacher.shape[0]:
+        raise UserError(
+            f"Student {what} hold {student.shape[0]} images, teacher {what} {teacher.shape[0]}. "
+            "Feed both networks the same batch."
+        )
+    student = as_float(student)
+    teacher = teacher.detach().to(student.dtype)
+    return resize(student, (teacher.shape[-2], teacher.shape[-1])), teacher
+
+
+def paired_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """`paired_maps` for logits: the class counts must agree.
+
+    Raises:
+        UserError: As `paired_maps`, or the networks know different numbers of classes.
+    """
+    if student.dim() == teacher.dim() == 4 and student.shape[1] != teacher.shape[1]:
+        raise UserError(
+            f"The student has {student.shape[1]} classes, the teacher {teacher.shape[1]}. "
+            "Distillation of logits needs both networks on the same label set."
+        )
+    return paired_maps(student, teacher, "logits")

@@ -1,0 +1,474 @@
+"""Relative Difficulty Distillation: the teacher decides which pixels the task loss looks at.
+
+Liang et al., SCIS 2024, arXiv 2407.03719. Stage one (TFE, "teacher-full evaluated") weighs each
+pixel with the agreement of the teacher's two heads; stage two (TSE, "teacher-student evaluated")
+learns the pixels that are hard for one of the networks and easy for the other. Both replace the
+task loss only: every other distillation loss can stand beside them.
+
+Logits have the shape (N, C, h, w) at the network's stride, labels (N, H, W); logits are upsampled
+bilinearly with aligned corners. Whatever comes in, computing is done in float32 (float64 stays).
+
+Each task loss exists twice: `..._task_loss` returns the scalar, `..._task_terms` also what a
+training log wants, as detached 0-dim tensors that were computed on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.maps import as_float, resize
+from rdd_pipeline.losses.pixelwise import PixelLabels, log_prob_of_label, pixel_labels
+
+Mode = Literal["xor", "or", "and", "ohem"]
+Reduction = Literal["paper", "valid"]
+
+_CHOOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "xor": torch.logical_xor,
+    "or": torch.logical_or,
+    "and": torch.logical_and,
+    "ohem": lambda hard_student, _: hard_student,
+}
+
+
+class TaskTerms(NamedTuple):
+    """A task loss with what training logs of it.
+
+    Attributes:
+        loss: Scalar with gradient.
+        statistics: Detached 0-dim tensors by name, on the loss's device.
+    """
+
+    loss: Tensor
+    statistics: dict[str, Tensor]
+
+
+class ChosenPixels(NamedTuple):
+    """Masks (N, H, W) of TSE-RDD: what is hard for whom, and what the task loss looks at."""
+
+    hard_student: Tensor
+    hard_teacher: Tensor
+    chosen: Tensor
+
+
+def teacher_confidence(
+    teacher_logits: Tensor, teacher_aux_logits: Tensor, *, size: tuple[int, int]
+) -> Tensor:
+    """Weight map of TFE-RDD: 1 where the teacher's two heads agree, towards 0 where they do not.
+
+    ``up(exp(-KL(auxiliary || main)))``, the exponential before the upsampling (section 3.2 of the
+    paper).
+
+    Args:
+        teacher_logits: Main head, (N, C, h, w).
+        teacher_aux_logits: Auxiliary head, (N, C, h, w).
+        size: (H, W) of the weight map.
+
+    Returns:
+        (N, H, W), in (0, 1], without gradient.
+
+    Raises:
+        UserError: The two heads' shapes differ.
+    """
+    if teacher_logits.dim() != 4 or teacher_logits.shape != teacher_aux_logits.shape:
+        raise UserError(
+            f"The teacher's logits {tuple(teacher_logits.shape)} and auxiliary logits "
+            f"{tuple(teacher_aux_logits.shape)} must have one shape (batch, classes, height, "
+            "width). Both heads belong to the same network and batch."
+        )
+    with torch.no_grad():
+        main = as_float(teacher_logits).log_softmax(1)
+        aux = as_float(teacher_aux_logits).log_softmax(1)
+        divergence = F.kl_div(main, aux, reduction="none", log_target=True).sum(1, keepdim=True)
+        # Rounding may leave a divergence of -1e-7, a weight above 1.
+        return resize(divergence.clamp_(min=0).neg_().exp_(), size).squeeze(1)
+
+
+def hard_pixels(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    threshold: float = 0.7,
+    min_kept: int | float = 100_000,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Pixels whose true class gets a low probability.
+
+    A valid pixel is hard when its probability p is at most ``max(threshold, p_(k))``, with p_(k)
+    the k-th smallest p of the batch (1 for ignored pixels) and k = `min_kept`. Ties are kept.
+
+    Args:
+        logits: (N, C, h, w) of either network.
+        labels: (N, H, W), any integer type.
+        threshold: Probability up to which a pixel is hard.
+        min_kept: At least so many pixels of the batch are hard, as far as there are valid ones: a
+            count (int) or a fraction of the batch's pixels (float in [0, 1]).
+        ignore_index: Label of pixels that are never hard.
+
+    Returns:
+        (N, H, W) bool.
+
+    Raises:
+        UserError: Shapes, labels, threshold or min_kept are out of range.
+    """
+    with torch.no_grad():
+        pixels = pixel_labels(labels, num_classes=logits.shape[1], ignore_index=ignore_index)
+        return _hard(log_prob_of_label(logits, pixels), pixels, threshold, min_kept)
+
+
+def chosen_pixels(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    mode: Mode = "xor",
+    threshold: float = 0.7,
+    min_kept: int | float = 100_000,
+    ignore_index: int = 255,
+) -> ChosenPixels:
+    """The masks behind `tse_task_loss`, for figures. Arguments and errors as there."""
+    choose = _chooser(mode)
+    hard_student, hard_teacher = (
+        hard_pixels(
+            logits, labels, threshold=threshold, min_kept=min_kept, ignore_index=ignore_index
+        )
+        for logits in (student_logits, teacher_logits)
+    )
+    return ChosenPixels(hard_student, hard_teacher, choose(hard_student, hard_teacher))
+
+
+def cross_entropy_task_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    student_aux_logits: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    aux_weight: float = 0.4,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Mean cross-entropy over valid pixels, of both heads: the task loss without RDD.
+
+    ``mean(CE(up logits)) + aux_weight * mean(CE(up aux))``, in nats; with class weights the
+    weighted mean, as `torch.nn.functional.cross_entropy`. Without a valid pixel (or with zero
+    weight on all of them) the loss is 0 and so is its gradient.
+
+    Args:
+        student_logits: (N, C, h, w).
+        labels: (N, H, W), any integer type.
+        student_aux_logits: (N, C, h, w), or None for a student without auxiliary head.
+        class_weights: (C,), or None for 1 everywhere.
+        aux_weight: Weight of the auxiliary head's loss.
+        ignore_index: Label of ignored pixels.
+
+    Raises:
+        UserError: Shapes, labels or class weights do not fit.
+    """
+    return cross_entropy_task_terms(
+        student_logits,
+        labels,
+        student_aux_logits=student_aux_logits,
+        class_weights=class_weights,
+        aux_weight=aux_weight,
+        ignore_index=ignore_index,
+    ).loss
+
+
+def cross_entropy_task_terms(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    student_aux_logits: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    aux_weight: float = 0.4,
+    ignore_index: int = 255,
+) -> TaskTerms:
+    """`cross_entropy_task_loss` and its statistics: `student_ce`, `student_aux_ce`."""
+    pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
+    weight_NHW = _class_weight_map(class_weights, pixels, student_logits)
+    log_p = log_prob_of_label(student_logits, pixels)
+    loss = _weighted_mean(-log_p, weight_NHW)
+    statistics = {"student_ce": _mean_ce(log_p, pixels)}
+    if student_aux_logits is not None:
+        aux_log_p = log_prob_of_label(student_aux_logits, pixels)
+        loss = loss + aux_weight * _weighted_mean(-aux_log_p, weight_NHW)
+        statistics["student_aux_ce"] = _mean_ce(aux_log_p, pixels)
+    return TaskTerms(loss, statistics)
+
+
+def tfe_task_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    teacher_logits: Tensor,
+    teacher_aux_logits: Tensor,
+    student_aux_logits: Tensor | None = None,
+    aux_weight: float = 0.4,
+    reduction: Reduction = "paper",
+    ignore_index: int = 255,
+) -> Tensor:
+    """Task loss of RDD's first stage: cross-entropy weighted by the teacher's agreement.
+
+    ``sum over valid pixels of w * (CE(up logits) + aux_weight * CE(up aux)) / count`` with
+    w = `teacher_confidence`, in nats (section 3.2 of the paper). One w serves both heads.
+
+    Args:
+        student_logits: (N, C, h, w).
+        labels: (N, H, W), any integer type.
+        teacher_logits: (N, C, h', w').
+        teacher_aux_logits: (N, C, h', w').
+        student_aux_logits: (N, C, h, w), or None for a student without auxiliary head.
+        aux_weight: Weight of the auxiliary head's loss.
+        reduction: The count is that of all pixels, ignored ones too (`paper`, as published), or of
+            the valid ones (`valid`), which does not shrink with padding.
+        ignore_index: Label of ignored pixels.
+
+    Returns:
+        Scalar; 0 with zero gradient when no pixel is valid.
+
+    Raises:
+        UserError: Shapes or labels do not fit, or the reduction is unknown.
+    """
+    return tfe_task_terms(
+        student_logits,
+        labels,
+        teacher_logits=teacher_logits,
+        teacher_aux_logits=teacher_aux_logits,
+        student_aux_logits=student_aux_logits,
+        aux_weight=aux_weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+    ).loss
+
+
+def tfe_task_terms(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    teacher_logits: Tensor,
+    teacher_aux_logits: Tensor,
+    student_aux_logits: Tensor | None = None,
+    aux_weight: float = 0.4,
+    reduction: Reduction = "paper",
+    ignore_index: int = 255,
+) -> TaskTerms:
+    """`tfe_task_loss` and its statistics.
+
+    They are `student_ce`, `student_aux_ce` (unweighted means over valid pixels) and
+    `teacher_confidence` (mean weight of the valid pixels).
+    """
+    if reduction not in get_args(Reduction):
+        raise UserError(
+            f"Unknown reduction {reduction!r} of the TFE loss. Choose one of "
+            f"{', '.join(get_args(Reduction))}."
+        )
+    _check_classes(student_logits, teacher_logits)
+    pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
+    height, width = labels.shape[-2:]
+    confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=(height, width))
+    valid_count = pixels.valid.sum().clamp(min=1)
+    count = labels.numel() if reduction == "paper" else valid_count
+
+    # Ignored pixels have log-probability 0, but a teacher's NaN there would survive the product.
+    confidence = confidence.masked_fill(~pixels.valid, 0)
+    log_p = log_prob_of_label(student_logits, pixels)
+    loss = -(confidence * log_p).sum() / count
+    statistics = {
+        "student_ce": _mean_ce(log_p, pixels),
+        "teacher_confidence": confidence.sum() / valid_count,
+    }
+    if student_aux_logits is not None:
+        aux_log_p = log_prob_of_label(student_aux_logits, pixels)
+        loss = loss - aux_weight * (confidence * aux_log_p).sum() / count
+        statistics["student_aux_ce"] = _mean_ce(aux_log_p, pixels)
+    return TaskTerms(loss, statistics)
+
+
+def tse_task_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    teacher_logits: Tensor,
+    student_aux_logits: Tensor | None = None,
+    teacher_aux_logits: Tensor | None = None,
+    mode: Mode = "xor",
+    threshold: float = 0.7,
+    min_kept: int | float = 100_000,
+    class_weights: Tensor | None = None,
+    aux_weight: float = 0.4,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Task loss of RDD's second stage: cross-entropy of the pixels that the networks disagree on.
+
+    For the main heads, and again times `aux_weight` for the auxiliary heads: the mean (with class
+    weights: weighted mean) cross-entropy in nats over the chosen pixels, against their labels
+    (section 3.3 of the paper). Chosen are, from the `hard_pixels` of student and teacher,
+
+    * `xor`: those hard for exactly one of them (the paper's choice),
+    * `or`, `and`: for at least one, for both,
+    * `ohem`: for the student, whatever the teacher says.
+
+    Args:
+        student_logits: (N, C, h, w).
+        labels: (N, H, W), any integer type.
+        teacher_logits: (N, C, h', w').
+        student_aux_logits: (N, C, h, w), or None for a student without auxiliary head.
+        teacher_aux_logits: (N, C, h', w'); needed when the student has an auxiliary head, except
+            for `ohem`.
+        mode: Which pixels are chosen.
+        threshold: A pixel is hard up to this probability of its label.
+        min_kept: At least so many pixels of the batch are hard: a count (int) or a fraction of the
+            batch's pixels (float).
+        class_weights: (C,), or None for 1 everywhere.
+        aux_weight: Weight of the auxiliary head's loss.
+        ignore_index: Label of ignored pixels.
+
+    Returns:
+        Scalar; 0 with zero gradient when no pixel is valid or none is chosen.
+
+    Raises:
+        UserError: Shapes, labels, mode, threshold, min_kept or class weights do not fit.
+    """
+    return tse_task_terms(
+        student_logits,
+        labels,
+        teacher_logits=teacher_logits,
+        student_aux_logits=student_aux_logits,
+        teacher_aux_logits=teacher_aux_logits,
+        mode=mode,
+        threshold=threshold,
+        min_kept=min_kept,
+        class_weights=class_weights,
+        aux_weight=aux_weight,
+        ignore_index=ignore_index,
+    ).loss
+
+
+def tse_task_terms(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    teacher_logits: Tensor,
+    student_aux_logits: Tensor | None = None,
+    teacher_aux_logits: Tensor | None = None,
+    mode: Mode = "xor",
+    threshold: float = 0.7,
+    min_kept: int | float = 100_000,
+    class_weights: Tensor | None = None,
+    aux_weight: float = 0.4,
+    ignore_index: int = 255,
+) -> TaskTerms:
+    """`tse_task_loss` and its statistics.
+
+    They are, for the main heads and with the prefix `aux_` for the auxiliary ones:
+    `student_ce` and `teacher_ce` (unweighted means over valid pixels), `hard_student`,
+    `hard_teacher` and `chosen` (fractions of the valid pixels), and `chosen_none` (1 when no pixel
+    was chosen, else 0). Mode `ohem` does not evaluate the teacher and leaves out its two.
+    """
+    choose = _chooser(mode)
+    if student_aux_logits is not None and teacher_aux_logits is None and mode != "ohem":
+        raise UserError(
+            "The student has auxiliary logits, the teacher none to compare them with. Give the "
+            "teacher an auxiliary head, train the student without one, or choose mode 'ohem'."
+        )
+    _check_classes(student_logits, teacher_logits)
+    pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
+    class_weight_NHW = _class_weight_map(class_weights, pixels, student_logits)
+    valid_count = pixels.valid.sum().clamp(min=1)
+
+    def head(student: Tensor, teacher: Tensor | None, prefix: str) -> TaskTerms:
+        log_p = log_prob_of_label(student, pixels)
+        hard = {"hard_student": _hard(log_p.detach(), pixels, threshold, min_kept)}
+        statistics = {"student_ce": _mean_ce(log_p, pixels)}
+        if teacher is not None and mode != "ohem":
+            teacher_log_p = log_prob_of_label(teacher.detach(), pixels)
+            hard["hard_teacher"] = _hard(teacher_log_p, pixels, threshold, min_kept)
+            statistics["teacher_ce"] = _mean_ce(teacher_log_p, pixels)
+        chosen = choose(hard["hard_student"], hard.get("hard_teacher", hard["hard_student"]))
+        loss = _weighted_mean(-log_p, class_weight_NHW * chosen)
+        for name, mask in {**hard, "chosen": chosen}.items():
+            statistics[name] = mask.sum() / valid_count
+        statistics["chosen_none"] = (~chosen.any()).to(loss.dtype)
+        return TaskTerms(loss, {prefix + name: value for name, value in statistics.items()})
+
+    loss, statistics = head(student_logits, teacher_logits, "")
+    if student_aux_logits is not None:
+        aux_loss, aux_statistics = head(student_aux_logits, teacher_aux_logits, "aux_")
+        loss = loss + aux_weight * aux_loss
+        statistics |= aux_statistics
+    return TaskTerms(loss, statistics)
+
+
+def _chooser(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if mode not in _CHOOSE:
+        raise UserError(
+            f"Unknown mode {mode!r} of the TSE loss. Choose one of {', '.join(_CHOOSE)}."
+        )
+    return _CHOOSE[mode]
+
+
+def _hard(
+    log_p_NHW: Tensor, pixels: PixelLabels, threshold: float, min_kept: int | float
+) -> Tensor:
+    """`hard_pixels` from log-probabilities (0, that is p = 1, where ignored)."""
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold is {threshold}; it is a probability, between 0 and 1.")
+    if min_kept < 0 or (isinstance(min_kept, float) and min_kept > 1):
+        raise UserError(
+            f"min_kept is {min_kept}; expected a count (integer, at least 0) or a fraction of the "
+            "batch's pixels (float between 0 and 1)."
+        )
+    total = log_p_NHW.numel()
+    kept = min(total, round(min_kept * total) if isinstance(min_kept, float) else min_kept)
+    p_NHW = log_p_NHW.exp()
+    hard_NHW = p_NHW <= threshold
+    if kept > 0:
+        # Sorting millions of probabilities is what made the published loss slow. Mostly the count
+        # decides; where looking at it means waiting for the device, the selection alone is cheap.
+        if p_NHW.device.type != "cpu":
+            kth = p_NHW.flatten().topk(kept, largest=False, sorted=False).values.max()
+            hard_NHW |= p_NHW <= kth
+        elif int(hard_NHW.sum()) < kept:
+            hard_NHW = p_NHW <= p_NHW.flatten().kthvalue(kept).values
+    return hard_NHW.logical_and_(pixels.valid)
+
+
+def _class_weight_map(class_weights: Tensor | None, pixels: PixelLabels, logits: Tensor) -> Tensor:
+    """Weight of each pixel (N, H, W): that of its class, 0 where ignored."""
+    if class_weights is None:
+        return as_float(pixels.valid)
+    if class_weights.shape != (logits.shape[1],):
+        raise UserError(
+            f"class_weights have shape {tuple(class_weights.shape)}, expected one for each of the "
+            f"{logits.shape[1]} classes."
+        )
+    weights_C = as_float(class_weights.detach()).to(logits.device)
+    return weights_C[pixels.classes] * pixels.valid
+
+
+def _weighted_mean(values_NHW: Tensor, weight_NHW: Tensor) -> Tensor:
+    """Mean with weights; 0 with zero gradient when all weights are 0."""
+    total = weight_NHW.sum()
+    return (weight_NHW * values_NHW).sum() / torch.where(total > 0, total, 1)
+
+
+def _mean_ce(log_p_NHW: Tensor, pixels: PixelLabels) -> Tensor:
+    return -log_p_NHW.detach().sum() / pixels.valid.sum().clamp(min=1)
+
+
+def _check_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.dim() != 4 or teacher_logits.dim() != 4:
+        raise UserError(
+            f"Student logits {tuple(student_logits.shape)} and teacher logits "
+            f"{tuple(teacher_logits.shape)} must have four axes (batch, classes, height, width)."
+        )
+    if student_logits.shape[1] != teacher_logits.shape[1]:
+        raise UserError(
+            f"The student has {student_logits.shape[1]} classes, the teacher "
+            f"{teacher_logits.shape[1]}. RDD compares them class by class: train both on the same "
+            "label set."
+        )

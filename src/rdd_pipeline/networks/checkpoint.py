@@ -1,0 +1,367 @@
+"""A trained network in one safetensors file: tensors, architecture, labels, preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rdd_pipeline.config import NetworkParams, Params, TeacherParams
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.networks.files import mismatch, read_state_dict, some
+from rdd_pipeline.networks.network import SegmentationNetwork, network_from_params
+from rdd_pipeline.networks.preprocessing import Preprocessing
+from rdd_pipeline.networks.published import convert_published
+
+# safetensors keeps metadata in an unordered map: one key keeps the bytes the same every time.
+_METADATA_KEY = "rdd_pipeline"
+_LARGEST_HEADER = 100_000_000
+
+
+class NetworkHeader(Params):
+    """All of a network but its weights."""
+
+    format: Literal[1] = Field(1, description="Version of this header.")
+    network: NetworkParams
+    label_names: tuple[str, ...] = Field(min_length=1, description="One name for each class.")
+    preprocessing: Preprocessing
+    provenance: dict[str, str] = Field(
+        default_factory=dict, description="Where the weights come from; free text by free keys."
+    )
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits."""
+        return len(self.label_names)
+
+    def architecture(self) -> str:
+        """What decides the network's outputs beside the weights, as JSON.
+
+        Left out: the provenance and where the backbone's weights came from before training.
+        """
+        content = self.model_dump(mode="json", exclude={"provenance"})
+        for field in ("pretrained", "preprocessing"):
+            content["network"].pop(field, None)
+        return json.dumps(content, sort_keys=True)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkCheckpoint:
+    """Weights (CPU tensors) and header of a network."""
+
+    tensors: dict[str, Tensor]
+    header: NetworkHeader
+
+    @classmethod
+    def from_network(
+        cls,
+        network: SegmentationNetwork,
+        *,
+        params: NetworkParams,
+        label_names: tuple[str, ...],
+        preprocessing: Preprocessing | None = None,
+        provenance: dict[str, str] | None = None,
+    ) -> NetworkCheckpoint:
+        """Copy a network's weights to the CPU.
+
+        Args:
+            network: it is left as it is.
+            params: what it was built from.
+            label_names: names of its classes in order.
+            preprocessing: None: `Preprocessing.for_network(params)`.
+            provenance: free text by free keys.
+
+        Raises:
+            UserError: not one label name for each class.
+        """
+        if len(label_names) != network.num_classes:
+            raise UserError(
+                f"The network has {network.num_classes} classes, the label set "
+                f"{len(label_names)} names. Build the network for the label set."
+            )
+        header = NetworkHeader(
+            network=params,
+            label_names=label_names,
+            preprocessing=preprocessing or Preprocessing.for_network(params),
+            provenance=provenance or {},
+        )
+        tensors = {
+            key: value.detach().to("cpu", copy=True).contiguous()
+            for key, value in network.state_dict().items()
+        }
+        return cls(tensors, header)
+
+    def build(self) -> SegmentationNetwork:
+        """The network with these weights, on the CPU and in evaluation mode.
+
+        Backbone weights are never read or downloaded again.
+
+        Raises:
+            UserError: the tensors are not those of the header's architecture.
+        """
+        # The random start is overwritten: do not let it move the caller's random state.
+        with torch.random.fork_rng(devices=[]):
+            network = network_from_params(
+                self.header.network, num_classes=self.header.num_classes, pretrained=False
+            )
+        fault = _fault(network, self.tensors)
+        if fault is not None:
+            raise UserError(
+                f"The checkpoint does not hold the weights of {self.header.network.name} with "
+                f"{self.header.num_classes} classes: {fault}. Was it changed, or written by "
+                "another version of timm?"
+            )
+        network.load_state_dict(self.tensors)
+        return network.eval()
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file; equal content gives equal bytes."""
+        tensors = {key: value.contiguous() for key, value in self.tensors.items()}
+        metadata = {_METADATA_KEY: json.dumps(self.header.model_dump(mode="json"), sort_keys=True)}
+        data: bytes = safetensors.torch.save(tensors, metadata=metadata)
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, source: str = "the checkpoint") -> NetworkCheckpoint:
+        """Read what `to_bytes` wrote.
+
+        Args:
+            data: the file's content.
+            source: the file's name for messages.
+
+        Raises:
+            UserError: not a network of this project, or damaged.
+        """
+        header = _parse_header(io.BytesIO(data), source)
+        try:
+            tensors = safetensors.torch.load(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise UserError(_damaged(source, str(error))) from error
+        return cls(tensors, header)
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes, types and bytes of the tensors and the architecture.
+
+        Two checkpoints with one digest compute the same outputs. Provenance is left out.
+        """
+        state = hashlib.sha256(self.header.architecture().encode())
+        for key in sorted(self.tensors):
+            tensor = self.tensors[key].contiguous()
+            state.update(f"\n{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            state.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return state.hexdigest()
+
+
+def save_checkpoint(checkpoint: NetworkCheckpoint, path: Path) -> None:
+    """Write the file whole or not at all: aside, flushed, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as stream:
+            stream.write(checkpoint.to_bytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> NetworkCheckpoint:
+    """Read a checkpoint of this project.
+
+    Raises:
+        UserError: no such file, no network of this project, or damaged; names the file.
+    """
+    return NetworkCheckpoint.from_bytes(_existing(path).read_bytes(), source=str(path))
+
+
+def read_header(path: Path) -> NetworkHeader:
+    """Read architecture, labels and preprocessing without the weights.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    with _existing(path).open("rb") as stream:
+        return _parse_header(stream, str(path))
+
+
+def import_state_dict(
+    tensors: dict[str, Tensor],
+    *,
+    params: NetworkParams,
+    label_names: tuple[str, ...],
+    preprocessing: Preprocessing | None = None,
+    source: str = "The state dict",
+    provenance: dict[str, str] | None = None,
+) -> NetworkCheckpoint:
+    """Make a checkpoint of bare tensors in this project's names.
+
+    Args:
+        tensors: of `SegmentationNetwork.state_dict()`, of any float type.
+        params: the architecture they belong to.
+        label_names: names of the classes in order.
+        preprocessing: None: `Preprocessing.for_network(params)`.
+        source: names the origin in messages.
+        provenance: free text by free keys.
+
+    Raises:
+        UserError: another number of classes, or tensors that do not fit the architecture.
+    """
+    _check_classes(tensors, label_names)
+    with torch.device("meta"):
+        network = network_from_params(params, num_classes=len(label_names), pretrained=False)
+    expected = network.state_dict()
+    fault = _fault(network, tensors)
+    if fault is not None:
+        raise UserError(
+            f"{source} does not fit the network {params.name}: {fault}. Set the teacher's network "
+            "to the one that was trained, its width and auxiliary head included."
+        )
+    return NetworkCheckpoint(
+        {key: tensors[key].to(value.dtype).contiguous() for key, value in expected.items()},
+        NetworkHeader(
+            network=params,
+            label_names=label_names,
+            preprocessing=preprocessing or Preprocessing.for_network(params),
+            provenance=provenance or {},
+        ),
+    )
+
+
+def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> NetworkCheckpoint:
+    """The checkpoint of a teacher that was trained elsewhere.
+
+    A file of this project brings its own architecture and preprocessing, which win over
+    `params.network`. A bare state dict (safetensors or .pth) takes them from `params.network`; a
+    published one is fed as its authors did unless `params.network.preprocessing` says otherwise.
+
+    Args:
+        params: `weights` must be given.
+        label_names: of the label set the teacher has to know, in order.
+
+    Raises:
+        UserError: no such file, unreadable, other classes than the label set's, or weights that
+            do not fit the network.
+    """
+    if params.weights is None:
+        raise UserError("The teacher has no `weights` to import. Set them, or train the teacher.")
+    path = params.weights.expanduser()
+    provenance = {"source": path.name, "format": params.format}
+    if params.format == "native" and _is_checkpoint(path):
+        checkpoint = load_checkpoint(path)
+        _check_labels(checkpoint.header.label_names, label_names, path)
+        return checkpoint
+    tensors = read_state_dict(path)
+    preprocessing = None
+    if params.format == "published":
+        tensors = convert_published(tensors, params.network.name)
+        if params.network.preprocessing == "auto":
+            preprocessing = Preprocessing.published()
+    return import_state_dict(
+        tensors,
+        params=params.network,
+        label_names=label_names,
+        preprocessing=preprocessing,
+        source=f"Weights file {path}",
+        provenance=provenance,
+    )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    # A bare state dict may be a safetensors file too: only ours has the header.
+    try:
+        with path.open("rb") as stream:
+            return _METADATA_KEY in _metadata(stream)
+    except (OSError, ValueError):
+        return False
+
+
+def _metadata(stream: BinaryIO) -> dict[str, str]:
+    # The format: 8 bytes length, little endian, then JSON with the key __metadata__.
+    length = stream.read(8)
+    size = int.from_bytes(length, "little")
+    if len(length) < 8 or not 2 <= size <= _LARGEST_HEADER:
+        raise ValueError("no safetensors file")
+    content = json.loads(stream.read(size))
+    metadata = content.get("__metadata__", {}) if isinstance(content, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _parse_header(stream: BinaryIO, source: str) -> NetworkHeader:
+    try:
+        metadata = _metadata(stream)
+    except ValueError as error:
+        raise UserError(_damaged(source, str(error))) from error
+    if _METADATA_KEY not in metadata:
+        raise UserError(
+            f"{source} is a safetensors file without this project's header: the network it belongs "
+            "to is unknown. Give it as the teacher's `weights` together with the network."
+        )
+    try:
+        return NetworkHeader.model_validate_json(metadata[_METADATA_KEY])
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise UserError(
+            f"The header of {source} does not fit this version of rdd_pipeline: {some(faults)}."
+        ) from error
+
+
+def _damaged(source: str, reason: str) -> str:
+    return (
+        f"{source} is not a readable network checkpoint ({reason[:160]}). Expected a safetensors "
+        "file written by this project; copy it again or train again."
+    )
+
+
+def _existing(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"Network checkpoint {path} {found}. Give the path of a .safetensors file.")
+    return path
+
+
+def _fault(network: SegmentationNetwork, tensors: dict[str, Tensor]) -> str | None:
+    expected = network.state_dict()
+    return mismatch(
+        [key for key in expected if key not in tensors],
+        [key for key in tensors if key not in expected],
+        [
+            f"{key} {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in tensors and tensors[key].shape != value.shape
+        ],
+    )
+
+
+def _check_classes(tensors: dict[str, Tensor], label_names: tuple[str, ...]) -> None:
+    bias = tensors.get("classifier.bias")
+    if bias is not None and bias.ndim == 1 and len(bias) != len(label_names):
+        raise UserError(
+            f"Teacher has {len(bias)} classes, the label set {len(label_names)}. Choose weights "
+            "trained on this label set, or the data set the teacher knows."
+        )
+
+
+def _check_labels(found: tuple[str, ...], expected: tuple[str, ...], path: Path) -> None:
+    if len(found) != len(expected):
+        raise UserError(
+            f"Teacher has {len(found)} classes, the label set {len(expected)}. Choose weights "
+            f"trained on this label set instead of {path}, or the data set the teacher knows."
+        )
+    for index, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
+        if theirs != ours:
+            raise UserError(
+                f"Class {index} is {theirs!r} for the teacher in {path} and {ours!r} in the label "
+                "set. Choose weights trained on this label set, or the data set the teacher knows."
+            )

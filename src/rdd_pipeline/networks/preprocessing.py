@@ -1,0 +1,99 @@
+"""What a network expects its images to look like. It travels with the network's checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from timm.models import get_pretrained_cfg
+from torch import Tensor
+
+from rdd_pipeline.config import NetworkParams, Params
+from rdd_pipeline.networks.network import PUBLISHED
+
+Channels = tuple[float, float, float]
+Deviations = tuple[
+    Annotated[float, Field(gt=0.0)],
+    Annotated[float, Field(gt=0.0)],
+    Annotated[float, Field(gt=0.0)],
+]
+
+
+class Preprocessing(Params):
+    """(image - mean) / std for each channel, in units of 0 to 255."""
+
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    mean: Channels = Field(description="In the network's channel order, 0 to 255.")
+    std: Deviations = Field(description="In the network's channel order, 0 to 255.")
+
+    def normalize(self, images_NCHW: Tensor) -> Tensor:
+        """Images as the network expects them, float32 on the device of the images.
+
+        Args:
+            images_NCHW: RGB, uint8 or float, 0 to 255, (N, 3, H, W).
+
+        Raises:
+            ValueError: the images do not have three channels.
+        """
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != 3:
+            raise ValueError(
+                f"Images have the shape {tuple(images_NCHW.shape)}, expected (N, 3, H, W)."
+            )
+        if self.channel_order == "bgr":
+            red, green, blue = images_NCHW.unbind(dim=1)
+            images_NCHW = torch.stack((blue, green, red), dim=1)
+        images_NCHW = images_NCHW.to(torch.float32)
+        mean = torch.tensor(self.mean, device=images_NCHW.device).reshape(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=images_NCHW.device).reshape(1, 3, 1, 1)
+        return (images_NCHW - mean) / std
+
+    def mean_rgb(self) -> Channels:
+        """The mean in RGB order: what padded pixels hold so that they become zero."""
+        return self.mean if self.channel_order == "rgb" else self.mean[::-1]
+
+    @classmethod
+    def imagenet(cls) -> Preprocessing:
+        """RGB with the statistics of ImageNet: torchvision's and most of timm's weights."""
+        return _from_unit_range((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    @classmethod
+    def half(cls) -> Preprocessing:
+        """RGB from -1 to 1: x / 127.5 - 1."""
+        return cls(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
+
+    @classmethod
+    def published(cls) -> Preprocessing:
+        """BGR minus the mean: the CIRKD and RDD code bases."""
+        return cls(
+            channel_order="bgr",
+            mean=(104.00698793, 116.66876762, 122.67891434),
+            std=(1.0, 1.0, 1.0),
+        )
+
+    @classmethod
+    def for_network(cls, params: NetworkParams) -> Preprocessing:
+        """What the backbone's weights were trained with.
+
+        `auto` asks timm for the weights' mean and deviation, also for a file, and takes
+        ImageNet's where the backbone starts from random weights. A file that was trained
+        otherwise than timm's weights of that name needs `preprocessing` set.
+        """
+        presets = {"imagenet": cls.imagenet, "half": cls.half, "published": cls.published}
+        if params.preprocessing != "auto":
+            return presets[params.preprocessing]()
+        if params.pretrained is False:
+            return cls.imagenet()
+        if params.name in PUBLISHED:
+            definition = PUBLISHED[params.name]
+            backbone = definition.weights or definition.backbone
+        else:
+            backbone = params.name.partition("_")[2]
+        info = get_pretrained_cfg(backbone)
+        return cls.imagenet() if info is None else _from_unit_range(info.mean, info.std)
+
+
+def _from_unit_range(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+    red, green, blue = (255 * value for value in mean)
+    red_std, green_std, blue_std = (255 * value for value in std)
+    return Preprocessing(mean=(red, green, blue), std=(red_std, green_std, blue_std))

@@ -1,0 +1,13 @@
+"""Wiring of distill_tfe."""
+
+from typing import Any
+
+from kedro.pipeline import Pipeline
+
+from rdd_pipeline.pipelines import train_teacher
+from rdd_pipeline.pipelines._training import method_pipeline
+
+
+def create_pipeline(**kwargs: Any) -> Pipeline:
+    """Everything up to the end of the TFE stage; hands on the whole training state."""
+    return train_teacher.create_pipeline() + method_pipeline("tfe", stage="tfe", keep_state=True)

@@ -1,0 +1,5 @@
+"""The teacher: trained here, or imported from a checkpoint."""
+
+from .pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,172 @@
+"""Nodes that check the networks of a run and train or import the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rdd_pipeline.config import (
+    DataParams,
+    EvaluationParams,
+    MethodsParams,
+    NetworkParams,
+    RddParams,
+    RecipeParams,
+    TeacherParams,
+    TrainerParams,
+)
+from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.evaluation.cost import count_macs, count_parameters
+from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, import_teacher
+from rdd_pipeline.pipelines._shared import (
+    images_root,
+    label_set_of,
+    local_network,
+    local_teacher,
+    samples_of,
+)
+from rdd_pipeline.pipelines._training import (
+    confusion_of,
+    run_training,
+    score_network,
+    training_cost,
+)
+from rdd_pipeline.training.device import resolve_device
+
+
+def check_networks(
+    raw_index: pd.DataFrame,
+    label_set: dict[str, Any],
+    data: DataParams,
+    teacher: TeacherParams,
+    student: NetworkParams,
+    teacher_recipe: RecipeParams,
+    recipe: RecipeParams,
+    rdd: RddParams,
+    methods: MethodsParams,
+    trainer: TrainerParams,
+) -> dict[str, dict[str, Any]]:
+    """Build both networks once, so that what does not fit is found before anything is trained.
+
+    Returns:
+        By role (teacher, student): name, parameters, MACs at the size of the first image, stride.
+
+    Raises:
+        UserError: Unknown network, weights that do not fit, other classes, impossible schedule.
+    """
+    labels = label_set_of(label_set)
+    resolve_device(trainer.device)
+    for method, weights in methods.weights.items():
+        find_method(method, weights)
+    warmup = rdd.warmup_iterations(recipe.iterations)
+    if warmup > recipe.iterations:
+        raise UserError(
+            f"rdd.warmup is {warmup} iterations, the run has {recipe.iterations}. "
+            "Lower rdd.warmup or raise recipe.iterations."
+        )
+    for name, a_recipe in (("recipe", recipe), ("teacher_recipe", teacher_recipe)):
+        if a_recipe.class_weights and labels.class_weights is None:
+            raise UserError(
+                f"{name}.class_weights is on, but label set {labels.name!r} has no class weights. "
+                "Turn it off."
+            )
+    teacher = local_teacher(teacher)
+    if teacher.weights is not None:
+        big = import_teacher(teacher, labels.names).build()
+    else:
+        big = network_from_params(teacher.network, num_classes=labels.num_classes)
+    if warmup > 1 and big.auxiliary is None:
+        raise UserError(
+            f"The TFE stage compares the teacher's two heads, but {teacher.network.name} has no "
+            "auxiliary head. Set teacher.network.auxiliary=true, or rdd.warmup=0."
+        )
+    small = network_from_params(local_network(student), num_classes=labels.num_classes)
+    first = samples_of(raw_index)[0]
+    size = data.image_size or (first.height, first.width)
+    return {
+        role: {
+            "name": params.name,
+            "parameters": count_parameters(network),
+            "macs": count_macs(network, size),
+            "stride": network.stride,
+        }
+        for role, params, network in (
+            ("teacher", teacher.network, big),
+            ("student", student, small),
+        )
+    }
+
+
+def train_teacher(
+    raw_images: Path,
+    raw_index: pd.DataFrame,
+    label_set: dict[str, Any],
+    work_folder: Path,
+    network_plan: dict[str, Any],
+    data: DataParams,
+    teacher: TeacherParams,
+    teacher_recipe: RecipeParams,
+    rdd: RddParams,
+    methods: MethodsParams,
+    seed: int,
+    trainer: TrainerParams,
+) -> tuple[NetworkCheckpoint, pd.DataFrame, dict[str, float]]:
+    """Train the teacher on the task alone, or import the checkpoint that `teacher.weights` names.
+
+    Returns:
+        Its weights, the training history (empty when imported) and the cost of the training.
+    """
+    teacher = local_teacher(teacher)
+    if teacher.weights is not None:
+        labels = label_set_of(label_set)
+        return import_teacher(teacher, labels.names), pd.DataFrame({"iteration": []}), {}
+    result = run_training(
+        method="teacher",
+        stage="whole",
+        raw_images=raw_images,
+        raw_index=raw_index,
+        label_set=label_set,
+        work_folder=work_folder,
+        data=data,
+        network=teacher.network,
+        recipe=teacher_recipe,
+        rdd=rdd,
+        methods=methods,
+        seed=seed,
+        trainer=trainer,
+        teacher=None,
+    )
+    return result.network, pd.DataFrame(result.history), training_cost(result.state)
+
+
+def evaluate_teacher(
+    raw_images: Path,
+    raw_index: pd.DataFrame,
+    label_set: dict[str, Any],
+    work_folder: Path,
+    weights: NetworkCheckpoint,
+    cost: dict[str, float],
+    data: DataParams,
+    evaluation: EvaluationParams,
+    trainer: TrainerParams,
+) -> tuple[dict[str, Any], Figure]:
+    """Score the teacher on the splits of `evaluation.splits`."""
+    labels = label_set_of(label_set)
+    metrics = score_network(
+        weights,
+        samples_of(raw_index),
+        name="teacher",
+        root=images_root(raw_images, data),
+        labels=labels,
+        data=data,
+        evaluation=evaluation,
+        trainer=trainer,
+        comparison="",
+        work_folder=work_folder,
+    )
+    metrics["cost"] |= cost
+    return metrics, confusion_of(metrics, labels)

@@ -1,0 +1,108 @@
+"""Wiring of train_teacher."""
+
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from rdd_pipeline.pipelines import data_ingestion
+from rdd_pipeline.pipelines._training import draw_history
+
+from .nodes import check_networks, evaluate_teacher, train_teacher
+
+_SHARED = {
+    "raw_images": "raw_images",
+    "raw_index": "raw_index",
+    "label_set": "label_set",
+    "work_folder": "work_folder",
+}
+
+
+def create_pipeline(**kwargs: Any) -> Pipeline:
+    """Everything up to a teacher that is trained (or imported) and evaluated."""
+    check = Node(
+        check_networks,
+        name="check_networks_node",
+        inputs={
+            "raw_index": "raw_index",
+            "label_set": "label_set",
+            "data": "params:data",
+            "teacher": "params:teacher",
+            "student": "params:student",
+            "teacher_recipe": "params:teacher_recipe",
+            "recipe": "params:recipe",
+            "rdd": "params:rdd",
+            "methods": "params:methods",
+            "trainer": "params:trainer",
+        },
+        outputs="network_plan",
+        tags=["checks"],
+    )
+    teacher = Pipeline(
+        [
+            Node(
+                train_teacher,
+                name="train_node",
+                inputs={
+                    **_SHARED,
+                    "network_plan": "network_plan",
+                    "data": "params:data",
+                    "teacher": "params:teacher",
+                    "teacher_recipe": "params:teacher_recipe",
+                    "rdd": "params:rdd",
+                    "methods": "params:methods",
+                    "seed": "params:seed",
+                    "trainer": "params:trainer",
+                },
+                outputs=["weights", "history", "training_cost"],
+                tags=["gpu", "training"],
+            ),
+            Node(
+                evaluate_teacher,
+                name="evaluate_node",
+                inputs={
+                    **_SHARED,
+                    "weights": "weights",
+                    "cost": "training_cost",
+                    "data": "params:data",
+                    "evaluation": "params:evaluation",
+                    "trainer": "params:trainer",
+                },
+                outputs=["metrics", "confusion"],
+                tags=["gpu", "evaluation"],
+            ),
+            Node(
+                draw_history,
+                name="draw_history_node",
+                inputs="history",
+                outputs="curves",
+                tags=["figures"],
+            ),
+        ]
+    )
+    return (
+        data_ingestion.create_pipeline()
+        + Pipeline([check])
+        + Pipeline(
+            teacher,
+            namespace="teacher",
+            tags=["method_teacher"],
+            inputs={*_SHARED, "network_plan"},
+            outputs={
+                "weights": "teacher_weights",
+                "history": "history_teacher",
+                "metrics": "metrics_teacher",
+                "confusion": "confusion_teacher",
+                "curves": "curves_teacher",
+            },
+            parameters={
+                "params:data",
+                "params:teacher",
+                "params:teacher_recipe",
+                "params:rdd",
+                "params:methods",
+                "params:seed",
+                "params:trainer",
+                "params:evaluation",
+            },
+        )
+    )

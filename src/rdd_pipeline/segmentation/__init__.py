@@ -1,0 +1,1 @@
+"""Label sets, folder layouts, generated scenes, index and loading of labeled images."""

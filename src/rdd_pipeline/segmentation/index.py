@@ -1,0 +1,217 @@
+"""The index: one row for each labeled image, made by looking at every file once.
+
+Training and evaluation read images through the index only, so a bad file is found here, before
+anything is trained, and a changed file changes the digest that results are stored under.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.segmentation.layouts import Layout, Pair, list_pairs, raise_problems
+from rdd_pipeline.segmentation.reading import (
+    decode_image_bytes,
+    decode_mask_bytes,
+    read_bytes,
+    to_train_ids,
+)
+
+DIGEST_BYTES = 16
+
+
+class Sample(NamedTuple):
+    """One labeled image. Paths are relative to the data set's folder, with `/`."""
+
+    split: str
+    name: str
+    image: str
+    mask: str
+    height: int
+    width: int
+    image_digest: str
+    mask_digest: str
+
+
+class ClassCounts(NamedTuple):
+    """How often each class occurs in a split; the last entry is the ignored pixels'."""
+
+    pixels: tuple[int, ...]
+    images: tuple[int, ...]
+
+
+class Index(NamedTuple):
+    """Every labeled image of a data set, checked."""
+
+    samples: tuple[Sample, ...]
+    counts: Mapping[str, ClassCounts]
+    """By split, in the order of the samples."""
+    warnings: tuple[str, ...]
+
+
+class _Checked(NamedTuple):
+    sample: Sample
+    pixels: NDArray[np.int64]
+
+
+def build_index(root: Path, layout: Layout, *, workers: int | None = None) -> Index:
+    """Decode and check every image and mask below `root` once.
+
+    Args:
+        root: The data set's folder.
+        layout: How it is organized.
+        workers: Threads; None: one for each core this process may use.
+
+    Returns:
+        Samples in the order of the layout's listing, class counts, and warnings (the same image in
+        two splits).
+
+    Raises:
+        DataProblem: Anything is wrong; the message lists all of it (at most 20 lines).
+    """
+    listing = list_pairs(root, layout)
+    problems = list(listing.problems)
+    threads = workers or usable_cores()
+    checked: list[_Checked] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for result in pool.map(lambda pair: _check(root, pair, layout.labels), listing.pairs):
+            if isinstance(result, _Checked):
+                checked.append(result)
+            else:
+                problems += result
+    raise_problems(root, problems)
+    samples = tuple(item.sample for item in checked)
+    return Index(samples, _counts(checked), tuple(_duplicates(samples)))
+
+
+def index_digest(samples: Iterable[Sample]) -> str:
+    """Digest of splits, names and contents; the folder, file suffixes and order do not matter."""
+    rows = sorted((s.split, s.name, s.image_digest, s.mask_digest) for s in samples)
+    return blake2b(repr(rows).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def of_split(samples: Iterable[Sample], split: str) -> tuple[Sample, ...]:
+    """The samples of one split, in their order."""
+    return tuple(sample for sample in samples if sample.split == split)
+
+
+def to_rows(samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    """One dictionary for each sample, for tables."""
+    return [sample._asdict() for sample in samples]
+
+
+def from_rows(rows: Iterable[Mapping[Any, Any]]) -> tuple[Sample, ...]:
+    """Inverse of `to_rows`; further columns are ignored.
+
+    Raises:
+        DataProblem: A column is missing.
+    """
+    samples = []
+    for row in rows:
+        missing = [field for field in Sample._fields if field not in row]
+        if missing:
+            raise DataProblem(
+                f"The index has no column {', '.join(missing)}; it has {', '.join(map(str, row))}. "
+                "Run the data_ingestion pipeline again."
+            )
+        values = {field: str(row[field]) for field in Sample._fields}
+        samples.append(
+            Sample(
+                split=values["split"],
+                name=values["name"],
+                image=values["image"],
+                mask=values["mask"],
+                height=int(row["height"]),
+                width=int(row["width"]),
+                image_digest=values["image_digest"],
+                mask_digest=values["mask_digest"],
+            )
+        )
+    return tuple(samples)
+
+
+def usable_cores() -> int:
+    """Cores this process may use (fewer than the machine's in a container or a batch job)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def file_digest(data: bytes) -> str:
+    """Digest of a file's content, 32 hexadecimal digits."""
+    return blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _check(root: Path, pair: Pair, labels: LabelSet) -> _Checked | list[str]:
+    """The sample and its class counts, or what is wrong with it."""
+    problems: list[str] = []
+    size: tuple[int, int] | None = None
+    image_digest = mask_digest = ""
+    ids: NDArray[np.uint8] | None = None
+    try:
+        data = read_bytes(root / pair.image)
+        image_digest = file_digest(data)
+        height, width = decode_image_bytes(data, Path(pair.image)).shape[-2:]
+        size = (int(height), int(width))
+    except DataProblem as problem:
+        problems.append(str(problem))
+    try:
+        data = read_bytes(root / pair.mask)
+        mask_digest = file_digest(data)
+        raw = decode_mask_bytes(data, Path(pair.mask))
+        ids = to_train_ids(raw, labels.lookup, Path(pair.mask))
+    except DataProblem as problem:
+        problems.append(str(problem))
+    if size is not None and ids is not None and ids.shape != size:
+        turned = ids.shape == size[::-1]
+        problems.append(
+            f"{pair.mask} is {ids.shape[1]} x {ids.shape[0]} pixels (width x height), its image "
+            f"{pair.image} {size[1]} x {size[0]}. "
+            + (
+                "The image may carry an EXIF rotation that the mask was made without: save it "
+                "upright."
+                if turned
+                else "Resize the mask (nearest pixel) or replace it."
+            )
+        )
+    if problems or size is None or ids is None:
+        return problems
+    histogram = np.bincount(ids.ravel(), minlength=256)
+    pixels = np.append(histogram[: labels.num_classes], histogram[labels.ignore_index])
+    return _Checked(Sample(*pair, *size, image_digest, mask_digest), pixels)
+
+
+def _counts(checked: Sequence[_Checked]) -> dict[str, ClassCounts]:
+    pixels: dict[str, NDArray[np.int64]] = {}
+    images: dict[str, NDArray[np.int64]] = {}
+    for item in checked:
+        split = item.sample.split
+        pixels[split] = pixels.get(split, 0) + item.pixels
+        images[split] = images.get(split, 0) + (item.pixels > 0).astype(np.int64)
+    return {
+        split: ClassCounts(tuple(pixels[split].tolist()), tuple(images[split].tolist()))
+        for split in pixels
+    }
+
+
+def _duplicates(samples: Iterable[Sample]) -> list[str]:
+    """One warning for each image that occurs in two splits: the evaluation would be too good."""
+    first: dict[str, Sample] = {}
+    warnings = []
+    for sample in samples:
+        other = first.setdefault(sample.image_digest, sample)
+        if other.split != sample.split:
+            warnings.append(
+                f"{sample.image} and {other.image} are the same image in two splits "
+                f"('{sample.split}' and '{other.split}'): results on one of them are too good."
+            )
+    return warnings

@@ -1,0 +1,103 @@
+"""Label sets: class names, colors and what each raw mask value means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from rdd_pipeline.config import Params
+
+Color = tuple[int, int, int]
+
+FORBIDDEN = -1
+"""Entry of `LabelSet.lookup` for a raw value that may not occur in a mask."""
+
+
+def make_lookup(
+    train_ids: Mapping[int, int], *, ignored: tuple[int, ...] = (), ignore_index: int = 255
+) -> tuple[int, ...]:
+    """The 256 entries of `LabelSet.lookup` from raw value -> train id and the ignored raw values.
+
+    Every raw value named in neither may not occur in a mask.
+    """
+    table = [FORBIDDEN] * 256
+    for raw in ignored:
+        table[raw] = ignore_index
+    for raw, train_id in train_ids.items():
+        table[raw] = train_id
+    return tuple(table)
+
+
+class LabelSet(Params):
+    """The classes of a data set and how its masks encode them."""
+
+    name: str
+    names: tuple[str, ...] = Field(description="Class names in the order of their train ids.")
+    colors: tuple[Color, ...] = Field(description="RGB of each class in figures, 0..255.")
+    ignore_index: int = Field(255, ge=0, le=255, description="Train id of unlabeled pixels.")
+    class_weights: tuple[PositiveFloat, ...] | None = Field(
+        None, description="The data set's usual weight of each class in the task loss."
+    )
+    lookup: tuple[int, ...] = Field(
+        description="Train id of each raw mask value 0..255; -1: the value may not occur."
+    )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, ignored pixels not counted."""
+        return len(self.names)
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        count = len(self.names)
+        if not 0 < count <= self.ignore_index:
+            raise ValueError(
+                f"Label set '{self.name}' has {count} classes; 1 to {self.ignore_index} fit below "
+                f"ignore_index ({self.ignore_index})."
+            )
+        if len(set(self.names)) != count:
+            raise ValueError(f"Label set '{self.name}' names a class twice: {self.names}.")
+        if len(self.colors) != count:
+            raise ValueError(
+                f"Label set '{self.name}' has {count} classes but {len(self.colors)} colors."
+            )
+        if self.class_weights is not None and len(self.class_weights) != count:
+            raise ValueError(
+                f"Label set '{self.name}' has {count} classes but "
+                f"{len(self.class_weights)} class weights."
+            )
+        allowed = {FORBIDDEN, self.ignore_index, *range(count)}
+        if len(self.lookup) != 256 or not allowed.issuperset(self.lookup):
+            raise ValueError(
+                f"Label set '{self.name}': lookup needs 256 entries, each a train id 0.."
+                f"{count - 1}, {self.ignore_index} (ignored) or -1 (may not occur); found "
+                f"{len(self.lookup)} entries with {sorted(set(self.lookup) - allowed)[:5]}."
+            )
+        return self
+
+
+_CAMVID_CLASSES: tuple[tuple[str, Color], ...] = (
+    ("Sky", (128, 128, 128)),
+    ("Building", (128, 0, 0)),
+    ("Pole", (192, 192, 128)),
+    ("Road", (128, 64, 128)),
+    ("Pavement", (60, 40, 222)),
+    ("Tree", (128, 128, 0)),
+    ("SignSymbol", (192, 128, 128)),
+    ("Fence", (64, 64, 128)),
+    ("Car", (64, 0, 128)),
+    ("Pedestrian", (64, 64, 0)),
+    ("Bicyclist", (0, 128, 192)),
+)
+CAMVID_VOID = 11
+"""Raw value of CamVid's unlabeled pixels."""
+
+CAMVID = LabelSet(
+    name="camvid",
+    names=tuple(name for name, _ in _CAMVID_CLASSES),
+    colors=tuple(color for _, color in _CAMVID_CLASSES),
+    lookup=make_lookup({raw: raw for raw in range(11)}, ignored=(CAMVID_VOID,)),
+)
+SCENES = CAMVID.model_copy(update={"name": "scenes"})

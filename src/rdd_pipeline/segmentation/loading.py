@@ -1,0 +1,423 @@
+"""Batches of training crops and of whole images for evaluation.
+
+Every random number is a function of (seed, iteration, slot): which image, scale, crop and flip slot
+0..B-1 of an iteration gets. Nothing random is drawn from a stream, so the pixels do not depend on
+the number of loader processes or ranks, and training can go on from any iteration without saved
+random states. Iterations count from 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rdd_pipeline.config import AugmentParams
+from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.segmentation.index import Sample
+from rdd_pipeline.segmentation.reading import read_image, read_mask
+from rdd_pipeline.segmentation.transforms import CropPlan, apply_crop, draw_plan
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+"""RGB mean of ImageNet in 0..255, the default padding."""
+
+CACHE_BYTES = 1 << 30
+"""Decoded images kept in memory, over all loader processes of a rank together."""
+
+# First word after the seed: keeps the random streams of order and augmentation apart.
+_ORDER, _AUGMENT = 1, 2
+
+AnyBatch = TypeVar("AnyBatch", "Batch", "EvaluationBatch")
+
+
+class Batch(NamedTuple):
+    """Training crops of one iteration (one rank's share of it)."""
+
+    iteration: int
+    images: Tensor
+    """uint8 (B, 3, h, w), RGB."""
+    labels: Tensor
+    """uint8 (B, h, w), train ids."""
+
+
+class EvaluationBatch(NamedTuple):
+    """Whole images of equal size."""
+
+    indices: tuple[int, ...]
+    """Their positions in the samples given."""
+    images: Tensor
+    """uint8 (B, 3, h, w), RGB; resized to `image_size` if one was given."""
+    labels: Tensor
+    """uint8 (B, H, W), train ids at the mask's own size."""
+
+
+class _Failed(NamedTuple):
+    """A DataProblem on its way out of a loader process, without the process's traceback."""
+
+    message: str
+
+
+class ImageSource(Protocol):
+    """Decoded images and masks by position: uint8 (3, H, W) and uint8 train ids (H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]: ...
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The order of `size` images in an epoch (counted from 0)."""
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(size)
+
+
+_cached_epoch_order = lru_cache(maxsize=4)(epoch_order)
+
+
+def sample_order(seed: int, iteration: int, slot: int, size: int, batch_size: int) -> int:
+    """Which of `size` images slot `slot` of the iteration's `batch_size` gets.
+
+    Each epoch shows each image once, in an order of its own; batches run on across epochs.
+    """
+    epoch, place = divmod((iteration - 1) * batch_size + slot, size)
+    return int(_cached_epoch_order(seed, epoch, size)[place])
+
+
+def sample_plan(
+    seed: int, iteration: int, slot: int, height: int, width: int, augment: AugmentParams
+) -> CropPlan:
+    """Scale, crop and flip of a slot, for an image of `height` x `width`."""
+    rng = np.random.default_rng((seed, _AUGMENT, iteration, slot))
+    return draw_plan(rng, height, width, augment)
+
+
+def rank_slots(batch_size: int, rank: int, world_size: int) -> range:
+    """The slots of an iteration that a rank loads; the ranks' shares are consecutive.
+
+    Raises:
+        UserError: There are more ranks than slots.
+    """
+    if batch_size < world_size:
+        raise UserError(
+            f"batch_size ({batch_size}) is smaller than the number of processes ({world_size}). "
+            "Raise batch_size or use fewer processes."
+        )
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
+class FileSource:
+    """Images and masks read from their files; those read last stay decoded in memory.
+
+    Args:
+        samples: Rows of the index.
+        root: The data set's folder.
+        lookup: Raw mask value -> train id, see `LabelSet.lookup`.
+        image_size: (height, width) images and masks are resized to; None: their own.
+        cache_bytes: Memory for decoded images; 0: none are kept. A pickled copy (in a loader
+            process) begins with an empty cache.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        root: Path,
+        *,
+        lookup: Sequence[int],
+        image_size: tuple[int, int] | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.samples = tuple(samples)
+        self.root = root
+        self.lookup = tuple(lookup)
+        self.image_size = image_size
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        if position in self._cache:
+            self._cache.move_to_end(position)
+            return self._cache[position]
+        sample = self.samples[position]
+        image = read_image(self.root / sample.image, image_size=self.image_size)
+        mask = read_mask(self.root / sample.mask, self.lookup, image_size=self.image_size)
+        if image.shape[-2:] != mask.shape:
+            raise DataProblem(
+                f"{self.root / sample.image} and its mask {sample.mask} differ in size "
+                f"({tuple(image.shape[-2:])} and {tuple(mask.shape)}) and did not when the index "
+                "was made. Run the data_ingestion pipeline again."
+            )
+        self._remember(position, image, mask)
+        return image, mask
+
+    def _remember(self, position: int, image: Tensor, mask: Tensor) -> None:
+        size = image.nbytes + mask.nbytes
+        if size > self.cache_bytes:
+            return
+        self._cache[position] = image, mask
+        self._cached_bytes += size
+        while self._cached_bytes > self.cache_bytes:
+            _, (old_image, old_mask) = self._cache.popitem(last=False)
+            self._cached_bytes -= old_image.nbytes + old_mask.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict(), "_cached_bytes": 0}
+
+
+class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
+    """Training crops by (iteration, slot).
+
+    Args:
+        source: Decoded training images.
+        augment: Crop size, scales and flip probability.
+        seed: With iteration and slot it decides everything random.
+        batch_size: Slots of an iteration, over all ranks together.
+        ignore_index: Label of padding.
+        pad_color: RGB of padding, 0..255.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        augment: AugmentParams,
+        seed: int,
+        batch_size: int,
+        ignore_index: int = 255,
+        pad_color: tuple[float, float, float] = IMAGENET_MEAN,
+    ) -> None:
+        if len(source) == 0:
+            raise UserError("There are no training images. Check the split and `data.path`.")
+        self.source = source
+        self.augment = augment
+        self.seed = seed
+        self.batch_size = batch_size
+        self.ignore_index = ignore_index
+        self.pad_color = pad_color
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Image, uint8 (3, h, w), and labels, uint8 (h, w), of (iteration, slot)."""
+        iteration, slot = key
+        position = sample_order(self.seed, iteration, slot, len(self.source), self.batch_size)
+        image, mask = self.source[position]
+        height, width = mask.shape
+        plan = sample_plan(self.seed, iteration, slot, height, width, self.augment)
+        return apply_crop(
+            image, mask, plan, pad_color=self.pad_color, ignore_index=self.ignore_index
+        )
+
+    def batch(self, iteration: int, slots: Sequence[int]) -> Batch:
+        """The given slots of an iteration."""
+        images, labels = zip(*(self[iteration, slot] for slot in slots), strict=True)
+        return Batch(iteration, torch.stack(images), torch.stack(labels))
+
+
+def training_batches(
+    samples: Sequence[Sample],
+    root: Path,
+    *,
+    augment: AugmentParams,
+    seed: int,
+    batch_size: int,
+    first_iteration: int,
+    last_iteration: int,
+    lookup: Sequence[int],
+    ignore_index: int = 255,
+    image_size: tuple[int, int] | None = None,
+    pad_color: tuple[float, float, float] = IMAGENET_MEAN,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    cache_bytes: int = CACHE_BYTES,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The training batches of iterations `first_iteration` to `last_iteration`, both included.
+
+    Args:
+        samples: The training images.
+        root: The data set's folder.
+        augment: Crop size, scales and flip probability.
+        seed: With iteration and slot it decides everything random.
+        batch_size: Images an iteration, over all ranks together.
+        first_iteration: Iterations count from 1; any one may be the first.
+        last_iteration: Less than `first_iteration`: no batches.
+        lookup: Raw mask value -> train id.
+        ignore_index: Label of padding.
+        image_size: (height, width) images and masks are resized to before the crop.
+        pad_color: RGB of padding, 0..255.
+        workers: Loader processes; 0: load in this one. The pixels are the same.
+        rank: This process among the training processes.
+        world_size: Number of training processes; rank r loads slots r*B//W to (r+1)*B//W.
+        cache_bytes: Memory for decoded images, over all loader processes of this rank.
+        pin_memory: Put batches in page-locked memory, for a GPU.
+
+    Yields:
+        One batch an iteration.
+
+    Raises:
+        DataProblem: A file cannot be read (the message names it).
+        UserError: No samples, or more ranks than slots.
+    """
+    source = FileSource(
+        samples,
+        root,
+        lookup=lookup,
+        image_size=image_size,
+        cache_bytes=cache_bytes // max(workers, 1),
+    )
+    dataset = TrainingSet(
+        source,
+        augment=augment,
+        seed=seed,
+        batch_size=batch_size,
+        ignore_index=ignore_index,
+        pad_color=pad_color,
+    )
+    slots = rank_slots(batch_size, rank, world_size)
+    keys = [(iteration, slots) for iteration in range(first_iteration, last_iteration + 1)]
+    return _load(_LoadTraining(dataset), keys, workers=workers, pin_memory=pin_memory)
+
+
+def evaluation_batches(
+    samples: Sequence[Sample],
+    root: Path,
+    *,
+    batch_size: int,
+    lookup: Sequence[int],
+    image_size: tuple[int, int] | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[EvaluationBatch]:
+    """Whole images, each once over all ranks: rank r gets r, r + world_size, ...
+
+    Args:
+        samples: The images.
+        root: The data set's folder.
+        batch_size: At most so many images at once; only images of equal size share a batch.
+        lookup: Raw mask value -> train id.
+        image_size: (height, width) images are resized to; the labels keep their own size.
+        workers: Loader processes; 0: load in this one.
+        rank: This process among the evaluating processes.
+        world_size: Number of evaluating processes.
+        pin_memory: Put batches in page-locked memory, for a GPU.
+
+    Yields:
+        Batches ordered by image size, then by position.
+
+    Raises:
+        DataProblem: A file cannot be read (the message names it).
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for position in range(rank, len(samples), world_size):
+        groups.setdefault((samples[position].height, samples[position].width), []).append(position)
+    keys = [
+        tuple(positions[start : start + batch_size])
+        for _, positions in sorted(groups.items())
+        for start in range(0, len(positions), batch_size)
+    ]
+    load = _LoadWhole(tuple(samples), root, tuple(lookup), image_size)
+    return _load(load, keys, workers=workers, pin_memory=pin_memory)
+
+
+@dataclass(frozen=True)
+class _LoadTraining:
+    dataset: TrainingSet
+
+    def __call__(self, key: tuple[int, range]) -> Batch:
+        return self.dataset.batch(*key)
+
+
+@dataclass(frozen=True)
+class _LoadWhole:
+    samples: tuple[Sample, ...]
+    root: Path
+    lookup: tuple[int, ...]
+    image_size: tuple[int, int] | None
+
+    def __call__(self, positions: tuple[int, ...]) -> EvaluationBatch:
+        chosen = [self.samples[position] for position in positions]
+        images = [read_image(self.root / s.image, image_size=self.image_size) for s in chosen]
+        labels = [read_mask(self.root / s.mask, self.lookup) for s in chosen]
+        return EvaluationBatch(positions, torch.stack(images), torch.stack(labels))
+
+
+class _Keyed(Dataset[Any]):
+    """`load(key)` as a dataset whose items are whole batches, for DataLoader's processes."""
+
+    def __init__(self, load: Callable[[Any], Any], keys: Sequence[Any]) -> None:
+        self.load = load
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.load(self.keys[number])
+        except UserError as problem:
+            return _Failed(str(problem))
+
+
+def _load(
+    load: Callable[[Any], AnyBatch], keys: Sequence[Any], *, workers: int, pin_memory: bool
+) -> Iterator[AnyBatch]:
+    """`load(key)` for each key in order, in `workers` processes or in this one."""
+    if workers == 0:
+        for key in keys:
+            batch = load(key)
+            yield _pinned(batch) if pin_memory else batch
+        return
+    if not keys:
+        return
+    # Forked children of a process with threads or CUDA can hang; forkserver's cannot.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", __name__])
+    loader = DataLoader(
+        _Keyed(load, keys),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=context,
+        pin_memory=pin_memory,
+        # Otherwise a number is drawn from the global generator, which training uses.
+        generator=torch.Generator().manual_seed(0),
+    )
+    with _hidden_main():
+        batches = iter(loader)
+    for batch in batches:
+        if isinstance(batch, _Failed):
+            raise DataProblem(batch.message)
+        yield batch
+
+
+def _pinned(batch: AnyBatch) -> AnyBatch:
+    return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep new processes from importing the main script (the `kedro` command) again."""
+    main = sys.modules["__main__"]
+    saved = {name: main.__dict__.get(name) for name in ("__spec__", "__file__")}
+    try:
+        for name in saved:
+            main.__dict__.pop(name, None)
+        main.__dict__["__spec__"] = None
+        yield
+    finally:
+        main.__dict__.update({name: value for name, value in saved.items() if value is not None})

@@ -1,0 +1,235 @@
+"""Reading one image or one mask from a file, with checks.
+
+Everything that can be wrong with a file becomes a `DataProblem` that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.segmentation.labels import FORBIDDEN
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_GRAY, _PNG_RGB = 0, 2
+# Pillow stretches gray levels of fewer than 8 bits to 0..255: undone for masks.
+_GRAY_STRETCH = {1: 1, 2: 85, 4: 17}
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file.
+
+    Raises:
+        DataProblem: The file is missing, not readable or empty.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataProblem(
+            f"{path} cannot be read ({error.strerror or error}). Check the path and the file's "
+            "permissions."
+        ) from error
+    if not data:
+        raise DataProblem(f"{path} is empty (0 bytes). Copy or download it again.")
+    return data
+
+
+def decode_image_bytes(data: bytes, path: Path) -> Tensor:
+    """RGB image from a file's content, turned upright as its EXIF data says.
+
+    Gray, palette and 16-bit images become 8-bit RGB; transparency is dropped.
+
+    Args:
+        data: Content of the file.
+        path: Where it came from, for messages.
+
+    Returns:
+        uint8, (3, H, W); memory may be laid out channels last.
+
+    Raises:
+        DataProblem: Not an image, damaged, or of a kind that has no 8-bit RGB meaning.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if _is_plain(data, image):
+                buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                decoded: Tensor = decode_image(
+                    buffer, ImageReadMode.RGB, apply_exif_orientation=True
+                )
+                return decoded
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "F":
+                raise DataProblem(
+                    f"{path} holds floating-point gray values, which have no fixed white. "
+                    "Convert it to an 8-bit RGB PNG or JPEG."
+                )
+            if upright.mode in ("I", "I;16", "I;16B", "I;16L"):
+                gray = np.asarray(upright).astype(np.int64)
+                if gray.size and not 0 <= int(gray.min()) <= int(gray.max()) <= 65535:
+                    raise DataProblem(
+                        f"{path} holds gray values {gray.min()}..{gray.max()}, expected 16-bit "
+                        "values 0..65535. Convert it to an 8-bit RGB PNG or JPEG."
+                    )
+                # High byte, as Pillow and libpng do for 16-bit RGB.
+                upright = Image.fromarray((gray >> 8).astype(np.uint8))
+            pixels = np.array(upright.convert("RGB"))
+    except DataProblem:
+        raise
+    except Exception as error:  # Decoders raise many types; all mean a bad file.
+        raise _undecodable(path, error, "its mask") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def decode_mask_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
+    """Raw mask values from a file's content: palette indices or gray levels, as stored.
+
+    Returns:
+        uint8, (H, W).
+
+    Raises:
+        DataProblem: Not an image, damaged, colored, or with values beyond 255.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            mode = image.mode
+            values = np.array(image)
+    except Exception as error:
+        raise _undecodable(path, error, "its image") from error
+    if mode not in ("L", "P", "1", "I", "I;16", "I;16B", "I;16L"):
+        raise DataProblem(
+            f"{path} is a color image (mode {mode}), expected a mask with one class number a "
+            "pixel (gray or palette PNG). Convert the colors to class numbers, or check whether "
+            "images and masks were mixed up."
+        )
+    if mode == "L":
+        values //= np.uint8(_GRAY_STRETCH.get(_png_depth(data, _PNG_GRAY), 1))
+    elif mode.startswith("I") and values.size and not 0 <= values.min() <= values.max() <= 255:
+        raise DataProblem(
+            f"{path} holds values {values.min()}..{values.max()}, expected class numbers 0..255. "
+            "Check that it is a class mask (instance masks and depth maps have 16 bits)."
+        )
+    return values.astype(np.uint8, copy=False)
+
+
+def to_train_ids(raw: NDArray[np.uint8], lookup: Sequence[int], path: Path) -> NDArray[np.uint8]:
+    """Raw mask values replaced by train ids.
+
+    Args:
+        raw: uint8, any shape.
+        lookup: 256 entries, see `LabelSet.lookup`.
+        path: Where the mask came from, for messages.
+
+    Returns:
+        uint8, shape of `raw`.
+
+    Raises:
+        DataProblem: A value may not occur.
+    """
+    table = np.asarray(lookup, dtype=np.int64)
+    seen = np.bincount(raw.ravel(), minlength=256) > 0
+    wrong = np.flatnonzero(seen & (table == FORBIDDEN))
+    if len(wrong):
+        allowed = np.flatnonzero(table != FORBIDDEN)
+        raise DataProblem(
+            f"{path} holds mask values {_ranges(wrong)}, allowed are {_ranges(allowed)}. Correct "
+            "the mask, or check that `data.layout` is the layout of these files."
+        )
+    return table.astype(np.uint8)[raw]
+
+
+def read_image(path: Path, *, image_size: tuple[int, int] | None = None) -> Tensor:
+    """RGB image, upright; see `decode_image_bytes`.
+
+    Args:
+        path: PNG, JPEG, WebP, BMP or TIFF file.
+        image_size: (height, width) it is resized to, bilinear with antialiasing. None: its own.
+
+    Returns:
+        uint8, (3, H, W).
+
+    Raises:
+        DataProblem: The file cannot be read as an image.
+    """
+    return resize_image(decode_image_bytes(read_bytes(path), path), image_size)
+
+
+def read_mask(
+    path: Path, lookup: Sequence[int], *, image_size: tuple[int, int] | None = None
+) -> Tensor:
+    """Mask as train ids; see `decode_mask_bytes` and `to_train_ids`.
+
+    Args:
+        path: PNG with one class number a pixel.
+        lookup: 256 entries, see `LabelSet.lookup`.
+        image_size: (height, width) it is resized to, nearest pixel. None: its own.
+
+    Returns:
+        uint8, (H, W).
+
+    Raises:
+        DataProblem: The file cannot be read as a mask or holds a value that may not occur.
+    """
+    ids = to_train_ids(decode_mask_bytes(read_bytes(path), path), lookup, path)
+    return resize_mask(torch.from_numpy(ids), image_size)
+
+
+def resize_image(image_CHW: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Bilinear with antialiasing, to (height, width); None or the own size: unchanged."""
+    if size is None or tuple(image_CHW.shape[-2:]) == tuple(size):
+        return image_CHW
+    resized: Tensor = TF.resize(
+        image_CHW, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True
+    )
+    return resized
+
+
+def resize_mask(mask_HW: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Nearest pixel, to (height, width); None or the own size: unchanged."""
+    if size is None or tuple(mask_HW.shape) == tuple(size):
+        return mask_HW
+    resized: Tensor = TF.resize(
+        mask_HW[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT
+    )
+    return resized[0]
+
+
+def _is_plain(data: bytes, image: Image.Image) -> bool:
+    """Whether torchvision's decoder, the faster one, reads it exactly as Pillow would."""
+    if image.format == "JPEG":
+        return image.mode in ("RGB", "L")
+    return _png_depth(data, _PNG_RGB) == 8 and "transparency" not in image.info
+
+
+def _png_depth(data: bytes, color_type: int) -> int:
+    """Bits a sample of a PNG of that color type; 0 for anything else."""
+    is_png = data[:8] == _PNG_SIGNATURE and len(data) > 25
+    return data[24] if is_png and data[25] == color_type else 0
+
+
+def _undecodable(path: Path, error: Exception, partner: str) -> DataProblem:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "cannot identify image file" in reason:
+        reason = f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+    return DataProblem(
+        f"{path} cannot be decoded ({reason[:200]}). Copy or download it again, or remove it "
+        f"together with {partner}."
+    )
+
+
+def _ranges(values: NDArray[np.int64], *, shown: int = 10) -> str:
+    """`0-10, 255` for 0, 1, ..., 10, 255."""
+    groups = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    texts = [str(g[0]) if len(g) == 1 else f"{g[0]}-{g[-1]}" for g in groups]
+    return ", ".join(texts[:shown]) + (", ..." if len(texts) > shown else "")

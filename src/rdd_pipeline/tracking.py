@@ -1,0 +1,506 @@
+"""Live curves: training code emits numbers, whoever listens decides where they go.
+
+`emit` costs a list append, or nothing when nobody listens. A listener is installed for the current
+context by the experiment hook (hooks.py) or by `connected` in a worker process. `MlflowSink` hands
+points to a `TrackingWriter`, whose daemon thread talks to MLflow: a server that is slow, away or
+deleted costs the training loop nothing, and what MLflow did not take ends up in a JSON-lines file:
+
+    python -m rdd_pipeline.tracking data/07_model_output/untracked/RUN_ID.jsonl     # send it later
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[int, Mapping[str, float]], None]
+Kind = Literal["metric", "param", "tag", "artifact", "status"]
+
+_SINK: ContextVar[Sink | None] = ContextVar("rdd_pipeline_metric_sink", default=None)
+
+
+def emit(step: int, values: Mapping[str, float]) -> None:
+    """Report named numbers of a training step to whoever listens in this context.
+
+    Args:
+        step: Iteration the values belong to, counted from 1.
+        values: Python floats; a GPU tensor would be synchronized here.
+    """
+    sink = _SINK.get()
+    if sink is not None:
+        sink(step, values)
+
+
+def listen(sink: Sink | None) -> None:
+    """Send what this context emits to `sink` from now on; None: to nobody."""
+    _SINK.set(sink)
+
+
+def connection() -> dict[str, str] | None:
+    """What a worker process needs to go on listening (`connected`), or None if nobody listens.
+
+    Plain strings: it may be pickled, or be written to a job file.
+    """
+    sink = _SINK.get()
+    return sink.connection() if isinstance(sink, MlflowSink) else None
+
+
+@contextmanager
+def connected(connection: Mapping[str, str] | None) -> Iterator[None]:
+    """Send what is emitted inside the block to the run that `connection` names.
+
+    For the first process of a distributed training; None or a machine without MLflow: to nobody.
+    """
+    try:
+        from mlflow import MlflowClient
+    except ImportError:
+        connection = None
+    if connection is None:
+        yield
+        return
+    client = MlflowClient(tracking_uri=connection["tracking_uri"])
+    writer = TrackingWriter(client, Path(connection["folder"]))
+    listen(MlflowSink(connection["run_id"], writer))
+    try:
+        yield
+    finally:
+        listen(None)
+        writer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing to be written to a run."""
+
+    run_id: str
+    kind: Kind
+    key: str
+    value: float | str
+    step: int = 0
+    timestamp: int = 0
+    """Milliseconds since 1970."""
+
+
+class MlflowSink:
+    """Sends emitted numbers to one MLflow run.
+
+    Args:
+        run_id: The run; addressed by id because MLflow's active run belongs to a thread.
+        writer: Writes in the background.
+    """
+
+    def __init__(self, run_id: str, writer: TrackingWriter) -> None:
+        self.run_id = run_id
+        self._writer = writer
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the points of one step."""
+        self._writer.metrics(self.run_id, values, step=step)
+
+    def flush(self, timeout: float) -> bool:
+        """See `TrackingWriter.flush`."""
+        return self._writer.flush(timeout)
+
+    def connection(self) -> dict[str, str]:
+        """See `connection`."""
+        return {
+            "run_id": self.run_id,
+            "tracking_uri": str(self._writer.client.tracking_uri),
+            "folder": str(self._writer.folder),
+        }
+
+
+class TrackingWriter:
+    """Writes records to MLflow from a daemon thread, and never raises because of MLflow.
+
+    Records are sent in order, in batches, every few seconds. While MLflow fails they are kept and
+    tried again, more and more rarely; one warning says so. What is left at `close`, what MLflow
+    refuses for good and what exceeds `capacity` goes to FOLDER/RUN_ID.jsonl.
+
+    Args:
+        client: The MLflow client all calls go through.
+        folder: Where unsent records are written.
+        every: Seconds between batches.
+        capacity: Records kept in memory.
+        longest_pause: Seconds between attempts after many failures.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        folder: Path,
+        *,
+        every: float = 2.0,
+        capacity: int = 200_000,
+        longest_pause: float = 60.0,
+    ) -> None:
+        self.client = client
+        self.folder = folder
+        self._every = every
+        self._capacity = capacity
+        self._longest_pause = longest_pause
+        self._database = _Database(str(client.tracking_uri))
+        self._changed = threading.Condition()
+        self._waiting: deque[Record] = deque()
+        self._in_flight: Sequence[Record] = ()
+        self._unsent: dict[str, int] = {}
+        self._failures = 0
+        self._warned = False
+        self._hurry = False
+        self._closed = False
+        self._process = os.getpid()
+        self._thread: threading.Thread | None = None
+
+    def metrics(self, run_id: str, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Queue points of one step; names that MLflow forbids are adapted."""
+        now = int(time.time() * 1000)
+        self.add(
+            Record(run_id, "metric", clean_name(key), float(value), step, now)
+            for key, value in values.items()
+        )
+
+    def params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Queue parameters; values longer than MLflow takes are cut."""
+        self.add(
+            Record(run_id, "param", clean_name(key), str(value)[:6000])
+            for key, value in values.items()
+        )
+
+    def tags(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Queue tags; values longer than MLflow takes are cut."""
+        self.add(
+            Record(run_id, "tag", clean_name(key), str(value)[:5000])
+            for key, value in values.items()
+        )
+
+    def artifact(self, run_id: str, path: Path, folder: str) -> None:
+        """Queue a local file or folder for upload into `folder` of the run's artifacts."""
+        self.add([Record(run_id, "artifact", folder, str(path))])
+
+    def status(self, run_id: str, status: str) -> None:
+        """Queue the end of a run: FINISHED, FAILED or KILLED, with the time of this call."""
+        now = int(time.time() * 1000)
+        self.add([Record(run_id, "status", "status", status, timestamp=now)])
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Queue records; returns at once."""
+        if os.getpid() != self._process:
+            return  # a forked process has neither the thread nor a lock it could trust
+        with self._changed:
+            self._waiting.extend(records)
+            excess = len(self._waiting) - self._capacity
+            if excess > 0:
+                # Half, so that this does not happen at every step from now on.
+                oldest = [self._waiting.popleft() for _ in range(excess + self._capacity // 2)]
+                self._spool(oldest)
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._work, name="rdd-tracking", daemon=True)
+                self._thread.start()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything is sent, but at most `timeout` seconds.
+
+        While MLflow is known to be away it does not wait at all.
+
+        Returns:
+            Whether nothing is left to send.
+        """
+        if os.getpid() != self._process:
+            return True
+        with self._changed:
+            if self._thread is None:
+                return not self._waiting
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._idle() or self._failures > 0, timeout)
+            return self._idle()
+
+    def close(self, timeout: float = 15.0) -> int:
+        """Try once more to send everything, then write what is left to the folder.
+
+        Args:
+            timeout: Seconds it may take at most.
+
+        Returns:
+            How many records MLflow did not take; they are in the folder, and one line says so.
+        """
+        if os.getpid() != self._process:
+            return 0
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        with self._changed:
+            self._spool([*self._in_flight, *self._waiting])
+            self._waiting.clear()
+        for run_id, count in self._unsent.items():
+            logger.warning(
+                "MLflow did not take %d records of run %s; they are in %s. Send them later with "
+                "`python -m rdd_pipeline.tracking %s`.",
+                count,
+                run_id,
+                self._file(run_id),
+                self._file(run_id),
+            )
+        total = sum(self._unsent.values())
+        self._unsent = {}
+        return total
+
+    def _idle(self) -> bool:
+        return not self._waiting and not self._in_flight
+
+    def _work(self) -> None:
+        while True:
+            pause = min(self._every * 2**self._failures, self._longest_pause)
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed or (self._hurry and not self._failures), pause
+                )
+                self._hurry = False
+                closing = self._closed
+            self._send_all()
+            with self._changed:
+                self._changed.notify_all()
+            if closing:
+                return
+
+    def _send_all(self) -> None:
+        """Send batch by batch until nothing is left or MLflow fails."""
+        while True:
+            with self._changed:
+                batch = self._in_flight = self._next_batch()
+            if not batch:
+                return
+            try:
+                self._database.check()
+                refused = _send(self.client, batch)
+            except Exception as error:  # whatever is wrong with tracking, training goes on
+                with self._changed:
+                    self._waiting.extendleft(reversed(batch))
+                    self._in_flight = ()
+                    self._failures = min(self._failures + 1, 16)
+                if not self._warned:
+                    self._warned = True
+                    logger.warning(
+                        "MLflow cannot be reached (%s). The run goes on; its curves are kept and "
+                        "sent when MLflow is back.",
+                        _first_line(error),
+                    )
+                return
+            with self._changed:
+                self._in_flight = ()
+                if self._failures and not refused:
+                    logger.info("MLflow can be reached again.")
+                self._failures = 0
+                self._warned = False
+                self._spool(refused)
+
+    def _next_batch(self) -> list[Record]:
+        """Take the records that go into the next request: of one run, and of kinds that mix."""
+        batch: list[Record] = []
+        count = dict.fromkeys(_LIMITS, 0)
+        while self._waiting:
+            record = self._waiting[0]
+            if batch and (record.run_id != batch[0].run_id or batch[0].kind not in _LIMITS):
+                break
+            if record.kind not in _LIMITS and batch:
+                break
+            if record.kind in _LIMITS:
+                count[record.kind] += 1
+                if count[record.kind] > _LIMITS[record.kind] or len(batch) >= 1000:
+                    break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _spool(self, records: Sequence[Record]) -> None:
+        """Append records to the files of their runs."""
+        for record in records:
+            self._unsent[record.run_id] = self._unsent.get(record.run_id, 0) + 1
+        try:
+            for run_id in dict.fromkeys(record.run_id for record in records):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with self._file(run_id).open("a", encoding="utf-8") as file:
+                    file.writelines(
+                        json.dumps(asdict(record)) + "\n"
+                        for record in records
+                        if record.run_id == run_id
+                    )
+        except OSError as error:
+            logger.warning("Unsent MLflow records were lost: %s", error)
+
+    def _file(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.jsonl"
+
+
+# MLflow's limits for one log_batch request.
+_LIMITS: dict[str, int] = {"metric": 1000, "param": 100, "tag": 100}
+
+# Error codes that mean: this will never be taken.
+_HOPELESS = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+}
+
+
+def _send(client: MlflowClient, batch: Sequence[Record]) -> list[Record]:
+    """Write one batch.
+
+    Returns:
+        The records that MLflow refuses for good.
+
+    Raises:
+        Exception: MLflow cannot be reached; nothing of the batch counts as sent.
+    """
+    try:
+        _send_at_once(client, batch)
+        return []
+    except Exception as error:
+        if not _is_hopeless(error):
+            raise
+        if len(batch) == 1:
+            logger.warning(
+                "MLflow refuses %s %r: %s", batch[0].kind, batch[0].key, _first_line(error)
+            )
+            return list(batch)
+    # One record spoils the batch, or the run is gone: find out without a thousand requests.
+    refused: list[Record] = []
+    in_a_row = 0
+    for position, record in enumerate(batch):
+        if in_a_row == 3:
+            return refused + list(batch[position:])
+        if _send(client, [record]):
+            refused.append(record)
+            in_a_row += 1
+        else:
+            in_a_row = 0
+    return refused
+
+
+def _send_at_once(client: MlflowClient, batch: Sequence[Record]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    first = batch[0]
+    if first.kind == "status":
+        client.set_terminated(first.run_id, str(first.value), first.timestamp)
+    elif first.kind == "artifact":
+        path = Path(str(first.value))
+        log = client.log_artifacts if path.is_dir() else client.log_artifact
+        log(first.run_id, str(path), first.key)
+    else:
+        client.log_batch(
+            first.run_id,
+            metrics=[
+                Metric(record.key, float(record.value), record.timestamp, record.step)
+                for record in batch
+                if record.kind == "metric"
+            ],
+            params=[Param(r.key, str(r.value)) for r in batch if r.kind == "param"],
+            tags=[RunTag(r.key, str(r.value)) for r in batch if r.kind == "tag"],
+        )
+
+
+def _is_hopeless(error: Exception) -> bool:
+    return getattr(error, "error_code", None) in _HOPELESS or isinstance(error, FileNotFoundError)
+
+
+class _Database:
+    """Notices that a sqlite file was deleted: an open connection goes on writing to nowhere."""
+
+    def __init__(self, uri: str) -> None:
+        self._path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int] | None:
+        if self._path is None or not self._path.exists():
+            return None
+        status = self._path.stat()
+        return status.st_dev, status.st_ino
+
+    def check(self) -> None:
+        if self._identity is None:
+            self._identity = self._look()
+        elif self._look() != self._identity:
+            raise ConnectionError(f"the database {self._path} was deleted or replaced")
+
+
+def clean_name(name: str) -> str:
+    """The name with every character that MLflow forbids replaced by ``_``, 250 at most."""
+    return re.sub(r"[^/\w.\- ]", "_", name)[:250]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+
+
+def send_file(path: Path, client: MlflowClient) -> int:
+    """Send a file of unsent records to MLflow and delete it when everything was taken.
+
+    Args:
+        path: A file that `TrackingWriter` left behind.
+        client: Where to send it.
+
+    Returns:
+        How many records were refused; they stay in the file.
+
+    Raises:
+        Exception: MLflow cannot be reached; the file stays as it is.
+    """
+    records = [Record(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    refused: list[Record] = []
+    for kind in ("param", "tag", "metric", "artifact", "status"):
+        same = [record for record in records if record.kind == kind]
+        size = _LIMITS.get(kind, 1)
+        for start in range(0, len(same), size):
+            refused += _send(client, same[start : start + size])
+    if refused:
+        path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in refused))
+    else:
+        path.unlink()
+    return len(refused)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send files of unsent records: ``python -m rdd_pipeline.tracking FILE...``."""
+    parser = argparse.ArgumentParser(prog="python -m rdd_pipeline.tracking", description=__doc__)
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="data/07_model_output/untracked/*.jsonl"
+    )
+    parser.add_argument(
+        "--tracking-uri", help="MLflow server or sqlite:///PATH; else as MLflow's own"
+    )
+    options = parser.parse_args(arguments)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=options.tracking_uri)
+    refused = 0
+    for path in options.files:
+        count = send_file(path, client)
+        refused += count
+        print(f"{path}: {'sent' if not count else f'{count} records refused'}")
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,137 @@
+"""Run one training job without Kedro: ``python -m rdd_pipeline.training JOB.json``.
+
+Needs torch, torchvision, timm, pydantic, safetensors and rich only. JOB.json holds
+
+* ``job``: a `TrainingJob` (`root` may be relative to the file's folder),
+* ``trainer``: `TrainerParams`, may be left out,
+* ``index``: path of an index CSV as `data_ingestion` writes it, or null: the folder is read anew
+  by the layout named in ``layout``,
+* ``teacher``: path of a teacher checkpoint (safetensors of this project) or null,
+* ``output``: folder for checkpoints and results; running the same job again goes on or loads.
+
+With ``"stage": "whole"`` an RDD job runs both stages. Writes ``network.safetensors``,
+``history.json`` and ``result.json`` (scores of the splits, images/s, peak memory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
+from rdd_pipeline.errors import NonFiniteLossError, UserError
+from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.networks import load_checkpoint, save_checkpoint
+from rdd_pipeline.segmentation.index import Sample, build_index, from_rows
+from rdd_pipeline.segmentation.layouts import get_layout
+from rdd_pipeline.training.checkpoints import WorkFolder, write_atomically
+from rdd_pipeline.training.device import resolve_device
+from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.loop import (
+    TrainingInterruptedError,
+    job_fingerprint,
+    prepare_job,
+    train,
+)
+
+
+class JobFile(Params):
+    """Content of JOB.json."""
+
+    job: TrainingJob
+    trainer: TrainerParams = TrainerParams()
+    evaluation: EvaluationParams = EvaluationParams()
+    index: Path | None = None
+    layout: str | None = None
+    teacher: Path | None = None
+    output: Path
+
+
+def run_job_file(path: Path) -> dict[str, Any]:
+    """Train what the file asks for and return what ``result.json`` holds.
+
+    Raises:
+        UserError: The file, or something it names, is missing or wrong.
+    """
+    try:
+        spec = JobFile.model_validate_json(path.read_text())
+    except OSError as error:
+        raise UserError(f"The job file {path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise UserError(f"The job file {path} is wrong: {error}") from error
+    base = path.resolve().parent
+    job = spec.job.model_copy(update={"root": base / spec.job.root.expanduser()})
+    job = prepare_job(job, spec.trainer)
+    samples = _samples(spec, base, job.root)
+    teacher = load_checkpoint(base / spec.teacher) if spec.teacher else None
+    output = base / spec.output
+    fingerprint = job_fingerprint(job, samples, teacher, None)
+    result = train(
+        job,
+        samples,
+        trainer=spec.trainer,
+        teacher=teacher,
+        work=WorkFolder(output / "work", fingerprint),
+    )
+    scores = score_splits(
+        result.network,
+        samples,
+        job.root,
+        labels=job.labels,
+        params=spec.evaluation,
+        image_size=job.image_size,
+        device=resolve_device(spec.trainer.device),
+    )
+    summary = {
+        "method": job.method,
+        "seed": job.seed,
+        "fingerprint": fingerprint,
+        "iterations": result.state["iteration"],
+        "cost": result.state["cost"],
+        "scores": scores,
+    }
+    save_checkpoint(result.network, output / "network.safetensors")
+    write_atomically(output / "history.json", json.dumps(result.history, indent=1).encode())
+    write_atomically(output / "result.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
+    if spec.index is not None:
+        with (base / spec.index).open(newline="") as file:
+            return list(from_rows(csv.DictReader(file)))
+    if spec.layout is None:
+        raise UserError("The job file names neither `index` nor `layout`; give one of them.")
+    return list(build_index(root, get_layout(spec.layout)).samples)
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rdd_pipeline.training", description="Run one training job without Kedro."
+    )
+    parser.add_argument("job", type=Path, metavar="JOB.json")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        summary = run_job_file(arguments.job)
+    except (UserError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingInterruptedError as error:
+        print(error, file=sys.stderr)
+        return 143
+    for split, scores in summary["scores"].items():
+        print(f"{split}: mIoU {100 * scores['miou']:.2f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

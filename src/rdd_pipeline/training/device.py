@@ -1,0 +1,62 @@
+"""Which device computes, in which precision."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
+
+    Raises:
+        UserError: Unknown name, or no such GPU on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"trainer.device is {name!r}; expected auto, cpu, cuda or cuda:N."
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"trainer.device is {name!r}, but torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices. Set trainer.device=auto or cpu."
+        )
+    return device
+
+
+def resolve_precision(
+    precision: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> Literal["float32", "bfloat16"]:
+    """`auto`: bfloat16 on a GPU that has it in hardware, float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def resolve_workers(workers: int | Literal["auto"], device: torch.device) -> int:
+    """Loader processes. On CPU they would only compete with the training for the cores."""
+    if workers != "auto":
+        return workers
+    return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+
+
+def set_up(trainer: TrainerParams, device: torch.device) -> None:
+    """Process-wide torch settings of a job."""
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
+    if trainer.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(trainer.deterministic)
+    torch.backends.cudnn.benchmark = not trainer.deterministic
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True

@@ -1,0 +1,119 @@
+"""A training job: everything that decides the result of a training, as one typed value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from rdd_pipeline.config import NetworkParams, Params, RddParams, RecipeParams, Size
+from rdd_pipeline.distillation.methods import Method, find_method
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.segmentation.labels import LabelSet
+
+TRAINING_FORMAT = 1
+"""Raised whenever the same job would give other weights than before: old work is not reused."""
+
+Stage = Literal["whole", "tfe", "tse"]
+
+
+class TrainingJob(Params):
+    """One network to be trained on one data set by one method with one seed."""
+
+    method: str = Field(description="`teacher` or a key of distillation.methods.METHODS.")
+    stage: Stage = Field("whole", description="RDD only: one of its two stages, or both in one go.")
+    seed: NonNegativeInt = 0
+    network: NetworkParams
+    labels: LabelSet
+    root: Path = Field(description="Folder the sample paths start at.")
+    image_size: Size | None = None
+    recipe: RecipeParams
+    rdd: RddParams = RddParams()
+    weights: dict[str, float] = Field({}, description="Other weights of the method's terms.")
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _stage_fits(self) -> Self:
+        if self.stage != "whole" and self.definition.task != "rdd":
+            raise ValueError(f"Method {self.method!r} has no stages; stage must be `whole`.")
+        if self.definition.task == "rdd" and self.warmup > self.recipe.iterations:
+            raise ValueError(
+                f"rdd.warmup is {self.warmup} iterations, the run has {self.recipe.iterations}. "
+                "Lower rdd.warmup or raise recipe.iterations."
+            )
+        if self.recipe.class_weights and self.labels.class_weights is None:
+            raise ValueError(
+                f"recipe.class_weights is on, but label set {self.labels.name!r} has none. "
+                "Turn it off."
+            )
+        return self
+
+    @property
+    def definition(self) -> Method:
+        """The method's task loss and terms, with this job's weights."""
+        return find_method(self.method, self.weights)
+
+    @property
+    def warmup(self) -> int:
+        """First iteration of the TSE stage."""
+        return self.rdd.warmup_iterations(self.recipe.iterations)
+
+    @property
+    def first_iteration(self) -> int:
+        """Iterations count from 1."""
+        return max(self.warmup, 1) if self.stage == "tse" else 1
+
+    @property
+    def last_iteration(self) -> int:
+        """Below `first_iteration` when the stage is empty."""
+        return max(self.warmup - 1, 0) if self.stage == "tfe" else self.recipe.iterations
+
+    def fingerprint(
+        self, *, index_digest: str, teacher_digest: str | None, start_digest: str | None
+    ) -> str:
+        """Digest (16 hex digits) of everything that decides the weights this job ends with.
+
+        Where the data lie is not part of it, what they hold is (`index_digest`); a backbone file
+        counts by its content. The TFE stage does not look at the settings of TSE, so runs that
+        differ in those share it.
+        """
+        facts = self.model_dump(mode="json", exclude={"root", "method", "weights"})
+        facts["definition"] = repr((self.definition.task, self.definition.terms))
+        if self.definition.task != "rdd":
+            del facts["rdd"]
+        elif self.stage == "tfe":
+            facts["rdd"] = {"warmup": self.warmup, "reduction": self.rdd.reduction}
+        if isinstance(self.network.pretrained, Path):
+            facts["network"]["pretrained"] = file_digest(self.network.pretrained)
+        facts |= {
+            "format": TRAINING_FORMAT,
+            "index": index_digest,
+            "teacher": teacher_digest,
+            "start": start_digest,
+        }
+        return json_digest(facts)
+
+
+def json_digest(facts: Any) -> str:
+    """Digest (16 hex digits) of a JSON-able value."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's content.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with path.expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"The weights file {path} cannot be read ({error.strerror}). "
+            "Give the path of an existing file."
+        ) from error

@@ -1,0 +1,597 @@
+"""The training loop: iterations `first`..`last` of a job, resumable at any of them, bit for bit.
+
+Every random number is a function of (seed, iteration, slot) and the learning rate one of the
+iteration, so a state is the tensors of student, objective and optimizer plus the iteration they
+stand at. Two stages of one run hand exactly that state over.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.distillation.objective import Objective, tfe_share
+from rdd_pipeline.errors import NonFiniteLossError, UserError
+from rdd_pipeline.evaluation.confusion import Scores
+from rdd_pipeline.evaluation.predict import evaluate
+from rdd_pipeline.networks import (
+    NetworkCheckpoint,
+    NetworkHeader,
+    Preprocessing,
+    SegmentationNetwork,
+    network_from_params,
+)
+from rdd_pipeline.segmentation.index import Sample, index_digest
+from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
+from rdd_pipeline.training.checkpoints import State, WorkFolder, digest
+from rdd_pipeline.training.device import (
+    resolve_device,
+    resolve_precision,
+    resolve_workers,
+    set_up,
+)
+from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.progress import TrainingProgress
+from rdd_pipeline.training.schedule import build_optimizer, learning_rate
+from rdd_pipeline.training.step import TrainingStep
+
+logger = logging.getLogger(__name__)
+
+Observer = Callable[[int, Mapping[str, float]], None]
+
+
+class TrainingInterruptedError(RuntimeError):
+    """A signal asked the training to stop; its state is on disk."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training hands on.
+
+    Attributes:
+        state: Whole training state after the last iteration (CPU tensors and plain values).
+        network: The weights to use: of the best validation or of the last iteration.
+        fingerprint: Of the work they came from.
+        trained: Iterations done in this call; 0 when all was there already.
+    """
+
+    state: State
+    network: NetworkCheckpoint
+    fingerprint: str
+    trained: int
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row a logged or validated iteration, oldest first."""
+        rows: list[dict[str, float]] = self.state["history"]
+        return rows
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """Digest of what decides how the training goes on; curves and clocks are left out."""
+    deciding = ("iteration", "student", "objective", "optimizer", "best")
+    return digest({key: state[key] for key in deciding})
+
+
+def train(
+    job: TrainingJob,
+    samples: Sequence[Sample],
+    *,
+    trainer: TrainerParams,
+    teacher: NetworkCheckpoint | None = None,
+    start: State | None = None,
+    work: WorkFolder | None = None,
+    group: dist.ProcessGroup | None = None,
+    device: torch.device | None = None,
+    observe: Observer | None = None,
+) -> TrainingResult:
+    """Train one network, or load it when this very work is done, or go on where it stopped.
+
+    Args:
+        job: What to train.
+        samples: The index; splits `train` and, if there, `val` are used.
+        trainer: How to run here.
+        teacher: Frozen network; required by methods that distill.
+        start: State of the stage before (stage `tse`).
+        work: Where checkpoints live; None keeps nothing on disk.
+        group: Ranks that train together; None: this process alone.
+        device: Where to compute; None: what `trainer.device` says.
+        observe: Called with (iteration, values) for every point of the curves.
+
+    Raises:
+        UserError: The pieces do not fit together; raised before anything is trained.
+        NonFiniteLossError: A loss became NaN or infinite; the step was not taken.
+        TrainingInterruptedError: SIGTERM or SIGINT; the state was saved.
+    """
+    device = resolve_device(trainer.device) if device is None else device
+    set_up(trainer, device)
+    run = _Run(job, samples, trainer, teacher, start, work, group, device, observe)
+    return run.result()
+
+
+def prepare_job(job: TrainingJob, trainer: TrainerParams) -> TrainingJob:
+    """Fix what `auto` means on this machine, so that the fingerprint says what was computed."""
+    device = resolve_device(trainer.device)
+    return job.model_copy(
+        update={"precision": resolve_precision(trainer.precision, device)}
+    )
+
+
+def job_fingerprint(
+    job: TrainingJob,
+    samples: Sequence[Sample],
+    teacher: NetworkCheckpoint | None,
+    start: State | None,
+) -> str:
+    """Fingerprint of the job with these inputs; names its work folder."""
+    return job.fingerprint(
+        index_digest=index_digest(samples),
+        teacher_digest=None if teacher is None else teacher.digest(),
+        start_digest=None if start is None else state_digest(start),
+    )
+
+
+@dataclass
+class _Progression:
+    """What changes from iteration to iteration beside the tensors."""
+
+    iteration: int = 0
+    best: dict[str, Any] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        samples: Sequence[Sample],
+        trainer: TrainerParams,
+        teacher: NetworkCheckpoint | None,
+        start: State | None,
+        work: WorkFolder | None,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+        observe: Observer | None,
+    ) -> None:
+        self.job, self.trainer, self.teacher = job, trainer, teacher
+        self.start, self.work, self.group, self.device = start, work, group, device
+        self.observe = observe or (lambda iteration, values: None)
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.world = dist.get_world_size(group) if group is not None else 1
+        self.train_samples = [sample for sample in samples if sample.split == "train"]
+        self.val_samples = [sample for sample in samples if sample.split == "val"]
+        self.fingerprint = (
+            work.fingerprint if work else job_fingerprint(job, samples, teacher, start)
+        )
+        check_inputs(job, samples, teacher, start, self.world)
+
+    def result(self) -> TrainingResult:
+        finished = self.work.finished_state() if self.work else None
+        if finished is not None:
+            logger.info("%s: already trained (%s), loaded.", _title(self.job), self.fingerprint)
+            return self._wrap(finished, trained=0)
+        if self.work and self.rank == 0:
+            self.work.describe(self.job.model_dump(mode="json"))
+        resumed = self.work.latest() if self.work else None
+        state = resumed or self.start
+        self._build()
+        progression = _Progression()
+        if state is not None:
+            self._restore(state, progression)
+        if resumed is not None:
+            logger.info("%s: going on after iteration %d.", _title(self.job), resumed["iteration"])
+        first = progression.iteration + 1
+        self._iterate(progression)
+        final = self._state(progression)
+        if self.work and self.rank == 0:
+            self.work.save(final)
+            self.work.finish(final["iteration"])
+        return self._wrap(final, trained=progression.iteration - first + 1)
+
+    def _build(self) -> None:
+        job = self.job
+        torch.manual_seed(job.seed)
+        self.student = network_from_params(job.network, num_classes=job.labels.num_classes)
+        self.preprocessing = Preprocessing.for_network(job.network)
+        weights = job.labels.class_weights if job.recipe.class_weights else None
+        self.objective = Objective(
+            job.definition,
+            rdd=job.rdd,
+            warmup=job.warmup,
+            iterations=job.recipe.iterations,
+            aux_weight=job.recipe.aux_weight,
+            class_weights=None if weights is None else torch.tensor(weights),
+            ignore_index=job.labels.ignore_index,
+        )
+        teacher_network = None
+        if self.teacher is not None and job.definition.needs_teacher:
+            teacher_network = self.teacher.build().requires_grad_(False)
+            _to_device(teacher_network, self.device, self.trainer)
+        self.step = TrainingStep(
+            self.student,
+            self.objective,
+            teacher=teacher_network,
+            student_preprocessing=self.preprocessing,
+            teacher_preprocessing=self.teacher.header.preprocessing if self.teacher else None,
+            autocast=torch.bfloat16 if job.precision == "bfloat16" else None,
+        )
+        _to_device(self.step, self.device, self.trainer)
+        self.optimizer = build_optimizer(job.recipe.optimizer, self.step.parameters())
+        self.wrapped: nn.Module = self.step
+        if self.world > 1:
+            if self.device.type == "cuda":
+                self.step.student = nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
+                    self.student
+                )
+                self.student = self.step.student
+            self.wrapped = DistributedDataParallel(
+                self.step,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                process_group=self.group,
+                broadcast_buffers=False,
+            )
+
+    def _restore(self, state: State, progression: _Progression) -> None:
+        self.student.load_state_dict(state["student"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        progression.iteration = state["iteration"]
+        progression.best = state["best"]
+        progression.history = list(state["history"])
+        progression.images = state["cost"]["images"]
+        progression.seconds = state["cost"]["seconds"]
+        progression.peak_memory = state["cost"]["peak_memory"]
+
+    def _state(self, progression: _Progression) -> State:
+        return {
+            "iteration": progression.iteration,
+            "student": _on_cpu(self.student.state_dict()),
+            "objective": _on_cpu(self.objective.state_dict()),
+            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "best": progression.best,
+            "history": list(progression.history),
+            "cost": {
+                "images": progression.images,
+                "seconds": progression.seconds,
+                "peak_memory": progression.peak_memory,
+            },
+            "fingerprint": self.fingerprint,
+        }
+
+    def _wrap(self, state: State, *, trained: int) -> TrainingResult:
+        return TrainingResult(
+            state=state,
+            network=network_of(self.job, state),
+            fingerprint=self.fingerprint,
+            trained=trained,
+        )
+
+    def _iterate(self, progression: _Progression) -> None:
+        job, recipe = self.job, self.job.recipe
+        first, last = progression.iteration + 1, job.last_iteration
+        if first > last:
+            return
+        batches = training_batches(
+            self.train_samples,
+            job.root,
+            augment=recipe.augment,
+            seed=job.seed,
+            batch_size=recipe.batch_size,
+            first_iteration=first,
+            last_iteration=last,
+            lookup=job.labels.lookup,
+            ignore_index=job.labels.ignore_index,
+            image_size=job.image_size,
+            pad_color=self.preprocessing.mean_rgb(),
+            workers=resolve_workers(self.trainer.workers, self.device),
+            rank=self.rank,
+            world_size=self.world,
+            pin_memory=self.device.type == "cuda",
+        )
+        window = _Window()
+        saved = time.monotonic()
+        self.wrapped.train()
+        with _stop_signals() as stop, TrainingProgress(_title(job), first, last) as progress:
+            for batch in batches:
+                iteration = batch.iteration
+                lr = learning_rate(recipe.optimizer, iteration, recipe.iterations)
+                values = self._one_step(batch.images, batch.labels, iteration, lr)
+                progression.iteration = iteration
+                progression.images += recipe.batch_size
+                window.add(values, recipe.batch_size)
+                if iteration % self.trainer.log_every == 0 or iteration == last:
+                    self._log(progression, window, lr, progress)
+                validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
+                if validated and self.val_samples:
+                    self._validate(progression)
+                    window.resume_clock()
+                due = time.monotonic() - saved > self.trainer.checkpoint_every
+                if iteration < last and (validated or due or stop.is_set()):
+                    self._checkpoint(progression)
+                    saved = time.monotonic()
+                    window.resume_clock()
+                if stop.is_set() and iteration < last:
+                    raise TrainingInterruptedError(
+                        f"{_title(job)} was asked to stop after iteration {iteration} of {last}. "
+                        "Its state is saved; the same command goes on from there."
+                    )
+
+    def _one_step(
+        self, images: Tensor, labels: Tensor, iteration: int, lr: float
+    ) -> dict[str, float]:
+        """Forward, check, backward, update; returns all scalars of the step."""
+        torch.manual_seed(_step_seed(self.job.seed, iteration, self.rank))
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        if self.trainer.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        output = self.wrapped(images, labels, iteration)
+        scalars = {"loss": output.total.detach(), **output.parts, **output.statistics}
+        output.total.backward()
+        norm = self.job.recipe.clip_norm
+        if norm is not None:
+            scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.step.parameters(), norm)
+        # One transfer, and the only wait for the device in a step.
+        values = dict(zip(scalars, torch.stack([v.float() for v in scalars.values()]).tolist()))
+        self._require_finite(values, iteration)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return values
+
+    def _require_finite(self, values: Mapping[str, float], iteration: int) -> None:
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if not bad:
+            return
+        named = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        kept = (
+            "The last checkpoint is whole. " if self.work and self.work.latest() is not None else ""
+        )
+        raise NonFiniteLossError(
+            f"{_title(self.job)}: non-finite at iteration {iteration}: {named}. The step was not "
+            f"taken. {kept}Lower recipe.optimizer.lr, set recipe.clip_norm, or use "
+            "trainer.precision=float32."
+        )
+
+    def _log(
+        self, progression: _Progression, window: _Window, lr: float, progress: TrainingProgress
+    ) -> None:
+        means, images, seconds = window.close()
+        progression.seconds += seconds
+        if self.device.type == "cuda":
+            progression.peak_memory = max(
+                progression.peak_memory, torch.cuda.max_memory_allocated(self.device)
+            )
+        row = {"iteration": progression.iteration, "lr": lr, **means}
+        if self.job.definition.task == "rdd":
+            row["tfe_share"] = tfe_share(
+                self.job.rdd, progression.iteration, self.job.warmup, self.job.recipe.iterations
+            )
+        progression.history.append(row)
+        rate = images / seconds if seconds > 0 else 0.0
+        if self.rank == 0:
+            self.observe(
+                progression.iteration,
+                {k: v for k, v in row.items() if k != "iteration"} | {"images_per_second": rate},
+            )
+        progress.show(
+            progression.iteration,
+            loss=means["loss"],
+            lr=lr,
+            rate=rate,
+            miou=progression.best["miou"] if progression.best else None,
+        )
+
+    def _validate(self, progression: _Progression) -> None:
+        scores = self._scores()
+        row = {
+            "iteration": progression.iteration,
+            "val.miou": scores.miou,
+            "val.pixel_accuracy": scores.pixel_accuracy,
+        }
+        progression.history.append(row)
+        if self.rank == 0:
+            self.observe(
+                progression.iteration, {k: v for k, v in row.items() if k != "iteration"}
+            )
+        if progression.best is None or scores.miou > progression.best["miou"]:
+            progression.best = {
+                "miou": scores.miou,
+                "iteration": progression.iteration,
+                "tensors": _on_cpu(self.student.state_dict()),
+            }
+
+    def _scores(self) -> Scores:
+        job = self.job
+        batches = evaluation_batches(
+            self.val_samples,
+            job.root,
+            batch_size=max(1, job.recipe.batch_size // self.world),
+            lookup=job.labels.lookup,
+            image_size=job.image_size,
+            rank=self.rank,
+            world_size=self.world,
+        )
+        matrix = evaluate(
+            self.student,
+            self.preprocessing,
+            batches,
+            num_classes=job.labels.num_classes,
+            ignore_index=job.labels.ignore_index,
+            device=self.device,
+            group=self.group,
+        )
+        return Scores.from_matrix(matrix)
+
+    def _checkpoint(self, progression: _Progression) -> None:
+        if self.work and self.rank == 0:
+            self.work.save(self._state(progression))
+
+
+class _Window:
+    """Sums between two points of the curves; its clock runs only while the network trains."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = self._images = 0
+        self._seconds = 0.0
+        self._mark = time.monotonic()
+
+    def add(self, values: Mapping[str, float], images: int) -> None:
+        """Count one step that ends now."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        self._images += images
+        now = time.monotonic()
+        self._seconds += now - self._mark
+        self._mark = now
+
+    def resume_clock(self) -> None:
+        """Leave out what was done since the last step: validation, writing checkpoints."""
+        self._mark = time.monotonic()
+
+    def close(self) -> tuple[dict[str, float], int, float]:
+        """Means, images and seconds since the last call."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        images, seconds = self._images, self._seconds
+        self._sums, self._count, self._images, self._seconds = {}, 0, 0, 0.0
+        return means, images, seconds
+
+
+def check_inputs(
+    job: TrainingJob,
+    samples: Sequence[Sample],
+    teacher: NetworkCheckpoint | None,
+    start: State | None,
+    world: int = 1,
+) -> None:
+    """Raise a UserError when the pieces of a job do not fit together."""
+    if not any(sample.split == "train" for sample in samples):
+        raise UserError("The index has no image in split `train`. Add some or fix the layout.")
+    if job.recipe.batch_size % world:
+        raise UserError(
+            f"recipe.batch_size is {job.recipe.batch_size}, not a multiple of {world} devices."
+        )
+    if job.definition.needs_teacher:
+        if teacher is None:
+            raise UserError(f"Method {job.method!r} distills and needs a teacher; none was given.")
+        check_teacher(teacher.header, job)
+    if job.stage == "tse":
+        if start is None:
+            raise UserError("Stage `tse` goes on from the state of stage `tfe`; none was given.")
+        if start["iteration"] != job.first_iteration - 1:
+            raise UserError(
+                f"Stage `tse` starts after iteration {job.first_iteration - 1}, but the state that "
+                f"was given stands at {start['iteration']}. Run distill_tfe with the same "
+                "rdd.warmup and recipe.iterations."
+            )
+
+
+def check_teacher(header: NetworkHeader, job: TrainingJob) -> None:
+    """Raise a UserError when a teacher does not fit a job's label set or its method."""
+    if len(header.label_names) != job.labels.num_classes:
+        raise UserError(
+            f"Teacher has {len(header.label_names)} classes, the label set {job.labels.name!r} "
+            f"{job.labels.num_classes}. Choose a teacher trained on this label set "
+            "(params:teacher.weights), or none to train one here."
+        )
+    needs_aux = job.definition.task == "rdd" and job.stage != "tse" and job.last_iteration > 0
+    if needs_aux and job.warmup > 1 and header.network.auxiliary is False:
+        raise UserError(
+            f"The TFE stage compares the teacher's two heads, but teacher {header.network.name} "
+            "has no auxiliary head. Set teacher.network.auxiliary=true or rdd.warmup=0."
+        )
+
+
+def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
+    """The weights a state hands on, with all that is needed to use them elsewhere.
+
+    Of the best validation if the job keeps the best and the run is over, else the last ones.
+    """
+    best = state["best"]
+    over = state["iteration"] >= job.recipe.iterations
+    use_best = job.recipe.keep == "best" and best is not None and over
+    header = NetworkHeader(
+        network=job.network.model_copy(update={"pretrained": False}),
+        label_names=job.labels.names,
+        preprocessing=Preprocessing.for_network(job.network),
+        provenance={
+            "method": job.method,
+            "seed": str(job.seed),
+            "fingerprint": state["fingerprint"],
+            "iteration": str(best["iteration"] if use_best else state["iteration"]),
+        },
+    )
+    return NetworkCheckpoint(tensors=best["tensors"] if use_best else state["student"], header=header)
+
+
+def _title(job: TrainingJob) -> str:
+    return job.method if job.stage == "whole" else f"{job.method} ({job.stage} stage)"
+
+
+def _step_seed(seed: int, iteration: int, rank: int) -> int:
+    """Decides dropout and other draws on the device in one step of one rank."""
+    return (seed * 1_000_003 + iteration) * 1_009 + rank
+
+
+def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) -> None:
+    module.to(device)
+    if trainer.channels_last:
+        module.to(memory_format=torch.channels_last)
+
+
+def _on_cpu(value: Any) -> Any:
+    """Copies that later steps do not change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn the first SIGTERM or SIGINT into a flag, so that a step is never cut in half.
+
+    A second one acts as it did before. Elsewhere than in the main thread nothing is changed.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

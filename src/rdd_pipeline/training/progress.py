@@ -1,0 +1,77 @@
+"""What a person sees of a running training: one bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import Self
+
+import rich
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY = 15.0
+"""Seconds between log lines where there is no terminal."""
+
+
+class TrainingProgress:
+    """Progress of iterations `first`..`last` with loss, learning rate, images/s and time left.
+
+    Draws on rich's shared console, the one Kedro logs to, so that log lines do not tear the bar.
+    """
+
+    def __init__(self, title: str, first: int, last: int) -> None:
+        self._title = title
+        self._first, self._last = first, last
+        self._console = rich.get_console()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=last, completed=first - 1, facts="")
+        self._begin = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(
+        self, iteration: int, *, loss: float, lr: float, rate: float, miou: float | None
+    ) -> None:
+        """Show the state after `iteration`; `rate` is images a second."""
+        facts = f"loss {loss:.3f}  lr {lr:.2g}  {rate:.1f} img/s"
+        if miou is not None:
+            facts += f"  mIoU {100 * miou:.1f}"
+        self._bar.update(self._task, completed=iteration, facts=facts)
+        now = time.monotonic()
+        done = iteration >= self._last
+        if not self._console.is_terminal and (done or now - self._last_line > LINE_EVERY):
+            self._last_line = now
+            steps = iteration - self._first + 1
+            left = (now - self._begin) / steps * (self._last - iteration)
+            end = "done" if done else f"{left:.0f} s left"
+            logger.info("%s %d/%d  %s  %s", self._title, iteration, self._last, facts, end)

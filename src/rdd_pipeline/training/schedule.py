@@ -1,0 +1,37 @@
+"""Learning rate and optimizer. Iterations count from 1, as in the published recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from rdd_pipeline.config import OptimizerParams
+
+
+def learning_rate(params: OptimizerParams, iteration: int, iterations: int) -> float:
+    """``lr * (1 - (iteration - 1) / iterations) ** power``, after a linear warm-up if there is one.
+
+    A pure function of the iteration: nothing about the schedule has to be stored or resumed.
+    """
+    if not 1 <= iteration <= iterations:
+        raise ValueError(f"Iteration {iteration} is outside 1..{iterations}.")
+    rate: float = params.lr * (1.0 - (iteration - 1) / iterations) ** params.power
+    if iteration <= params.warmup:
+        rate *= iteration / (params.warmup + 1)
+    return rate
+
+
+def build_optimizer(
+    params: OptimizerParams, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """SGD with momentum (the field's recipe) or AdamW over all trainable parameters."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    if params.name == "sgd":
+        return torch.optim.SGD(
+            trainable, lr=params.lr, momentum=params.momentum, weight_decay=params.weight_decay
+        )
+    return torch.optim.AdamW(
+        trainable, lr=params.lr, betas=params.betas, weight_decay=params.weight_decay
+    )

@@ -1,0 +1,530 @@
+"""RDD's task losses: equal to the published numbers, and right where the published code is not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.rdd import (
+    chosen_pixels,
+    cross_entropy_task_loss,
+    cross_entropy_task_terms,
+    hard_pixels,
+    teacher_confidence,
+    tfe_task_loss,
+    tfe_task_terms,
+    tse_task_loss,
+    tse_task_terms,
+)
+from tests.losses.reference import (
+    CITYSCAPES_WEIGHTS,
+    NAMES,
+    Reference,
+    assert_equal,
+    upsampled,
+)
+
+MODES = ("xor", "or", "and", "ohem")
+
+
+@pytest.fixture(params=NAMES)
+def reference(request):
+    return Reference(request.param)
+
+
+class Case:
+    """Small networks' outputs with gradient and labels with some ignored pixels."""
+
+    def __init__(self, *, images=2, classes=4, small=(5, 6), size=(17, 21), dtype=torch.float32):
+        g = torch.Generator().manual_seed(1)
+
+        def logits():
+            z = 2 * torch.randn(images, classes, *small, generator=g, dtype=torch.float64)
+            return z.to(dtype)
+
+        self.student, self.student_aux = logits().requires_grad_(), logits().requires_grad_()
+        self.teacher, self.teacher_aux = logits(), logits()
+        self.labels = torch.randint(0, classes, (images, *size), generator=g)
+        self.labels[torch.rand(self.labels.shape, generator=g) < 0.15] = 255
+
+    @property
+    def leaves(self):
+        return self.student, self.student_aux
+
+    def tfe(self, labels=None, **options):
+        return tfe_task_loss(
+            self.student,
+            self.labels if labels is None else labels,
+            teacher_logits=self.teacher,
+            teacher_aux_logits=self.teacher_aux,
+            student_aux_logits=self.student_aux,
+            **options,
+        )
+
+    def tse(self, labels=None, **options):
+        return tse_task_loss(
+            self.student,
+            self.labels if labels is None else labels,
+            **{
+                "teacher_logits": self.teacher,
+                "student_aux_logits": self.student_aux,
+                "teacher_aux_logits": self.teacher_aux,
+                **options,
+            },
+        )
+
+    def cross_entropy(self, labels=None, **options):
+        return cross_entropy_task_loss(
+            self.student,
+            self.labels if labels is None else labels,
+            student_aux_logits=self.student_aux,
+            **options,
+        )
+
+
+def assert_zero_with_graph(loss, leaves):
+    assert loss.shape == ()
+    assert loss.item() == 0
+    for grad in torch.autograd.grad(loss, leaves):
+        assert (grad == 0).all()
+
+
+# --- teacher_confidence ---------------------------------------------------------------------------
+
+
+def test_confidence_equals_the_reference(reference):
+    weight = teacher_confidence(
+        reference["teacher_logits"],
+        reference["teacher_aux"],
+        size=tuple(reference.labels.shape[-2:]),
+    )
+    assert_equal(weight, reference["tfe/weight"].reshape(reference.labels.shape))
+
+
+def test_confidence_equals_a_loop_over_distributions():
+    case = Case()
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=case.teacher_aux.movedim(1, -1)),
+        torch.distributions.Categorical(logits=case.teacher.movedim(1, -1)),
+    )
+    expected = upsampled(torch.exp(-kl)[:, None], case.labels)[:, 0]
+    assert_close(teacher_confidence(case.teacher, case.teacher_aux, size=(17, 21)), expected)
+
+
+def test_confidence_of_agreeing_heads_is_exactly_one():
+    teacher = Case(images=1).teacher.bfloat16()
+    weight = teacher_confidence(teacher, teacher, size=(9, 9))
+    assert weight.shape == (1, 9, 9)  # a batch of one keeps its axis
+    assert weight.dtype == torch.float32
+    assert_close(weight, torch.ones(1, 9, 9))
+    assert weight.max() <= 1
+
+
+def test_confidence_has_no_gradient():
+    student = Case().student
+    assert not teacher_confidence(student, student, size=(4, 4)).requires_grad
+
+
+def test_confidence_needs_heads_of_one_shape():
+    with pytest.raises(UserError, match="must have one shape"):
+        teacher_confidence(Case().teacher, Case().teacher[:, :3], size=(4, 4))
+
+
+# --- hard_pixels and chosen_pixels ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amount", ["few", "many"])
+def test_hard_pixels_equal_the_reference(reference, amount):
+    masks = chosen_pixels(
+        reference["student_logits"],
+        reference["teacher_logits"],
+        reference.labels,
+        min_kept=int(reference[f"tse/OR/min_kept_{amount}/unweighted/min_kept"]),
+        ignore_index=-1,
+    )
+    assert torch.equal(masks.hard_student, reference[f"tse/hard_student/min_kept_{amount}"])
+    assert torch.equal(masks.hard_teacher, reference[f"tse/hard_teacher/min_kept_{amount}"])
+    assert torch.equal(masks.chosen, masks.hard_student ^ masks.hard_teacher)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("min_kept", [0, 1, 50, 400, 0.0, 0.25, 1.0, 10**9])
+def test_hard_pixels_equal_sorting_everything(threshold, min_kept):
+    case = Case()
+    index = case.labels.masked_fill(case.labels == 255, 0)[:, None]
+    p = upsampled(case.teacher, case.labels).softmax(1).gather(1, index)[:, 0]
+    p[case.labels == 255] = 1
+    count = min_kept if isinstance(min_kept, int) else round(min_kept * p.numel())
+    tau = max([threshold, *sorted(p.flatten().tolist())[:count][-1:]])
+    expected = (case.labels != 255) & (p <= tau + 1e-6)
+    hard = hard_pixels(case.teacher, case.labels, threshold=threshold, min_kept=min_kept)
+    assert torch.equal(hard, expected)
+
+
+def test_ties_are_kept():
+    logits = torch.zeros(1, 4, 2, 2)  # p = 1/4 everywhere
+    labels = torch.randint(0, 4, (1, 8, 8))
+    assert hard_pixels(logits, labels, threshold=0.0, min_kept=1).all()
+
+
+def test_with_fewer_valid_pixels_than_min_kept_all_valid_ones_are_hard():
+    case = Case()
+    labels = torch.full_like(case.labels, 255)
+    labels[0, 3, 4:9] = 1
+    certain = F.one_hot(torch.ones(2, 5, 6, dtype=torch.long), 4).movedim(-1, 1) * 100.0
+    assert torch.equal(hard_pixels(certain, labels), labels != 255)
+
+
+def test_without_valid_pixel_nothing_is_hard():
+    case = Case()
+    assert not hard_pixels(case.teacher, torch.full_like(case.labels, 255)).any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_chosen_pixels_follow_the_truth_table(mode):
+    case = Case()
+    masks = chosen_pixels(case.student, case.teacher, case.labels, mode=mode, min_kept=100)
+    table = {
+        "xor": lambda s, t: s != t,
+        "or": lambda s, t: s or t,
+        "and": lambda s, t: s and t,
+        "ohem": lambda s, t: s,
+    }
+    expected = [
+        table[mode](s, t)
+        for s, t in zip(
+            masks.hard_student.flatten().tolist(),
+            masks.hard_teacher.flatten().tolist(),
+            strict=True,
+        )
+    ]
+    assert masks.chosen.flatten().tolist() == expected
+    assert not masks.chosen[case.labels == 255].any()
+
+
+def test_hard_pixels_name_bad_settings():
+    case = Case()
+    with pytest.raises(UserError, match=r"threshold is 1\.5"):
+        hard_pixels(case.teacher, case.labels, threshold=1.5)
+    with pytest.raises(UserError, match="min_kept is -1"):
+        hard_pixels(case.teacher, case.labels, min_kept=-1)
+    with pytest.raises(UserError, match=r"min_kept is 2\.0"):
+        hard_pixels(case.teacher, case.labels, min_kept=2.0)
+
+
+# --- tfe_task_loss --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_aux", [True, False])
+def test_tfe_equals_the_reference(reference, with_aux):
+    student, aux = reference.leaf("student_logits"), reference.leaf("student_aux")
+    loss = tfe_task_loss(
+        student,
+        reference.labels,
+        teacher_logits=reference["teacher_logits"],
+        teacher_aux_logits=reference["teacher_aux"],
+        student_aux_logits=aux if with_aux else None,
+        ignore_index=-1,
+    )
+    loss.backward()
+    prefix = "tfe" if with_aux else "tfe_noaux"
+    assert_equal(loss, reference[f"{prefix}/loss"])
+    assert_equal(student.grad, reference[f"{prefix}/grad_student_logits"])
+    if with_aux:
+        assert_equal(aux.grad, reference["tfe/grad_student_aux"])
+
+
+def test_tfe_valid_reduction_does_not_scale_with_padding():
+    case = Case()
+    paper, valid = case.tfe(), case.tfe(reduction="valid")
+    assert_close(valid, paper * case.labels.numel() / (case.labels != 255).sum())
+
+
+def test_tfe_with_an_agreeing_teacher_is_cross_entropy():
+    case = Case()
+    case.teacher_aux = case.teacher
+    assert_close(case.tfe(reduction="valid"), case.cross_entropy())
+
+
+def test_tfe_knows_its_reductions():
+    with pytest.raises(UserError, match=r"Unknown reduction 'mean'.*paper, valid"):
+        Case().tfe(reduction="mean")
+
+
+# --- tse_task_loss --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("amount", ["few", "many"])
+@pytest.mark.parametrize("mode", MODES)
+def test_tse_equals_the_reference(reference, mode, amount, weighted):
+    prefix = (
+        f"tse/{mode.upper()}/min_kept_{amount}/{'class_weighted' if weighted else 'unweighted'}"
+    )
+    if f"{prefix}/loss" not in reference:
+        pytest.skip("the class weights of the reference are those of Cityscapes' 19 classes")
+    student, aux = reference.leaf("student_logits"), reference.leaf("student_aux")
+    loss = tse_task_loss(
+        student,
+        reference.labels,
+        teacher_logits=reference["teacher_logits"],
+        student_aux_logits=aux,
+        teacher_aux_logits=reference["teacher_aux"],
+        mode=mode,
+        min_kept=int(reference[f"{prefix}/min_kept"]),
+        class_weights=CITYSCAPES_WEIGHTS if weighted else None,
+        ignore_index=-1,
+    )
+    loss.backward()
+    assert_equal(loss, reference[f"{prefix}/loss"])
+    assert_equal(student.grad, reference[f"{prefix}/grad_student_logits"])
+    assert_equal(aux.grad, reference[f"{prefix}/grad_student_aux"])
+
+
+def test_tse_is_the_mean_cross_entropy_of_the_chosen_pixels():
+    case = Case()
+    weights = torch.rand(4) + 0.5
+    loss = tse_task_loss(
+        case.student,
+        case.labels,
+        teacher_logits=case.teacher,
+        min_kept=0.3,
+        class_weights=weights,
+    )
+    chosen = chosen_pixels(case.student, case.teacher, case.labels, min_kept=0.3).chosen
+    expected = F.cross_entropy(
+        upsampled(case.student, case.labels),
+        case.labels.masked_fill(~chosen, 255),
+        weight=weights,
+        ignore_index=255,
+    )
+    assert_close(loss, expected)
+
+
+def test_tse_with_everything_hard_is_cross_entropy():
+    case = Case()
+    assert_close(case.tse(mode="or", threshold=1.0), case.cross_entropy())
+
+
+@pytest.mark.parametrize("mode", ["xor", "and"])
+def test_tse_is_zero_when_no_pixel_is_chosen(mode):
+    case = Case()
+    if mode == "xor":  # the same networks: they agree everywhere
+        case.teacher, case.teacher_aux = case.student.detach(), case.student_aux.detach()
+        options = {}
+    else:
+        options = {"threshold": 0.0, "min_kept": 0}
+    loss = case.tse(mode=mode, **options)
+    assert_zero_with_graph(loss, case.leaves)
+
+
+def test_tse_survives_class_weights_of_zero():
+    case = Case()
+    assert_zero_with_graph(case.tse(class_weights=torch.zeros(4)), case.leaves)
+
+
+def test_min_kept_may_be_a_fraction_of_the_batch():
+    case = Case()
+    count = round(0.2 * case.labels.numel())
+    assert_close(case.tse(min_kept=0.2, threshold=0.0), case.tse(min_kept=count, threshold=0.0))
+
+
+def test_ohem_needs_nothing_of_the_teachers_auxiliary_head():
+    case = Case()
+    assert_close(case.tse(mode="ohem", teacher_aux_logits=None), case.tse(mode="ohem"))
+
+
+def test_tse_names_a_missing_auxiliary_head_of_the_teacher():
+    with pytest.raises(UserError, match="student has auxiliary logits, the teacher none"):
+        Case().tse(teacher_aux_logits=None)
+
+
+@pytest.mark.parametrize("mode", ["XOR", "nand", ""])
+def test_unknown_mode_names_the_choices(mode):
+    with pytest.raises(UserError, match="Choose one of xor, or, and, ohem"):
+        Case().tse(mode=mode)
+
+
+def test_class_weights_must_be_one_for_each_class():
+    with pytest.raises(UserError, match=r"shape \(19,\), expected one for each of the 4"):
+        Case().tse(class_weights=CITYSCAPES_WEIGHTS)
+
+
+def test_networks_of_different_label_sets_are_named():
+    case = Case()
+    case.teacher = case.teacher[:, :3]
+    with pytest.raises(UserError, match="student has 4 classes, the teacher 3"):
+        case.tse()
+    with pytest.raises(UserError, match="student has 4 classes, the teacher 3"):
+        case.tfe()
+
+
+# --- cross_entropy_task_loss ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_equals_torch(weighted):
+    case = Case()
+    weights = torch.rand(4) + 0.5 if weighted else None
+    ours = case.cross_entropy(class_weights=weights)
+    main, aux = (
+        F.cross_entropy(upsampled(z, case.labels), case.labels, weight=weights, ignore_index=255)
+        for z in case.leaves
+    )
+    assert_close(ours, main + 0.4 * aux)
+    for found, expected in zip(
+        torch.autograd.grad(ours, case.leaves),
+        torch.autograd.grad(main + 0.4 * aux, case.leaves),
+        strict=True,
+    ):
+        assert_close(found, expected, rtol=2e-5, atol=1e-7)
+
+
+# --- what all task losses promise -----------------------------------------------------------------
+
+LOSSES = ("cross_entropy", "tfe", "tse")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradcheck_in_float64(loss):
+    # mode or: the chosen set of xor may flip within gradcheck's step
+    case = Case(dtype=torch.float64, images=1, small=(3, 2), size=(5, 6))
+    options = {"mode": "or", "threshold": 1.0} if loss == "tse" else {}
+
+    def function(student, aux):
+        case.student, case.student_aux = student, aux
+        return getattr(case, loss)(**options)
+
+    assert torch.autograd.gradcheck(function, case.leaves)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_valid_pixel_gives_zero_loss_and_zero_gradient(loss):
+    case = Case()
+    ignored = torch.full_like(case.labels, 255)
+    assert_zero_with_graph(getattr(case, loss)(ignored), case.leaves)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ignored_pixels_may_hold_nan_at_full_size(loss):
+    clean, dirty = Case(small=(7, 8), size=(7, 8)), Case(small=(7, 8), size=(7, 8))
+    # The teacher's weight map is upsampled by itself; its NaN must not reach the sum either.
+    ignored = (clean.labels == 255).unsqueeze(1)
+    for name in ("student", "student_aux", "teacher", "teacher_aux"):
+        leaf = getattr(dirty, name).detach().masked_fill(ignored, float("nan"))
+        setattr(dirty, name, leaf.requires_grad_(name.startswith("student")))
+    losses = [getattr(case, loss)() for case in (clean, dirty)]
+    assert_close(losses[1], losses[0])
+    for found, expected in zip(
+        torch.autograd.grad(losses[1], dirty.leaves),
+        torch.autograd.grad(losses[0], clean.leaves),
+        strict=True,
+    ):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    half, full = Case(dtype=dtype), Case(dtype=dtype)
+    for name in ("student", "student_aux", "teacher", "teacher_aux"):
+        setattr(full, name, getattr(full, name).detach().float())
+    value = getattr(half, loss)()
+    assert value.dtype == torch.float32
+    assert_close(value, getattr(full, loss)())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(getattr(half, loss)(), value)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_logits_of_thousands_do_not_overflow(loss):
+    case = Case()
+    for name in ("student", "student_aux", "teacher", "teacher_aux"):
+        setattr(case, name, (getattr(case, name).detach() * 8000).half().requires_grad_())
+    value = getattr(case, loss)()
+    assert value.isfinite()
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(value, case.leaves))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize(("classes", "size"), [(2, (33, 9)), (25, (8, 40))])
+def test_any_batch_classes_and_crop(loss, images, classes, size):
+    case = Case(images=images, classes=classes, size=size)
+    value = getattr(case, loss)(**{"mode": "or"} if loss == "tse" else {})
+    assert value.isfinite()
+    assert value > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_of_one_byte_or_with_minus_one_as_ignored(loss):
+    case = Case()
+    expected = getattr(case, loss)()
+    assert torch.equal(getattr(case, loss)(case.labels.byte()), expected)
+    minus_one = case.labels.masked_fill(case.labels == 255, -1)
+    assert torch.equal(getattr(case, loss)(minus_one, ignore_index=-1), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_gradient_reaches_the_teacher(loss):
+    case = Case()
+    case.teacher.requires_grad_()
+    case.teacher_aux.requires_grad_()
+    getattr(case, loss)().backward()
+    assert case.teacher.grad is None
+    assert case.teacher_aux.grad is None
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def test_tse_statistics_count_what_the_masks_hold():
+    case = Case()
+    loss, statistics = tse_task_terms(
+        case.student,
+        case.labels,
+        teacher_logits=case.teacher,
+        student_aux_logits=case.student_aux,
+        teacher_aux_logits=case.teacher_aux,
+        min_kept=0.3,
+    )
+    assert torch.equal(loss, case.tse(min_kept=0.3))
+    valid = (case.labels != 255).sum()
+    for prefix, student, teacher in (
+        ("", case.student, case.teacher),
+        ("aux_", case.student_aux, case.teacher_aux),
+    ):
+        masks = chosen_pixels(student, teacher, case.labels, min_kept=0.3)
+        for name, mask in masks._asdict().items():
+            assert_close(statistics[prefix + name], mask.sum() / valid)
+        for name, logits in (("student_ce", student), ("teacher_ce", teacher)):
+            ce = F.cross_entropy(upsampled(logits, case.labels), case.labels, ignore_index=255)
+            assert_close(statistics[prefix + name], ce.detach())
+        assert statistics[f"{prefix}chosen_none"] == 0
+    assert all(value.shape == () and not value.requires_grad for value in statistics.values())
+
+
+def test_an_empty_choice_is_counted():
+    case = Case()
+    terms = tse_task_terms(case.student, case.labels, teacher_logits=case.student.detach())
+    assert terms.statistics["chosen_none"] == 1
+    assert terms.statistics["chosen"] == 0
+
+
+def test_tfe_and_cross_entropy_statistics():
+    case = Case()
+    terms = tfe_task_terms(
+        case.student,
+        case.labels,
+        teacher_logits=case.teacher,
+        teacher_aux_logits=case.teacher_aux,
+        student_aux_logits=case.student_aux,
+    )
+    weight = teacher_confidence(case.teacher, case.teacher_aux, size=(17, 21))
+    assert_close(terms.statistics["teacher_confidence"], weight[case.labels != 255].mean())
+    plain = cross_entropy_task_terms(case.student, case.labels, student_aux_logits=case.student_aux)
+    for name in ("student_ce", "student_aux_ce"):
+        assert_close(terms.statistics[name], plain.statistics[name])
+    total = plain.statistics["student_ce"] + 0.4 * plain.statistics["student_aux_ce"]
+    assert_close(total, plain.loss.detach())
