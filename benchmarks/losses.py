@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -149,24 +150,21 @@ def step(loss: Loss, batch: Batch) -> tuple[float, Tensor]:
     return time.perf_counter() - start, value.detach()
 
 
-def peak_megabytes(name: str, which: int, threads: int, queue: multiprocessing.Queue) -> None:
-    """Growth of this process's peak memory while the loss runs, into the queue."""
+def peak_megabytes(name: str, which: int, threads: int) -> float:
+    """Growth of this process's peak memory while the loss runs."""
     torch.set_num_threads(threads)
     batch = make_batch((65, 129), (512, 1024), 4, 19)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step(LOSSES[name][which], batch)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    queue.put((after - before) / (2**20 if sys.platform == "darwin" else 2**10))
+    return (after - before) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measured_peak(name: str, which: int, threads: int) -> float:
+    """`peak_megabytes` in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=peak_megabytes, args=(name, which, threads, queue))
-    process.start()
-    peak = queue.get()
-    process.join()
-    return float(peak)
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
+        return process.submit(peak_megabytes, name, which, threads).result()
 
 
 def main() -> None:
@@ -175,6 +173,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    # First, while this process is small: a new one starts with its parent's peak.
+    peaks = {
+        (name, which): measured_peak(name, which, options.threads)
+        for name in LOSSES
+        for which in (0, 1)
+    }
     batch = make_batch((65, 129), (512, 1024), 4, 19)
     print(
         f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads; logits "
@@ -194,7 +198,7 @@ def main() -> None:
             print(
                 f"{name:<14}{label:<10}{1e3 * median:8.0f}"
                 f"{1e3 * (max(seconds) - min(seconds)):8.0f}"
-                f"{measured_peak(name, which, options.threads):9.0f}{plain / median:7.1f}x"
+                f"{peaks[name, which]:9.0f}{plain / median:7.1f}x"
                 f"   {values[which]:.6f}"
             )
 

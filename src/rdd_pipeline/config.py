@@ -205,7 +205,8 @@ class TrainerParams(Params):
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 autocast where the GPU has it, float32 elsewhere."
+        "auto",
+        description="auto: bfloat16 autocast where the device has it in hardware, else float32.",
     )
     channels_last: bool = True
     workers: NonNegativeInt | Literal["auto"] = Field(

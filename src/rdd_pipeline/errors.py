@@ -5,9 +5,13 @@ class UserError(ValueError):
     """Something the user gave does not fit: says what was found, expected, and what to do."""
 
 
-class DataProblem(UserError):
+class DataProblem(UserError):  # noqa: N818 - it is raised for one problem or many
     """One or several problems of the labelled images, all of them in one message."""
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss term became NaN or infinite; raised before the optimizer changed anything."""
+
+
+class RunInterrupted(RuntimeError):  # noqa: N818 - no fault, the user wanted it
+    """Ctrl-C or SIGTERM stopped the run; an Exception, so that Kedro's hooks see it."""

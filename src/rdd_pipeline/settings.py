@@ -10,7 +10,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
-from rdd_pipeline.hooks import ExperimentHook  # noqa: E402
+from rdd_pipeline.hooks import ExperimentHook
 
 HOOKS = (ExperimentHook(),)
 # ExperimentHook extends kedro-mlflow's own hook; kedro-viz's run hook only warns on partial runs.

@@ -23,9 +23,6 @@ class Reference:
         with np.load(FOLDER / f"{name}.npz") as arrays:
             self._arrays = dict(arrays)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._arrays
-
     def __getitem__(self, key: str) -> Tensor:
         return torch.from_numpy(np.array(self._arrays[key]))
 
@@ -44,6 +41,11 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
     error = float((found.detach().double() - expected.double()).abs().max()) / scale
     assert found.shape == expected.shape
     assert error < 2e-5, f"relative error {error:.2e}"
+
+
+def features(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype)
 
 
 def upsampled(logits: Tensor, labels: Tensor) -> Tensor:

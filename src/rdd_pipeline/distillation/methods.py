@@ -38,6 +38,7 @@ class Method:
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether a frozen network has to see every batch."""
         return self.task == "rdd" or bool(self.terms)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.distillation.terms import LossTerm, build_term
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.rdd import (
     cross_entropy_task_terms,
     tfe_task_terms,
@@ -155,3 +156,33 @@ def tfe_share(rdd: RddParams, iteration: int, warmup: int, iterations: int) -> f
     if not rdd.annealed or iterations <= warmup:
         return 0.0
     return (iterations - iteration) / (iterations - warmup)
+
+
+def check_auxiliary_heads(
+    rdd: RddParams, *, warmup: int, iterations: int, teacher: bool, student: bool
+) -> None:
+    """Refuse a run whose RDD task loss would compare heads that are not there.
+
+    Args:
+        rdd: Settings of the task loss.
+        warmup: First iteration of the TSE stage.
+        iterations: Length of the whole run.
+        teacher: Whether the teacher has an auxiliary head.
+        student: Whether the student has one.
+
+    Raises:
+        UserError: TFE without the teacher's, or TSE with the student's only.
+    """
+    if teacher:
+        return
+    if warmup > 1 or (rdd.annealed and warmup < iterations):
+        raise UserError(
+            "TFE compares the teacher's two heads, but the teacher has no auxiliary head. Set "
+            "teacher.network.auxiliary=true, or rdd.warmup=0 and rdd.annealed=false."
+        )
+    if student and rdd.mode != "ohem":
+        raise UserError(
+            "TSE compares the student's heads with the teacher's, but only the student has an "
+            "auxiliary head. Set teacher.network.auxiliary=true, student.auxiliary=false or "
+            "rdd.mode=ohem."
+        )

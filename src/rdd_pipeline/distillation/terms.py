@@ -38,6 +38,7 @@ class KnowledgeDistillation(LossTerm):
         self.temperature = temperature
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Tensor:
+        """See `LossTerm.forward`."""
         return kd_loss(student.logits, teacher.logits, temperature=self.temperature)
 
 
@@ -51,5 +52,7 @@ def build_term(name: str, options: Mapping[str, float | str | bool]) -> LossTerm
         UserError: No term has that name.
     """
     if name not in TERMS:
-        raise UserError(f"There is no loss term {name!r}. The terms are: {', '.join(sorted(TERMS))}.")
+        raise UserError(
+            f"There is no loss term {name!r}. The terms are: {', '.join(sorted(TERMS))}."
+        )
     return TERMS[name](**options)

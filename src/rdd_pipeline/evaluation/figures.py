@@ -175,7 +175,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
         shares = counts / counts.sum(1, keepdims=True)
         hits = counts.diagonal()
         iou = hits / (counts.sum(0) + counts.sum(1) - hits)
-    side = min(max(3.5, 0.42 * classes + 1.5), 16.0)
+    side = max(3.5, 0.42 * classes + 1.5) if classes <= 30 else 10.0 + 0.07 * classes
     figure = Figure(figsize=(side + 2.0, side), layout="constrained")
     axes, bars = figure.subplots(1, 2, sharey=True, width_ratios=(classes, max(2, classes // 4)))
     picture = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
@@ -191,7 +191,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
                     fontsize=SMALL - 1,
                     color="white" if share > 0.6 else "black",
                 )
-    font = SMALL if classes <= 30 else max(3, 200 // classes)
+    font = SMALL if classes <= 30 else max(4.5, 220 / classes)
     axes.set_xticks(range(classes), names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(classes), names)
     axes.tick_params(labelsize=font, length=2)
@@ -199,7 +199,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
     axes.set_ylabel("label", fontsize=NORMAL)
     axes.set_title("% of the label's pixels", fontsize=NORMAL)
     bars.barh(range(classes), np.nan_to_num(100 * iou), color=BLUE, height=0.7)
-    for row, value in enumerate(iou):
+    for row, value in enumerate(iou if classes <= 60 else ()):
         text = "absent" if math.isnan(value) else f"{100 * value:.1f}"
         bars.text(
             np.nan_to_num(100 * value) + 2, row, text, va="center", fontsize=font, color="black"
@@ -210,12 +210,14 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
     bars.spines[["top", "right"]].set_visible(False)
     present = iou[np.isfinite(iou)]
     bars.set_title(f"IoU in %\nmean {100 * present.mean():.2f}", fontsize=NORMAL)
-    figure.colorbar(picture, ax=[axes, bars], shrink=0.6, pad=0.01, ticks=[0, 0.5, 1])
+    figure.colorbar(picture, ax=[axes, bars], shrink=0.4, aspect=30, pad=0.01, ticks=[0, 0.5, 1])
     return figure
 
 
 def iou_bars(table: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bars of every method's mIoU with the spread over seeds; one panel per comparison and split.
+    """Every method's mIoU with the spread over seeds; one panel per comparison and split.
+
+    The gain over the student alone, trained with the same seeds, is in parentheses.
 
     Args:
         table: Rows of `comparison.compare`: `title`, `network`, `seeds`, `data_digest`,
@@ -390,7 +392,7 @@ def _grid(
     """A grid of pictures without ticks, and below it areas for legends, `legends` columns wide."""
     width = width or PANEL_WIDTH
     height = width * image.shape[-2] / image.shape[-1]
-    bottom = 0.9
+    bottom = 0.7
     figure = Figure(
         figsize=(len(titles) * (width + 0.08) + 0.3, rows * (height + 0.22) + 0.3 + bottom),
         layout="constrained",
@@ -490,16 +492,21 @@ def _bar_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], split: str) -> Non
         GRAY if row["method"] == "teacher" else ORANGE if row["method"] == "baseline" else BLUE
         for row in rows
     ]
-    places = np.arange(len(rows))
-    axes.barh(places, np.nan_to_num(values), color=colors, height=0.7)
-    axes.errorbar(
-        np.nan_to_num(values), places, xerr=np.nan_to_num(spread), fmt="none", ecolor="black",
-        elinewidth=0.9, capsize=2,
-    )  # fmt: skip
+    places = range(len(rows))
+    alone = [value for row, value in zip(rows, values, strict=True) if row["method"] == "baseline"]
+    if alone:
+        axes.axvline(alone[0], color=ORANGE, linestyle="--", linewidth=0.8, zorder=0)
+    # Points, not bars: the axis does not start at zero.
+    for place, value, half, color in zip(places, values, spread, colors, strict=True):
+        if math.isfinite(value):
+            axes.errorbar(
+                value, place, xerr=np.nan_to_num(half), fmt="o", color=color, capsize=3, ms=6
+            )
     finite = values[np.isfinite(values)]
-    low = max(0.0, finite.min() - 0.35 * (np.ptp(finite) or 5.0) - 1) if len(finite) else 0.0
-    high = (finite + np.nan_to_num(spread[np.isfinite(values)])).max() if len(finite) else 1.0
-    room = high - low
+    half = np.nan_to_num(spread[np.isfinite(values)])
+    low = max(0.0, (finite - half).min()) if len(finite) else 0.0
+    high = (finite + half).max() if len(finite) else 1.0
+    room = max(high - low, 1.0)
     for place, row in enumerate(rows):
         value = values[place]
         text = "not evaluated"
@@ -507,8 +514,9 @@ def _bar_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], split: str) -> Non
             gain = float(row.get(f"{split}_gain", math.nan))
             text = f"{value:.2f}" + (f"  ({gain:+.2f})" if math.isfinite(gain) else "")
         edge = np.nan_to_num(value, nan=low) + np.nan_to_num(spread[place])
-        axes.text(edge + 0.02 * room, place, text, va="center", fontsize=SMALL)
-    axes.set_xlim(low, high + 0.42 * room)
+        axes.text(edge + 0.04 * room, place, text, va="center", fontsize=SMALL)
+    axes.set_xlim(low - 0.1 * room, high + 0.5 * room)
+    axes.grid(axis="y", alpha=0.25, linewidth=0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     names = [
         f"{row['title']}" + (f" · {row['network']}" if row["method"] == "teacher" else "")

@@ -33,6 +33,19 @@ def resize(maps_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps_NCHW, size=size, mode="bilinear", align_corners=True)
 
 
+def resize_labels(labels_NHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (N, h, w), int64, by nearest neighbor: what a feature map's positions belong to."""
+    if tuple(labels_NHW.shape[-2:]) == tuple(size):
+        return labels_NHW.long()
+    # Whole numbers this small are exact in float32.
+    return F.interpolate(labels_NHW.unsqueeze(1).float(), size=size).squeeze(1).long()
+
+
+def rows_of(maps_NDhw: Tensor) -> Tensor:
+    """Positions as rows: (N, D, h, w) to (N, h * w, D)."""
+    return maps_NDhw.flatten(2).transpose(1, 2)
+
+
 def paired_maps(student: Tensor, teacher: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """Both networks' maps ready for a comparison.
 
@@ -62,6 +75,21 @@ def paired_maps(student: Tensor, teacher: Tensor, what: str) -> tuple[Tensor, Te
     student = as_float(student)
     teacher = teacher.detach().to(student.dtype)
     return resize(student, (teacher.shape[-2], teacher.shape[-1])), teacher
+
+
+def paired_features(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """`paired_maps` for features that are compared channel by channel.
+
+    Raises:
+        UserError: As `paired_maps`, or the widths differ.
+    """
+    if student.dim() == teacher.dim() == 4 and student.shape[1] != teacher.shape[1]:
+        raise UserError(
+            f"The student's feature has {student.shape[1]} channels, the teacher's "
+            f"{teacher.shape[1]}. Bring the student's to the teacher's width first, e.g. with "
+            f"channel_adapter({student.shape[1]}, {teacher.shape[1]})."
+        )
+    return paired_maps(student, teacher, "features")
 
 
 def paired_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,21 +22,24 @@ from torch.autograd.function import once_differentiable
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import as_float, no_autocast
 
-# Elements of an upsampled band. CPU: a few of them fit in the cache (measured, 2**18 to 2**21 are
-# within ten percent). Elsewhere: few large kernels, and still bounded memory.
-_BAND_ELEMENTS_CPU = 2**19
+# Elements of an upsampled band. CPU: a few bands fit in the cache (measured: twice or half as many
+# are ten percent slower). Elsewhere: few large kernels, and still bounded memory.
+_BAND_ELEMENTS_CPU = 2**18
 _BAND_ELEMENTS_OTHER = 2**25
+# Columns that are upsampled by one matrix product: in smaller blocks it is mostly zeros that are
+# left out, in too small ones the product has little to do.
+_COLUMNS_IN_BLOCK = 256
 
 
 class PixelLabels(NamedTuple):
-    """Labels in the form the losses compute with.
+    """Checked labels.
 
     Attributes:
-        classes: Class of each pixel, (N, H, W) int64, 0 where the pixel is ignored.
+        labels: (N, H, W) as given: any integer type, any value where the pixel is ignored.
         valid: (N, H, W) bool, False where the pixel is ignored.
     """
 
-    classes: Tensor
+    labels: Tensor
     valid: Tensor
 
 
@@ -58,16 +61,15 @@ def pixel_labels(labels_NHW: Tensor, *, num_classes: int, ignore_index: int) -> 
             "(batch, height, width) and an integer type, e.g. uint8."
         )
     valid = labels_NHW != ignore_index
-    index = labels_NHW.masked_fill(~valid, 0).long()
-    if index.device.type == "cpu" and index.numel() > 0:
-        smallest, largest = (int(value) for value in index.aminmax())
-        if smallest < 0 or largest >= num_classes:
-            found = smallest if smallest < 0 else largest
+    if _on_cpu(labels_NHW):
+        wrong = ((labels_NHW < 0) | (labels_NHW >= num_classes)).logical_and_(valid)
+        if bool(wrong.any()):
             raise UserError(
-                f"Found label {found}, expected 0 to {num_classes - 1} or {ignore_index} for "
-                "ignored pixels. Check the label set, and that raw ids were mapped to classes."
+                f"Found label {int(labels_NHW[wrong][0])}, expected 0 to {num_classes - 1} or "
+                f"{ignore_index} for ignored pixels. Check the label set, and that raw ids were "
+                "mapped to classes."
             )
-    return PixelLabels(index, valid)
+    return PixelLabels(labels_NHW, valid)
 
 
 def log_prob_of_label(logits_NChw: Tensor, labels: PixelLabels) -> Tensor:
@@ -86,10 +88,10 @@ def log_prob_of_label(logits_NChw: Tensor, labels: PixelLabels) -> Tensor:
     Raises:
         UserError: The shapes do not belong together.
     """
-    if logits_NChw.dim() != 4 or logits_NChw.shape[0] != labels.classes.shape[0]:
+    if logits_NChw.dim() != 4 or logits_NChw.shape[0] != labels.labels.shape[0]:
         raise UserError(
             f"Logits {tuple(logits_NChw.shape)} do not fit labels "
-            f"{tuple(labels.classes.shape)}: expected (batch, classes, height, width) with the "
+            f"{tuple(labels.labels.shape)}: expected (batch, classes, height, width) with the "
             "labels' batch size."
         )
     result: Tensor = _LogProbOfLabel.apply(as_float(logits_NChw), *labels)
@@ -98,43 +100,47 @@ def log_prob_of_label(logits_NChw: Tensor, labels: PixelLabels) -> Tensor:
 
 class _LogProbOfLabel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_NChw: Tensor, index_NHW: Tensor, valid_NHW: Tensor) -> Tensor:
+    def forward(ctx: Any, logits_NChw: Tensor, labels_NHW: Tensor, valid_NHW: Tensor) -> Tensor:
         with no_autocast(logits_NChw):
-            bilinear = _Bilinear.between(logits_NChw, index_NHW)
-            logits_NChw = bilinear.drop_unseen(logits_NChw, valid_NHW)
-            log_prob_NHW = logits_NChw.new_empty(index_NHW.shape)
+            bilinear = _Bilinear.between(logits_NChw, labels_NHW)
+            # Elsewhere, looking first would mean waiting for the device.
+            if not _on_cpu(logits_NChw) or not bool(logits_NChw.isfinite().all()):
+                logits_NChw = bilinear.drop_unseen(logits_NChw, valid_NHW)
+            log_prob_NHW = logits_NChw.new_empty(labels_NHW.shape)
             for n, logits_Chw in enumerate(logits_NChw):
                 for rows, logits_RCW in bilinear.bands(logits_Chw):
-                    log_probs_RCW = logits_RCW.log_softmax(1)
-                    index_R1W = index_NHW[n, rows].unsqueeze(1)
-                    log_prob_NHW[n, rows] = log_probs_RCW.gather(1, index_R1W).squeeze(1)
-        ctx.save_for_backward(logits_NChw, index_NHW, valid_NHW)
-        # Rounding may leave 1e-7 above 0, which would be a probability above 1.
-        return log_prob_NHW.clamp_(max=0).masked_fill_(~valid_NHW, 0)
+                    valid_R1W = valid_NHW[n, rows].unsqueeze(1)
+                    index_R1W = torch.where(valid_R1W, labels_NHW[n, rows].unsqueeze(1), 0).long()
+                    log_prob_R1W = logits_RCW.log_softmax(1).gather(1, index_R1W)
+                    # Rounding may leave 1e-7 above 0, which would be a probability above 1.
+                    log_prob_R1W.clamp_(max=0).masked_fill_(~valid_R1W, 0)
+                    log_prob_NHW[n, rows] = log_prob_R1W.squeeze(1)
+        ctx.save_for_backward(logits_NChw, labels_NHW, valid_NHW)
+        return log_prob_NHW
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NHW: Tensor) -> tuple[Tensor | None, None, None]:
-        logits_NChw, index_NHW, valid_NHW = ctx.saved_tensors
+        logits_NChw, labels_NHW, valid_NHW = ctx.saved_tensors
         with no_autocast(logits_NChw):
-            bilinear = _Bilinear.between(logits_NChw, index_NHW)
-            grad_NHW = grad_NHW.masked_fill(~valid_NHW, 0)
+            bilinear = _Bilinear.between(logits_NChw, labels_NHW)
             grad_NChw = torch.empty_like(logits_NChw)
-            # Chosen pixels are often few: bands without any cost nothing. Looking means waiting
-            # for the device elsewhere.
-            may_look = grad_NHW.device.type == "cpu"
             for n, logits_Chw in enumerate(logits_NChw):
                 grad_hCW = bilinear.zero_rows(logits_Chw)
-                for rows, logits_RCW in bilinear.bands(
-                    logits_Chw, needed_HW=grad_NHW[n] if may_look else None
-                ):
+                for rows, logits_RCW in bilinear.bands(logits_Chw, needed_HW=grad_NHW[n]):
+                    valid_R1W = valid_NHW[n, rows].unsqueeze(1)
+                    index_R1W = torch.where(valid_R1W, labels_NHW[n, rows].unsqueeze(1), 0).long()
+                    grad_R1W = torch.where(valid_R1W, grad_NHW[n, rows].unsqueeze(1), 0)
                     # d log p_y / dz_c = [c = y] - p_c
-                    grad_R1W = grad_NHW[n, rows].unsqueeze(1)
                     grad_RCW = logits_RCW.softmax(1).mul_(-grad_R1W)
-                    grad_RCW.scatter_add_(1, index_NHW[n, rows].unsqueeze(1), grad_R1W)
+                    grad_RCW.scatter_add_(1, index_R1W, grad_R1W)
                     bilinear.add_adjoint(grad_RCW, rows, grad_hCW)
                 grad_NChw[n] = bilinear.narrow(grad_hCW)
         return grad_NChw, None, None
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 class _Bilinear(NamedTuple):
@@ -149,8 +155,8 @@ class _Bilinear(NamedTuple):
     horizontal: Tensor
 
     @classmethod
-    def between(cls, logits_NChw: Tensor, index_NHW: Tensor) -> _Bilinear:
-        (h, w), (height, width) = logits_NChw.shape[-2:], index_NHW.shape[-2:]
+    def between(cls, logits_NChw: Tensor, labels_NHW: Tensor) -> _Bilinear:
+        (h, w), (height, width) = logits_NChw.shape[-2:], labels_NHW.shape[-2:]
         return cls(_interpolation(logits_NChw, height, h), _interpolation(logits_NChw, width, w))
 
     def drop_unseen(self, logits_NChw: Tensor, valid_NHW: Tensor) -> Tensor:
@@ -164,22 +170,24 @@ class _Bilinear(NamedTuple):
     ) -> Iterator[tuple[slice, Tensor]]:
         """Upsampled bands of rows: (rows of the label map, logits (R, C, W)).
 
-        Bands in which `needed_HW` is zero throughout are left out.
+        On the CPU, bands in which `needed_HW` is zero throughout are left out: chosen pixels are
+        often few. Elsewhere, looking would mean waiting for the device.
         """
         classes, h, w = logits_Chw.shape
-        height, width = len(self.vertical), len(self.horizontal)
-        on_cpu = logits_Chw.device.type == "cpu"
+        width = len(self.horizontal)
+        on_cpu = _on_cpu(logits_Chw)
         elements = _BAND_ELEMENTS_CPU if on_cpu else _BAND_ELEMENTS_OTHER
         rows_in_band = max(1, elements // max(1, classes * width))
         # Columns first: that is done on the h rows there are, not on the H rows to come.
-        logits_hCW = (logits_Chw.transpose(0, 1).reshape(h * classes, w) @ self.horizontal.T).view(
-            h, classes * width
-        )
-        for start in range(0, height, rows_in_band):
-            rows = slice(start, min(start + rows_in_band, height))
-            if needed_HW is None or bool(needed_HW[rows].any()):
-                below = self._source_rows(rows)
-                band = self.vertical[rows, below] @ logits_hCW[below]
+        narrow = logits_Chw.transpose(0, 1).reshape(h * classes, w)
+        wide = narrow.new_empty(h * classes, width)
+        for columns, sources in _blocks(self.horizontal, _COLUMNS_IN_BLOCK):
+            weights = self.horizontal[columns, sources]
+            torch.mm(narrow[:, sources], weights.T, out=wide[:, columns])
+        wide = wide.view(h, classes * width)
+        for rows, sources in _blocks(self.vertical, rows_in_band):
+            if needed_HW is None or not on_cpu or bool(needed_HW[rows].any()):
+                band = self.vertical[rows, sources] @ wide[sources]
                 yield rows, band.view(-1, classes, width)
 
     def zero_rows(self, logits_Chw: Tensor) -> Tensor:
@@ -189,21 +197,33 @@ class _Bilinear(NamedTuple):
 
     def add_adjoint(self, grad_RCW: Tensor, rows: slice, into_hCW: Tensor) -> None:
         """Add what the rows of a band leave on the h rows they were interpolated from."""
-        below = self._source_rows(rows)
-        into_hCW[below].addmm_(self.vertical[rows, below].T, grad_RCW.flatten(1))
+        sources = _sources(self.vertical, rows)
+        into_hCW[sources].addmm_(self.vertical[rows, sources].T, grad_RCW.flatten(1))
 
     def narrow(self, grad_hCW: Tensor) -> Tensor:
         """The adjoint's second half, along the columns: (h, C * W) to (C, h, w)."""
         h, (width, w) = len(grad_hCW), self.horizontal.shape
-        return (grad_hCW.view(-1, width) @ self.horizontal).view(h, -1, w).transpose(0, 1)
+        wide = grad_hCW.view(-1, width)
+        narrow = wide.new_zeros(len(wide), w)
+        for columns, sources in _blocks(self.horizontal, _COLUMNS_IN_BLOCK):
+            narrow[:, sources].addmm_(wide[:, columns], self.horizontal[columns, sources])
+        return narrow.view(h, -1, w).transpose(0, 1)
 
-    def _source_rows(self, rows: slice) -> slice:
-        """Rows of the small map that the given rows of the large one are interpolated from."""
-        height, h = self.vertical.shape
-        intervals = max(height - 1, 1)
-        first = rows.start * (h - 1) // intervals
-        last = (rows.stop - 1) * (h - 1) // intervals + 1
-        return slice(first, min(last, h - 1) + 1)
+
+def _blocks(matrix: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of an interpolation matrix that hold all that is not zero: (outputs, inputs)."""
+    for start in range(0, len(matrix), size):
+        outputs = slice(start, min(start + size, len(matrix)))
+        yield outputs, _sources(matrix, outputs)
+
+
+def _sources(matrix: Tensor, outputs: slice) -> slice:
+    """The inputs that the given outputs are interpolated from."""
+    count, inputs = matrix.shape
+    intervals = max(count - 1, 1)
+    first = outputs.start * (inputs - 1) // intervals
+    last = (outputs.stop - 1) * (inputs - 1) // intervals + 1
+    return slice(first, min(last, inputs - 1) + 1)
 
 
 def _interpolation(like: Tensor, outputs: int, inputs: int) -> Tensor:

@@ -189,13 +189,13 @@ def cross_entropy_task_terms(
 ) -> TaskTerms:
     """`cross_entropy_task_loss` and its statistics: `student_ce`, `student_aux_ce`."""
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
-    weight_NHW = _class_weight_map(class_weights, pixels, student_logits)
+    weight = _class_weight_map(class_weights, pixels, pixels.valid, student_logits)
     log_p = log_prob_of_label(student_logits, pixels)
-    loss = _weighted_mean(-log_p, weight_NHW)
+    loss = _weighted_mean_ce(log_p, weight)
     statistics = {"student_ce": _mean_ce(log_p, pixels)}
     if student_aux_logits is not None:
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
-        loss = loss + aux_weight * _weighted_mean(-aux_log_p, weight_NHW)
+        loss = loss + aux_weight * _weighted_mean_ce(aux_log_p, weight)
         statistics["student_aux_ce"] = _mean_ce(aux_log_p, pixels)
     return TaskTerms(loss, statistics)
 
@@ -377,7 +377,6 @@ def tse_task_terms(
         )
     _check_classes(student_logits, teacher_logits)
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
-    class_weight_NHW = _class_weight_map(class_weights, pixels, student_logits)
     valid_count = pixels.valid.sum().clamp(min=1)
 
     def head(student: Tensor, teacher: Tensor | None, prefix: str) -> TaskTerms:
@@ -389,10 +388,10 @@ def tse_task_terms(
             hard["hard_teacher"] = _hard(teacher_log_p, pixels, threshold, min_kept)
             statistics["teacher_ce"] = _mean_ce(teacher_log_p, pixels)
         chosen = choose(hard["hard_student"], hard.get("hard_teacher", hard["hard_student"]))
-        loss = _weighted_mean(-log_p, class_weight_NHW * chosen)
+        loss = _weighted_mean_ce(log_p, _class_weight_map(class_weights, pixels, chosen, student))
         for name, mask in {**hard, "chosen": chosen}.items():
             statistics[name] = mask.sum() / valid_count
-        statistics["chosen_none"] = (~chosen.any()).to(loss.dtype)
+        statistics["chosen_none"] = (statistics["chosen"] == 0).to(loss.dtype)
         return TaskTerms(loss, {prefix + name: value for name, value in statistics.items()})
 
     loss, statistics = head(student_logits, teacher_logits, "")
@@ -437,23 +436,25 @@ def _hard(
     return hard_NHW.logical_and_(pixels.valid)
 
 
-def _class_weight_map(class_weights: Tensor | None, pixels: PixelLabels, logits: Tensor) -> Tensor:
-    """Weight of each pixel (N, H, W): that of its class, 0 where ignored."""
+def _class_weight_map(
+    class_weights: Tensor | None, pixels: PixelLabels, chosen: Tensor, logits: Tensor
+) -> Tensor:
+    """Weight of each pixel (N, H, W): that of its class where it is chosen, 0 elsewhere."""
     if class_weights is None:
-        return as_float(pixels.valid)
+        return as_float(chosen)
     if class_weights.shape != (logits.shape[1],):
         raise UserError(
             f"class_weights have shape {tuple(class_weights.shape)}, expected one for each of the "
             f"{logits.shape[1]} classes."
         )
     weights_C = as_float(class_weights.detach()).to(logits.device)
-    return weights_C[pixels.classes] * pixels.valid
+    return weights_C[torch.where(chosen, pixels.labels, 0).long()] * chosen
 
 
-def _weighted_mean(values_NHW: Tensor, weight_NHW: Tensor) -> Tensor:
-    """Mean with weights; 0 with zero gradient when all weights are 0."""
+def _weighted_mean_ce(log_p_NHW: Tensor, weight_NHW: Tensor) -> Tensor:
+    """Weighted mean of -log p; 0 with zero gradient when all weights are 0."""
     total = weight_NHW.sum()
-    return (weight_NHW * values_NHW).sum() / torch.where(total > 0, total, 1)
+    return -(weight_NHW * log_p_NHW).sum() / torch.where(total > 0, total, 1)
 
 
 def _mean_ce(log_p_NHW: Tensor, pixels: PixelLabels) -> Tensor:

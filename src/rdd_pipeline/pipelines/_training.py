@@ -133,7 +133,9 @@ def score_network(
         ]
     )
     provenance = network.header.provenance
-    work = WorkFolder(work_folder, provenance.get("fingerprint", f"imported-{network.digest()[:8]}"))
+    work = WorkFolder(
+        work_folder, provenance.get("fingerprint", f"imported-{network.digest()[:8]}")
+    )
     scores = work.recall(f"scores-{key}")
     if scores is None:
         scores = score_splits(

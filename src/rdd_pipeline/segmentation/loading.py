@@ -26,8 +26,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from rdd_pipeline.config import AugmentParams
 from rdd_pipeline.errors import DataProblem, UserError
-from rdd_pipeline.segmentation.index import Sample
-from rdd_pipeline.segmentation.reading import read_image, read_mask
+from rdd_pipeline.segmentation.index import Sample, file_digest
+from rdd_pipeline.segmentation.reading import (
+    decode_image_bytes,
+    decode_mask_bytes,
+    read_bytes,
+    resize_image,
+    resize_mask,
+    to_train_ids,
+)
 from rdd_pipeline.segmentation.transforms import CropPlan, apply_crop, draw_plan
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -152,17 +159,17 @@ class FileSource:
         if position in self._cache:
             self._cache.move_to_end(position)
             return self._cache[position]
-        sample = self.samples[position]
-        image = read_image(self.root / sample.image, image_size=self.image_size)
-        mask = read_mask(self.root / sample.mask, self.lookup, image_size=self.image_size)
-        if image.shape[-2:] != mask.shape:
-            raise DataProblem(
-                f"{self.root / sample.image} and its mask {sample.mask} differ in size "
-                f"({tuple(image.shape[-2:])} and {tuple(mask.shape)}) and did not when the index "
-                "was made. Run the data_ingestion pipeline again."
-            )
+        image, mask = self._read(self.samples[position])
         self._remember(position, image, mask)
         return image, mask
+
+    def _read(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        path = self.root / sample.image
+        image = decode_image_bytes(_unchanged(path, sample.image_digest), path, intact=True)
+        path = self.root / sample.mask
+        raw = decode_mask_bytes(_unchanged(path, sample.mask_digest), path)
+        mask = torch.from_numpy(to_train_ids(raw, self.lookup, path))
+        return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
 
     def _remember(self, position: int, image: Tensor, mask: Tensor) -> None:
         size = image.nbytes + mask.nbytes
@@ -176,6 +183,21 @@ class FileSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict(), "_cached_bytes": 0}
+
+
+def _unchanged(path: Path, digest: str) -> bytes:
+    """Content of a file of the index.
+
+    Raises:
+        DataProblem: It is not what it was when the index was made.
+    """
+    data = read_bytes(path)
+    if file_digest(data) != digest:
+        raise DataProblem(
+            f"{path} has changed since the index was made. Run the data_ingestion pipeline again: "
+            "results are stored under the digest of what they were computed from."
+        )
+    return data
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
@@ -331,7 +353,7 @@ def evaluation_batches(
         for _, positions in sorted(groups.items())
         for start in range(0, len(positions), batch_size)
     ]
-    load = _LoadWhole(tuple(samples), root, tuple(lookup), image_size)
+    load = _LoadWhole(FileSource(samples, root, lookup=lookup), image_size)
     return _load(load, keys, workers=workers, pin_memory=pin_memory)
 
 
@@ -345,16 +367,13 @@ class _LoadTraining:
 
 @dataclass(frozen=True)
 class _LoadWhole:
-    samples: tuple[Sample, ...]
-    root: Path
-    lookup: tuple[int, ...]
+    source: FileSource
     image_size: tuple[int, int] | None
 
     def __call__(self, positions: tuple[int, ...]) -> EvaluationBatch:
-        chosen = [self.samples[position] for position in positions]
-        images = [read_image(self.root / s.image, image_size=self.image_size) for s in chosen]
-        labels = [read_mask(self.root / s.mask, self.lookup) for s in chosen]
-        return EvaluationBatch(positions, torch.stack(images), torch.stack(labels))
+        images, labels = zip(*(self.source[position] for position in positions), strict=True)
+        resized = torch.stack([resize_image(image, self.image_size) for image in images])
+        return EvaluationBatch(positions, resized, torch.stack(labels))
 
 
 class _Keyed(Dataset[Any]):
@@ -391,6 +410,7 @@ def _load(
     loader = DataLoader(
         _Keyed(load, keys),
         batch_size=None,
+        collate_fn=_unchanged_batch,
         num_workers=workers,
         multiprocessing_context=context,
         pin_memory=pin_memory,
@@ -403,6 +423,11 @@ def _load(
         if isinstance(batch, _Failed):
             raise DataProblem(batch.message)
         yield batch
+
+
+def _unchanged_batch(batch: AnyBatch) -> AnyBatch:
+    """In place of DataLoader's conversion, which turns tuples into lists."""
+    return batch
 
 
 def _pinned(batch: AnyBatch) -> AnyBatch:

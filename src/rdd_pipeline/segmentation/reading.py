@@ -46,7 +46,7 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def decode_image_bytes(data: bytes, path: Path) -> Tensor:
+def decode_image_bytes(data: bytes, path: Path, *, intact: bool = False) -> Tensor:
     """RGB image from a file's content, turned upright as its EXIF data says.
 
     Gray, palette and 16-bit images become 8-bit RGB; transparency is dropped.
@@ -54,6 +54,8 @@ def decode_image_bytes(data: bytes, path: Path) -> Tensor:
     Args:
         data: Content of the file.
         path: Where it came from, for messages.
+        intact: These very bytes were decoded without error before, so that the fastest decoder may
+            read them: torchvision 0.29 ends the whole process at a damaged PNG.
 
     Returns:
         uint8, (3, H, W); memory may be laid out channels last.
@@ -63,7 +65,7 @@ def decode_image_bytes(data: bytes, path: Path) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if _is_plain(data, image):
+            if _is_plain(data, image, intact=intact):
                 buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 decoded: Tensor = decode_image(
                     buffer, ImageReadMode.RGB, apply_exif_orientation=True
@@ -205,11 +207,11 @@ def resize_mask(mask_HW: Tensor, size: tuple[int, int] | None) -> Tensor:
     return resized[0]
 
 
-def _is_plain(data: bytes, image: Image.Image) -> bool:
-    """Whether torchvision's decoder, the faster one, reads it exactly as Pillow would."""
+def _is_plain(data: bytes, image: Image.Image, *, intact: bool) -> bool:
+    """Whether torchvision's decoder, the faster one, reads it safely and as Pillow would."""
     if image.format == "JPEG":
         return image.mode in ("RGB", "L")
-    return _png_depth(data, _PNG_RGB) == 8 and "transparency" not in image.info
+    return intact and _png_depth(data, _PNG_RGB) == 8 and "transparency" not in image.info
 
 
 def _png_depth(data: bytes, color_type: int) -> int:

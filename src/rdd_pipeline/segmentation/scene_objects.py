@@ -85,8 +85,8 @@ PAINTWORK: tuple[RGB, ...] = (
     (0.45, 0.08, 0.08), (0.10, 0.15, 0.35), (0.12, 0.25, 0.18), (0.55, 0.50, 0.40),
 )  # fmt: skip
 LEAVES: tuple[RGB, ...] = (
-    (0.16, 0.26, 0.09), (0.22, 0.30, 0.12), (0.12, 0.20, 0.10), (0.30, 0.32, 0.12),
-    (0.38, 0.28, 0.12), (0.26, 0.24, 0.17),
+    (0.16, 0.27, 0.08), (0.22, 0.32, 0.11), (0.12, 0.21, 0.09), (0.28, 0.34, 0.11),
+    (0.20, 0.29, 0.10), (0.34, 0.30, 0.11), (0.36, 0.26, 0.11),
 )  # fmt: skip
 SKIN: tuple[RGB, ...] = ((0.70, 0.52, 0.42), (0.45, 0.30, 0.22), (0.60, 0.45, 0.36))
 GLASS: RGB = (0.13, 0.15, 0.18)
@@ -293,7 +293,7 @@ def pole(canvas: Canvas, rng: Random, x: float, z: float, side: int) -> None:
     color = vary(rng, gray(uniform(rng, 0.2, 0.55), uniform(rng, -0.05, 0.15)), 0.2)
     number = canvas.paint(Paint(color, Raw.POLE, z, 0.04, 0.05))
     height = uniform(rng, 3.5, 8.5)
-    width = canvas.camera.pixels(uniform(rng, 0.11, 0.24), z)
+    width = canvas.camera.pixels(uniform(rng, 0.16, 0.34), z)
     if width < 0.6:
         return
     project = canvas.camera.project
@@ -314,8 +314,8 @@ def sign(canvas: Canvas, rng: Random, x: float, z: float) -> None:
     height = uniform(rng, 2.0, 3.0)
     if pixels(0.6, z) < 3:
         return
-    canvas.line([project(x, 0, z), project(x, height, z)], pixels(0.09, z), post)
-    size = uniform(rng, 0.28, 0.45)
+    canvas.line([project(x, 0, z), project(x, height, z)], pixels(0.12, z), post)
+    size = uniform(rng, 0.35, 0.6)
     center, radius = project(x, height + size * 0.6, z), pixels(size, z)
     column, row = center
     kind = rng.random()
@@ -374,7 +374,7 @@ def _square(column: float, row: float, half_width: float, half_height: float) ->
 def fence(canvas: Canvas, rng: Random, x: float, near: float, far: float) -> None:
     """A wall, boards or railings along the street at X = x."""
     canvas.new_object()
-    height = uniform(rng, 0.9, 2.1)
+    height = uniform(rng, 1.0, 2.4)
     depth = (max(near, 2.5) * far) ** 0.5
     kind = rng.random()
     project = canvas.camera.project

@@ -163,7 +163,7 @@ def _draw_camera(rng: Random, height: int, width: int) -> Camera:
     return Camera(
         focal=width * uniform(rng, 0.75, 1.15),
         vanishing_x=width * uniform(rng, 0.32, 0.68),
-        horizon=height * uniform(rng, 0.38, 0.52),
+        horizon=height * uniform(rng, 0.42, 0.58),
         height=uniform(rng, 1.25, 2.0),
         curve=float(rng.normal(0, 0.0012)) if chance(rng, 0.6) else 0.0,
         roll=float(rng.normal(0, 0.012)),
@@ -172,9 +172,9 @@ def _draw_camera(rng: Random, height: int, width: int) -> Camera:
 
 def _draw_light(rng: Random, height: int) -> tuple[Light, tuple[RGB, RGB], bool]:
     """The light, the sky's colors at the top and at the horizon, and whether the sun shines."""
-    sunny, dusk = chance(rng, 0.5), chance(rng, 0.22)
-    level = uniform(rng, 0.75, 1.35) * (0.45 if dusk else 1.0)
-    warm = uniform(rng, -0.1, 0.14) + (0.06 if dusk else 0.0)
+    sunny, dusk = chance(rng, 0.5), chance(rng, 0.12)
+    level = uniform(rng, 0.85, 1.3) * (0.5 if dusk else 1.0)
+    warm = uniform(rng, -0.08, 0.1) + (0.06 if dusk else 0.0)
     tint: RGB = (level * (1 + warm), level, level * (1 - warm))
     if sunny:
         top, low = vary(rng, (0.35, 0.52, 0.80), 0.25), vary(rng, (0.75, 0.82, 0.90), 0.15)
@@ -185,12 +185,12 @@ def _draw_light(rng: Random, height: int) -> tuple[Light, tuple[RGB, RGB], bool]
     light = Light(
         tint=tint,
         haze_color=haze,
-        haze_distance=uniform(rng, 60, 500),
+        haze_distance=uniform(rng, 120, 600),
         shadow=uniform(rng, 0.35, 0.6) if sunny else uniform(rng, 0.7, 0.9),
         shadow_blur=height / (200 if sunny else 40),
-        contrast=uniform(rng, 0.75, 1.25),
-        noise=uniform(rng, 2, 9) * (1.5 if dusk else 1.0),
-        blur=uniform(rng, 0.0, 0.9) * (height / 96) ** 0.5,
+        contrast=uniform(rng, 0.8, 1.2),
+        noise=uniform(rng, 1, 4.5) * (1.4 if dusk else 1.0),
+        blur=uniform(rng, 0.0, 0.7) * (height / 96) ** 0.5,
         vignette=uniform(rng, 0.0, 0.35),
     )
     return light, (top, low), sunny
@@ -198,16 +198,16 @@ def _draw_light(rng: Random, height: int) -> tuple[Light, tuple[RGB, RGB], bool]
 
 def _draw_street(rng: Random) -> _Street:
     kind = rng.random()
-    built, green, setback = uniform(rng, 0.75, 1.0), uniform(rng, 0.1, 0.5), uniform(rng, 0, 1.5)
+    built, green, setback = uniform(rng, 0.75, 1.0), uniform(rng, 0.1, 0.5), uniform(rng, 0, 2.0)
     if kind < 0.3:  # Suburb: gardens in front of the houses.
         built, green = uniform(rng, 0.5, 0.85), uniform(rng, 0.4, 0.9)
         setback = uniform(rng, 3, 8)
     elif kind < 0.45:  # Open: few houses, many trees.
         built, green, setback = uniform(rng, 0.1, 0.4), uniform(rng, 0.5, 1.0), uniform(rng, 2, 10)
     return _Street(
-        road_left=uniform(rng, 2.6, 7.5),
-        road_right=uniform(rng, 2.6, 6.0),
-        pavement=uniform(rng, 1.2, 4.5),
+        road_left=uniform(rng, 2.4, 6.5),
+        road_right=uniform(rng, 2.4, 5.0),
+        pavement=uniform(rng, 2.0, 5.5),
         setback=setback,
         built=built,
         green=green,
@@ -399,9 +399,9 @@ def _paint_borders(
         if far - near < 2:
             continue
         kind = rng.random()
-        if kind < 0.45:
+        if kind < 0.6:
             fence(canvas, rng, edge, near, far)
-        elif kind < 0.45 + 0.35 * street.green:
+        elif kind < 0.6 + 0.3 * street.green:
             canvas.new_object()
             z = far
             while z > near:
@@ -433,21 +433,21 @@ def _paint_things(canvas: Canvas, rng: Random, street: _Street) -> None:
     for _ in range(rng.poisson(0.6 + 3.5 * street.green)):
         things.append((distance(5), "tree", *(curbside() if chance(rng, 0.5) else beside())))
     for _ in range(rng.poisson(3.0)):
-        things.append((distance(4, 45), "pole", *curbside()))
-    for _ in range(rng.poisson(2.0)):
-        things.append((distance(5, 30), "sign", *curbside()))
+        things.append((distance(4, 30), "pole", *curbside()))
+    for _ in range(rng.poisson(2.6)):
+        things.append((distance(4, 20), "sign", *curbside()))
     for _ in range(rng.poisson(1.0)):
         things.append((distance(4, 30), "clutter", *beside()))
-    for _ in range(rng.poisson(2.2)):
+    for _ in range(rng.poisson(3.6)):
         x, side = beside()
-        z = distance(4, 35)
+        z = distance(3.2, 20)
         for member in range(1 + (rng.random() < 0.35)):
             things.append((z + 0.3 * member, "pedestrian", x + 0.6 * member, side))
     if chance(rng, 0.25):
-        things.append((distance(6, 25), "pedestrian", uniform(rng, left, right), 1))
-    for _ in range(rng.poisson(1.1)):
+        things.append((distance(5, 15), "pedestrian", uniform(rng, left, right), 1))
+    for _ in range(rng.poisson(1.5)):
         x, side = (uniform(rng, left, right), 1) if chance(rng, 0.6) else beside()
-        things.append((distance(4, 30), "bicyclist", x, side))
+        things.append((distance(3.2, 18), "bicyclist", x, side))
     for side, road in ((-1, -left), (1, right)):  # Parked cars in a row.
         if road > 3.6 and chance(rng, 0.5 * street.traffic + 0.15):
             z = uniform(rng, 3.5, 14)
@@ -457,7 +457,7 @@ def _paint_things(canvas: Canvas, rng: Random, street: _Street) -> None:
     for _ in range(rng.poisson(1.6 * street.traffic)):
         side = 1 if chance(rng, 0.5) else -1
         lane = (right if side > 0 else -left) * uniform(rng, 0.25, 0.6)
-        things.append((distance(7, 70), "driving", side * lane, side))
+        things.append((distance(6, 50), "driving", side * lane, side))
     if street.crossing and chance(rng, 0.6):
         z = street.crossing + uniform(rng, 1.5, 5)
         things.append((z, "crossing", uniform(rng, left - 8, right + 8), 1))

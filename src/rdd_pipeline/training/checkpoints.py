@@ -178,8 +178,14 @@ class WorkFolder:
         return None
 
     def finish(self, iteration: int) -> None:
-        """Mark the work as complete: its last state is the one of `iteration`."""
+        """Mark the work as complete: its last state is the one of `iteration`.
+
+        Older states go: they were kept to fall back on, and the work can be loaded now.
+        """
         write_atomically(self.path / "done.json", json.dumps({"iteration": iteration}).encode())
+        for path in self._states():
+            if path.name != f"state-{iteration:09d}.ckpt":
+                path.unlink(missing_ok=True)
 
     def finished_state(self) -> State | None:
         """Final state of complete work; None when it is not complete or no longer readable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -36,10 +37,25 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(
     precision: Literal["auto", "float32", "bfloat16"], device: torch.device
 ) -> Literal["float32", "bfloat16"]:
-    """`auto`: bfloat16 on a GPU that has it in hardware, float32 elsewhere."""
+    """`auto`: bfloat16 where the device has it in hardware, float32 elsewhere.
+
+    On CPUs that is AVX512-BF16 or AMX: a step takes half to two thirds of the time there.
+    """
     if precision != "auto":
         return precision
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = _cpu_has_bfloat16()
+    return "bfloat16" if native else "float32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(name in flags for name in ("avx512_bf16", "amx_bf16"))
 
 
 def resolve_workers(workers: int | Literal["auto"], device: torch.device) -> int:

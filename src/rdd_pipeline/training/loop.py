@@ -24,15 +24,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rdd_pipeline.config import TrainerParams
-from rdd_pipeline.distillation.objective import Objective, tfe_share
-from rdd_pipeline.errors import NonFiniteLossError, UserError
+from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads, tfe_share
+from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     NetworkHeader,
     Preprocessing,
-    SegmentationNetwork,
     network_from_params,
 )
 from rdd_pipeline.segmentation.index import Sample, index_digest
@@ -54,7 +53,7 @@ logger = logging.getLogger(__name__)
 Observer = Callable[[int, Mapping[str, float]], None]
 
 
-class TrainingInterruptedError(RuntimeError):
+class TrainingInterruptedError(RunInterrupted):
     """A signal asked the training to stop; its state is on disk."""
 
 
@@ -126,9 +125,7 @@ def train(
 def prepare_job(job: TrainingJob, trainer: TrainerParams) -> TrainingJob:
     """Fix what `auto` means on this machine, so that the fingerprint says what was computed."""
     device = resolve_device(trainer.device)
-    return job.model_copy(
-        update={"precision": resolve_precision(trainer.precision, device)}
-    )
+    return job.model_copy(update={"precision": resolve_precision(trainer.precision, device)})
 
 
 def job_fingerprint(
@@ -201,11 +198,16 @@ class _Run:
             logger.info("%s: going on after iteration %d.", _title(self.job), resumed["iteration"])
         first = progression.iteration + 1
         self._iterate(progression)
+        final = self._complete(progression)
+        return self._wrap(final, trained=progression.iteration - first + 1)
+
+    def _complete(self, progression: _Progression) -> State:
+        """Write the final state and mark the work as done."""
         final = self._state(progression)
         if self.work and self.rank == 0:
             self.work.save(final)
             self.work.finish(final["iteration"])
-        return self._wrap(final, trained=progression.iteration - first + 1)
+        return final
 
     def _build(self) -> None:
         job = self.job
@@ -225,6 +227,14 @@ class _Run:
         teacher_network = None
         if self.teacher is not None and job.definition.needs_teacher:
             teacher_network = self.teacher.build().requires_grad_(False)
+            if job.definition.task == "rdd":
+                check_auxiliary_heads(
+                    job.rdd,
+                    warmup=job.warmup,
+                    iterations=job.recipe.iterations,
+                    teacher=teacher_network.auxiliary is not None,
+                    student=self.student.auxiliary is not None,
+                )
             _to_device(teacher_network, self.device, self.trainer)
         self.step = TrainingStep(
             self.student,
@@ -253,7 +263,8 @@ class _Run:
     def _restore(self, state: State, progression: _Progression) -> None:
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # A copy: the optimizer goes on in the very tensors it is given, here the caller's.
+        self.optimizer.load_state_dict(_on_cpu(state["optimizer"]))
         progression.iteration = state["iteration"]
         progression.best = state["best"]
         progression.history = list(state["history"])
@@ -317,7 +328,7 @@ class _Run:
                 values = self._one_step(batch.images, batch.labels, iteration, lr)
                 progression.iteration = iteration
                 progression.images += recipe.batch_size
-                window.add(values, recipe.batch_size)
+                progression.seconds += window.add(values, recipe.batch_size)
                 if iteration % self.trainer.log_every == 0 or iteration == last:
                     self._log(progression, window, lr, progress)
                 validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
@@ -325,15 +336,20 @@ class _Run:
                     self._validate(progression)
                     window.resume_clock()
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
-                if iteration < last and (validated or due or stop.is_set()):
+                stopping = self._any_rank(stop.is_set())
+                if iteration < last and (validated or due or stopping):
                     self._checkpoint(progression)
                     saved = time.monotonic()
                     window.resume_clock()
-                if stop.is_set() and iteration < last:
+                if stopping:
+                    if iteration == last:
+                        self._complete(progression)
+                    kept = "Its state is saved; the same command goes on from there."
                     raise TrainingInterruptedError(
                         f"{_title(job)} was asked to stop after iteration {iteration} of {last}. "
-                        "Its state is saved; the same command goes on from there."
+                        + (kept if self.work else "Nothing was saved.")
                     )
+        self._share_buffers()
 
     def _one_step(
         self, images: Tensor, labels: Tensor, iteration: int, lr: float
@@ -352,8 +368,13 @@ class _Run:
         norm = self.job.recipe.clip_norm
         if norm is not None:
             scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.step.parameters(), norm)
+        numbers = torch.stack([value.float() for value in scalars.values()])
+        if self.group is not None:
+            # All ranks log the mean of all, and all of them stop where one meets a NaN.
+            dist.all_reduce(numbers, group=self.group)
+            numbers /= self.world
         # One transfer, and the only wait for the device in a step.
-        values = dict(zip(scalars, torch.stack([v.float() for v in scalars.values()]).tolist()))
+        values = dict(zip(scalars, numbers.tolist(), strict=True))
         self._require_finite(values, iteration)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -377,7 +398,6 @@ class _Run:
         self, progression: _Progression, window: _Window, lr: float, progress: TrainingProgress
     ) -> None:
         means, images, seconds = window.close()
-        progression.seconds += seconds
         if self.device.type == "cuda":
             progression.peak_memory = max(
                 progression.peak_memory, torch.cuda.max_memory_allocated(self.device)
@@ -411,9 +431,7 @@ class _Run:
         }
         progression.history.append(row)
         if self.rank == 0:
-            self.observe(
-                progression.iteration, {k: v for k, v in row.items() if k != "iteration"}
-            )
+            self.observe(progression.iteration, {k: v for k, v in row.items() if k != "iteration"})
         if progression.best is None or scores.miou > progression.best["miou"]:
             progression.best = {
                 "miou": scores.miou,
@@ -423,6 +441,7 @@ class _Run:
 
     def _scores(self) -> Scores:
         job = self.job
+        self._share_buffers()
         batches = evaluation_batches(
             self.val_samples,
             job.root,
@@ -443,6 +462,22 @@ class _Run:
         )
         return Scores.from_matrix(matrix)
 
+    def _any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: they stop at the same iteration or wait for ever."""
+        if self.group is None:
+            return flag
+        votes = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(votes, group=self.group)
+        return votes.item() > 0
+
+    def _share_buffers(self) -> None:
+        """Give all ranks the first one's batch-norm statistics, the ones that are saved."""
+        if self.group is None:
+            return
+        first = dist.get_global_rank(self.group, 0)
+        for buffer in self.student.buffers():
+            dist.broadcast(buffer, first, group=self.group)
+
     def _checkpoint(self, progression: _Progression) -> None:
         if self.work and self.rank == 0:
             self.work.save(self._state(progression))
@@ -457,15 +492,17 @@ class _Window:
         self._seconds = 0.0
         self._mark = time.monotonic()
 
-    def add(self, values: Mapping[str, float], images: int) -> None:
-        """Count one step that ends now."""
+    def add(self, values: Mapping[str, float], images: int) -> float:
+        """Count one step that ends now; returns the seconds it took."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         self._images += images
         now = time.monotonic()
-        self._seconds += now - self._mark
+        seconds = now - self._mark
+        self._seconds += seconds
         self._mark = now
+        return seconds
 
     def resume_clock(self) -> None:
         """Leave out what was done since the last step: validation, writing checkpoints."""
@@ -509,18 +546,12 @@ def check_inputs(
 
 
 def check_teacher(header: NetworkHeader, job: TrainingJob) -> None:
-    """Raise a UserError when a teacher does not fit a job's label set or its method."""
+    """Raise a UserError when a teacher does not fit a job's label set."""
     if len(header.label_names) != job.labels.num_classes:
         raise UserError(
             f"Teacher has {len(header.label_names)} classes, the label set {job.labels.name!r} "
             f"{job.labels.num_classes}. Choose a teacher trained on this label set "
             "(params:teacher.weights), or none to train one here."
-        )
-    needs_aux = job.definition.task == "rdd" and job.stage != "tse" and job.last_iteration > 0
-    if needs_aux and job.warmup > 1 and header.network.auxiliary is False:
-        raise UserError(
-            f"The TFE stage compares the teacher's two heads, but teacher {header.network.name} "
-            "has no auxiliary head. Set teacher.network.auxiliary=true or rdd.warmup=0."
         )
 
 
@@ -543,7 +574,9 @@ def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
             "iteration": str(best["iteration"] if use_best else state["iteration"]),
         },
     )
-    return NetworkCheckpoint(tensors=best["tensors"] if use_best else state["student"], header=header)
+    return NetworkCheckpoint(
+        tensors=best["tensors"] if use_best else state["student"], header=header
+    )
 
 
 def _title(job: TrainingJob) -> str:

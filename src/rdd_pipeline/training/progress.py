@@ -1,4 +1,4 @@
-"""What a person sees of a running training: one bar in a terminal, a line now and then elsewhere."""
+"""What a person sees of a training: one bar in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

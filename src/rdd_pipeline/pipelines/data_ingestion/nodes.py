@@ -73,7 +73,6 @@ def preview_images(
     chosen = of_split(samples_of(raw_index), "train")[:PREVIEWED]
     root = images_root(raw_images, data)
     pairs = [
-        (sample.name, *read_sample(root, sample, labels, data.image_size))
-        for sample in chosen
+        (sample.name, *read_sample(root, sample, labels, data.image_size)) for sample in chosen
     ]
     return dataset_preview(pairs, labels)

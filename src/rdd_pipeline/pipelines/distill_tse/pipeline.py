@@ -44,4 +44,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
         ]
     )
-    return distill_tfe.create_pipeline() + method_pipeline("tse", stage="tse", start="state_tfe") + results
+    return (
+        distill_tfe.create_pipeline()
+        + method_pipeline("tse", stage="tse", start="state_tfe")
+        + results
+    )

@@ -33,7 +33,7 @@ def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def draw_comparison(comparison_table: pd.DataFrame) -> Figure:
-    """mIoU of every method as bars, with the spread over seeds."""
+    """MIoU of every method as bars, with the spread over seeds."""
     return iou_bars(rows_of(comparison_table))
 
 

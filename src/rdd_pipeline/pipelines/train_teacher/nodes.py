@@ -19,9 +19,10 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.distillation.objective import check_auxiliary_heads
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import count_macs, count_parameters
-from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, import_teacher
+from rdd_pipeline.networks import NetworkCheckpoint, import_teacher, network_from_params
 from rdd_pipeline.pipelines._shared import (
     images_root,
     label_set_of,
@@ -79,12 +80,16 @@ def check_networks(
         big = import_teacher(teacher, labels.names).build()
     else:
         big = network_from_params(teacher.network, num_classes=labels.num_classes)
-    if warmup > 1 and big.auxiliary is None:
-        raise UserError(
-            f"The TFE stage compares the teacher's two heads, but {teacher.network.name} has no "
-            "auxiliary head. Set teacher.network.auxiliary=true, or rdd.warmup=0."
-        )
+        big.check_trainable(teacher_recipe.batch_size)
     small = network_from_params(local_network(student), num_classes=labels.num_classes)
+    small.check_trainable(recipe.batch_size)
+    check_auxiliary_heads(
+        rdd,
+        warmup=warmup,
+        iterations=recipe.iterations,
+        teacher=big.auxiliary is not None,
+        student=small.auxiliary is not None,
+    )
     first = samples_of(raw_index)[0]
     size = data.image_size or (first.height, first.width)
     return {

@@ -1,16 +1,7 @@
-"""Live curves: training code emits numbers, whoever listens decides where they go.
-
-`emit` costs a list append, or nothing when nobody listens. A listener is installed for the current
-context by the experiment hook (hooks.py) or by `connected` in a worker process. `MlflowSink` hands
-points to a `TrackingWriter`, whose daemon thread talks to MLflow: a server that is slow, away or
-deleted costs the training loop nothing, and what MLflow did not take ends up in a JSON-lines file:
-
-    python -m rdd_pipeline.tracking data/07_model_output/untracked/RUN_ID.jsonl     # send it later
-"""
+"""Writing to MLflow in the background, and never losing anything because of it."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -18,71 +9,19 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from rdd_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
-Sink = Callable[[int, Mapping[str, float]], None]
 Kind = Literal["metric", "param", "tag", "artifact", "status"]
-
-_SINK: ContextVar[Sink | None] = ContextVar("rdd_pipeline_metric_sink", default=None)
-
-
-def emit(step: int, values: Mapping[str, float]) -> None:
-    """Report named numbers of a training step to whoever listens in this context.
-
-    Args:
-        step: Iteration the values belong to, counted from 1.
-        values: Python floats; a GPU tensor would be synchronized here.
-    """
-    sink = _SINK.get()
-    if sink is not None:
-        sink(step, values)
-
-
-def listen(sink: Sink | None) -> None:
-    """Send what this context emits to `sink` from now on; None: to nobody."""
-    _SINK.set(sink)
-
-
-def connection() -> dict[str, str] | None:
-    """What a worker process needs to go on listening (`connected`), or None if nobody listens.
-
-    Plain strings: it may be pickled, or be written to a job file.
-    """
-    sink = _SINK.get()
-    return sink.connection() if isinstance(sink, MlflowSink) else None
-
-
-@contextmanager
-def connected(connection: Mapping[str, str] | None) -> Iterator[None]:
-    """Send what is emitted inside the block to the run that `connection` names.
-
-    For the first process of a distributed training; None or a machine without MLflow: to nobody.
-    """
-    try:
-        from mlflow import MlflowClient
-    except ImportError:
-        connection = None
-    if connection is None:
-        yield
-        return
-    client = MlflowClient(tracking_uri=connection["tracking_uri"])
-    writer = TrackingWriter(client, Path(connection["folder"]))
-    listen(MlflowSink(connection["run_id"], writer))
-    try:
-        yield
-    finally:
-        listen(None)
-        writer.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +35,6 @@ class Record:
     step: int = 0
     timestamp: int = 0
     """Milliseconds since 1970."""
-
-
-class MlflowSink:
-    """Sends emitted numbers to one MLflow run.
-
-    Args:
-        run_id: The run; addressed by id because MLflow's active run belongs to a thread.
-        writer: Writes in the background.
-    """
-
-    def __init__(self, run_id: str, writer: TrackingWriter) -> None:
-        self.run_id = run_id
-        self._writer = writer
-
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the points of one step."""
-        self._writer.metrics(self.run_id, values, step=step)
-
-    def flush(self, timeout: float) -> bool:
-        """See `TrackingWriter.flush`."""
-        return self._writer.flush(timeout)
-
-    def connection(self) -> dict[str, str]:
-        """See `connection`."""
-        return {
-            "run_id": self.run_id,
-            "tracking_uri": str(self._writer.client.tracking_uri),
-            "folder": str(self._writer.folder),
-        }
 
 
 class TrackingWriter:
@@ -251,16 +161,15 @@ class TrackingWriter:
         with self._changed:
             self._spool([*self._in_flight, *self._waiting])
             self._waiting.clear()
-        for run_id, count in self._unsent.items():
-            logger.warning(
-                "MLflow did not take %d records of run %s; they are in %s. Send them later with "
-                "`python -m rdd_pipeline.tracking %s`.",
-                count,
-                run_id,
-                self._file(run_id),
-                self._file(run_id),
-            )
         total = sum(self._unsent.values())
+        if total:
+            single = len(self._unsent) == 1
+            logger.warning(
+                "MLflow did not take %d records. Send them later: "
+                "python -m rdd_pipeline.tracking %s",
+                total,
+                os.path.relpath(self._file(*self._unsent) if single else self.folder),
+            )
         self._unsent = {}
         return total
 
@@ -302,7 +211,7 @@ class TrackingWriter:
                     logger.warning(
                         "MLflow cannot be reached (%s). The run goes on; its curves are kept and "
                         "sent when MLflow is back.",
-                        _first_line(error),
+                        first_line(error),
                     )
                 return
             with self._changed:
@@ -338,6 +247,9 @@ class TrackingWriter:
             for run_id in dict.fromkeys(record.run_id for record in records):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with self._file(run_id).open("a", encoding="utf-8") as file:
+                    if not file.tell():
+                        uri = without_password(str(self.client.tracking_uri))
+                        file.write(json.dumps({"tracking_uri": uri}) + "\n")
                     file.writelines(
                         json.dumps(asdict(record)) + "\n"
                         for record in records
@@ -380,7 +292,7 @@ def _send(client: MlflowClient, batch: Sequence[Record]) -> list[Record]:
             raise
         if len(batch) == 1:
             logger.warning(
-                "MLflow refuses %s %r: %s", batch[0].kind, batch[0].key, _first_line(error)
+                "MLflow refuses %s %r: %s", batch[0].kind, batch[0].key, first_line(error)
             )
             return list(batch)
     # One record spoils the batch, or the run is gone: find out without a thousand requests.
@@ -449,58 +361,53 @@ def clean_name(name: str) -> str:
     return re.sub(r"[^/\w.\- ]", "_", name)[:250]
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+def first_line(error: BaseException) -> str:
+    """Type and first words of an error, without a password that a URI in it may hold."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {without_password(text)[:120]}"
 
 
-def send_file(path: Path, client: MlflowClient) -> int:
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and stored."""
+    return re.sub(r"//[^/@]+@", "//", uri)
+
+
+def send_file(path: Path, tracking_uri: str | None = None) -> int:
     """Send a file of unsent records to MLflow and delete it when everything was taken.
 
     Args:
         path: A file that `TrackingWriter` left behind.
-        client: Where to send it.
+        tracking_uri: Where to send it; None: where it should have gone.
 
     Returns:
         How many records were refused; they stay in the file.
 
     Raises:
+        UserError: This is no such file.
         Exception: MLflow cannot be reached; the file stays as it is.
     """
-    records = [Record(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    from mlflow import MlflowClient
+
+    try:
+        about, *lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        uri = tracking_uri or str(about["tracking_uri"])
+        records = [Record(**line) for line in lines]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is no file of unsent MLflow records ({first_line(error)}). Give a file of "
+            "data/07_model_output/untracked."
+        ) from error
+    client = MlflowClient(tracking_uri=uri)
     refused: list[Record] = []
     for kind in ("param", "tag", "metric", "artifact", "status"):
-        same = [record for record in records if record.kind == kind]
-        size = _LIMITS.get(kind, 1)
-        for start in range(0, len(same), size):
-            refused += _send(client, same[start : start + size])
+        for run_id in dict.fromkeys(record.run_id for record in records):
+            same = [r for r in records if r.kind == kind and r.run_id == run_id]
+            size = _LIMITS.get(kind, 1)
+            for start in range(0, len(same), size):
+                refused += _send(client, same[start : start + size])
     if refused:
-        path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in refused))
+        kept = [json.dumps(about), *(json.dumps(asdict(record)) for record in refused)]
+        path.write_text("\n".join(kept) + "\n", "utf-8")
     else:
         path.unlink()
     return len(refused)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Send files of unsent records: ``python -m rdd_pipeline.tracking FILE...``."""
-    parser = argparse.ArgumentParser(prog="python -m rdd_pipeline.tracking", description=__doc__)
-    parser.add_argument(
-        "files", nargs="+", type=Path, help="data/07_model_output/untracked/*.jsonl"
-    )
-    parser.add_argument(
-        "--tracking-uri", help="MLflow server or sqlite:///PATH; else as MLflow's own"
-    )
-    options = parser.parse_args(arguments)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=options.tracking_uri)
-    refused = 0
-    for path in options.files:
-        count = send_file(path, client)
-        refused += count
-        print(f"{path}: {'sent' if not count else f'{count} records refused'}")
-    return 1 if refused else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

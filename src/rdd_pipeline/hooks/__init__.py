@@ -1,0 +1,9 @@
+"""Kedro hooks of this project.
+
+`ExperimentHook` makes every run an MLflow run; a failing MLflow never costs a training.
+"""
+
+from rdd_pipeline.hooks.experiment import ExperimentHook
+from rdd_pipeline.hooks.interruptions import RunInterrupted
+
+__all__ = ["ExperimentHook", "RunInterrupted"]

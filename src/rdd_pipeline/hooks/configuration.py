@@ -1,0 +1,100 @@
+"""Checks and corrections of the configuration before MLflow is set up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kedro.config import MissingConfigException
+from kedro.framework.context import KedroContext
+
+from rdd_pipeline.errors import UserError
+
+
+def section(context: KedroContext, name: str) -> Mapping[str, Any]:
+    """A section of the configuration, interpolated; empty when there is no file for it."""
+    try:
+        content: Mapping[str, Any] = context.config_loader[name]
+    except (MissingConfigException, KeyError):
+        return {}
+    return content
+
+
+def calm_mlflow() -> None:
+    """Let a server that is away cost seconds, not mlflow's four minutes, and one warning."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    # It would print a line for each run, in the middle of a progress bar.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # They report every attempt, mlflow with a page of traceback, beside our own one warning.
+    for noisy in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+def check_environment(context: KedroContext) -> None:
+    """Refuse a configuration environment that does not exist, and list those that do.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    source = Path(str(context.config_loader.conf_source))
+    if not context.env or not source.is_dir() or (source / context.env).is_dir():
+        return
+    loader = context.config_loader
+    if context.env == getattr(loader, "default_run_env", None):
+        return
+    hidden = {getattr(loader, "base_env", None)}
+    found = sorted(
+        path.name
+        for path in source.iterdir()
+        if path.is_dir() and not path.name.startswith((".", "_")) and path.name not in hidden
+    )
+    raise UserError(
+        f"There is no environment {context.env!r} (of --env or KEDRO_ENV). The environments in "
+        f"{source.name}/ are: {', '.join(found) or '(none)'}."
+    )
+
+
+def anchor_paths(context: KedroContext) -> str:
+    """Make the sqlite file and the artifact folder of mlflow.yml relative to the project.
+
+    mlflow takes them relative to wherever the command was started. A server keeps artifacts
+    itself, so a local artifact folder is used beside a local database only. The environment
+    variable MLFLOW_TRACKING_URI wins over the file.
+
+    Returns:
+        The tracking URI.
+    """
+    loader: Any = context.config_loader
+    loader.config_patterns.setdefault("mlflow", ["mlflow*", "mlflow*/**", "**/mlflow*"])
+    config = json.loads(json.dumps(dict(section(context, "mlflow")), default=str))
+    server = config["server"] = config.get("server") or {}
+    uri = (
+        os.environ.get("MLFLOW_TRACKING_URI")
+        or server.get("mlflow_tracking_uri")
+        or "sqlite:///mlflow.db"
+    )
+    local = uri.startswith("sqlite:///")
+    if local:
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not path.is_absolute():
+            path = Path(context.project_path) / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{path.as_posix()}"
+    server["mlflow_tracking_uri"] = uri
+    tracking_section = config["tracking"] = config.get("tracking") or {}
+    experiment = tracking_section["experiment"] = tracking_section.get("experiment") or {}
+    creation = experiment["create_experiment_kwargs"] = (
+        experiment.get("create_experiment_kwargs") or {}
+    )
+    place = creation.get("artifact_location")
+    if local and place is None:
+        creation["artifact_location"] = "mlartifacts"
+    elif not local and place is not None and "://" not in place:
+        creation["artifact_location"] = None
+    loader["mlflow"] = config
+    return uri

@@ -1,0 +1,327 @@
+"""Kedro's side of the experiment tracking.
+
+kedro-mlflow's configuration (mlflow.yml) is kept and its logging replaced: one run per Kedro run
+with a child per namespace, parameters flattened, datasets with `metadata.mlflow` mirrored,
+interrupted runs marked. Runs are addressed by id, because MLflow's active run belongs to a thread.
+The plugin's own hook must be off: ``DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow",)``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import getpass
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
+from kedro.io.core import AbstractVersionedDataset
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
+from pydantic import ValidationError
+
+from rdd_pipeline import tracking
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.hooks.configuration import (
+    anchor_paths,
+    calm_mlflow,
+    check_environment,
+    section,
+)
+from rdd_pipeline.hooks.facts import (
+    command,
+    flat_params,
+    git_state,
+    numeric_leaves,
+    process_tags,
+)
+from rdd_pipeline.hooks.interruptions import RunInterrupted, Signals
+from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
+from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
+from rdd_pipeline.tracking.writer import first_line, without_password
+
+logger = logging.getLogger(__name__)
+
+UNTRACKED = Path("data/07_model_output/untracked")
+"""Where records end up that MLflow did not take, relative to the project."""
+
+NODE_END_SECONDS = 2.0
+RUN_END_SECONDS = 20.0
+
+
+class ExperimentHook(MlflowHook):  # type: ignore[misc]
+    """Records Kedro runs in MLflow.
+
+    After its start nothing that goes wrong with MLflow reaches the run: calls either go through a
+    background thread or are guarded, and the user reads one warning.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._project = Path()
+        self._env: str | None = None
+        self._globals: dict[str, Any] = {}
+        self._client: Any = None
+        self._catalog: CatalogProtocol[Any, Any] | None = None
+        self._run: OpenRun | None = None
+        self._failed_node: Node | None = None
+        self._warned: set[str] = set()
+        self._signals = Signals()
+        self._process = os.getpid()
+
+    # ---- start
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Check the environment's name and set MLflow up.
+
+        Raises:
+            UserError: There is no such environment, or mlflow.yml is not valid.
+        """
+        show_user_errors_as_one_line()
+        check_environment(context)
+        self._project = Path(context.project_path)
+        self._env = context.env or getattr(context.config_loader, "default_run_env", None)
+        self._globals = dict(section(context, "globals"))
+        self._client = None
+        if os.environ.get("RANK", "0") != "0":
+            return  # torchrun starts one Kedro per process: the first one tells MLflow
+        calm_mlflow()
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        uri = given
+        try:
+            uri = anchor_paths(context)
+            super().after_context_created(context)
+            self._client = self.mlflow_config.server._mlflow_client
+        except ValidationError as error:
+            raise UserError(f"mlflow.yml is not valid. {error}") from error
+        except Exception as error:
+            logger.warning(
+                "MLflow at %s cannot be used (%s). This run is not tracked; everything else is "
+                "saved as usual.",
+                without_password(str(uri)),
+                first_line(error),
+            )
+        finally:
+            # mlflow exports the address; the next session would take it for the user's wish.
+            if given is None:
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+            else:
+                os.environ["MLFLOW_TRACKING_URI"] = given
+
+    @hook_impl
+    def after_catalog_created(self, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Remember the catalog: it knows which datasets are mirrored."""
+        # Not kedro-mlflow's own: it makes every dataset and so imports every library.
+        self._catalog = catalog
+
+    @hook_impl
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
+        """Open the MLflow run, and stop for signals in an orderly way."""
+        self._process = os.getpid()
+        self._run = self._failed_node = None
+        self._warned = set()
+        self._signals.install()
+        if self._client is None:
+            return
+        with self._guard("start the run"):
+            config = self.mlflow_config.tracking
+            names = sorted(run_params.get("pipeline_names") or ["__default__"])
+            if set(names) <= set(config.disable_tracking.pipelines):
+                return
+            experiment = config.experiment._experiment.experiment_id
+            self._run = OpenRun(
+                self._client,
+                experiment,
+                config.run.name or "+".join(names),
+                namespaces=Counter(node.namespace for node in pipeline.nodes if node.namespace),
+                tags=self._run_tags(run_params),
+                own_tags={"kedro_command": command(run_params, names)},
+                folder=self._project / UNTRACKED,
+                given=config.run.id or os.environ.get("MLFLOW_RUN_ID"),
+            )
+            atexit.register(self._at_exit)
+            logger.info("MLflow run %s in experiment %s", self._run.id, config.experiment.name)
+            threading.Thread(target=self._close_dead_runs, daemon=True).start()
+
+    # ---- nodes
+
+    @hook_impl
+    def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
+        """Log the node's parameters and send what it emits to its run."""
+        self._signals.check()
+        with self._guard("log parameters") as run:
+            if run is not None:
+                run.params(node.namespace, node.name, _params_of(node, inputs))
+                tracking.listen(run.sink(node.namespace))
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Send the node's last points."""
+        with self._guard("send the last points") as run:
+            tracking.listen(None)
+            if run is not None:
+                run.node_done(node.namespace)
+                run.writer.flush(NODE_END_SECONDS)
+
+    @hook_impl
+    def on_node_error(self, node: Node) -> None:
+        """Remember which node it was; its last points are sent when the run is closed."""
+        self._failed_node = node
+        tracking.listen(None)
+
+    @hook_impl
+    def after_dataset_loaded(self, dataset_name: str, data: Any, node: Node) -> None:
+        """Note which version of a dataset a run has used."""
+        with self._guard(f"note the version of {dataset_name}") as run:
+            dataset = self._dataset(dataset_name)
+            if run is None or dataset is None:
+                return
+            if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
+                version = dataset.resolve_load_version()
+                run.tags(node.namespace, {f"input.{dataset_name}": version})
+            if _options(dataset).get("tags") and isinstance(data, Mapping):
+                run.tags_of_all(data)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
+        """Mirror a saved dataset as its `metadata.mlflow` says.
+
+        `metrics: true` logs the numbers of a nested dict, `artifact_path: FOLDER` uploads the
+        file, `tags: true` tags all runs with the items of a flat dict.
+        """
+        with self._guard(f"log {dataset_name}") as run:
+            dataset = self._dataset(dataset_name)
+            options = _options(dataset)
+            if run is None or not options:
+                return
+            if options.get("metrics"):
+                run.metrics(node.namespace, numeric_leaves(data))
+            path = _saved_path(dataset) if "artifact_path" in options else None
+            if path is not None:
+                run.artifact(node.namespace, path, str(options["artifact_path"]))
+            if options.get("tags") and isinstance(data, Mapping):
+                run.tags_of_all(data)
+
+    # ---- end
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Close the runs as finished."""
+        self._close("FINISHED")
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Close the runs as failed or, when the user stopped them, as killed."""
+        self._close("KILLED" if isinstance(error, RunInterrupted) else "FAILED", error)
+
+    def _close(self, status: str, error: Exception | None = None) -> None:
+        self._signals.restore()
+        tracking.listen(None)
+        with self._guard("close the run") as run:
+            self._run = None
+            if run is None:
+                return
+            atexit.unregister(self._at_exit)
+            node = self._failed_node
+            problem = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
+            if node is not None:
+                problem["failed_node"] = node.name
+            run.close(
+                status,
+                problem=problem,
+                failed=node.namespace if node is not None else None,
+                timeout=RUN_END_SECONDS,
+            )
+
+    def _at_exit(self) -> None:
+        """The process ends without a word from Kedro, through SystemExit for example."""
+        self._close("KILLED")
+
+    # ---- parts
+
+    @contextlib.contextmanager
+    def _guard(self, what: str) -> Iterator[OpenRun | None]:
+        """Give the open run, or None, and let nothing that goes wrong with it stop the training."""
+        try:
+            # A forked worker has a copy of this hook, but not the thread that writes.
+            yield self._run if os.getpid() == self._process else None
+        except RunInterrupted:
+            raise
+        except Exception as error:
+            if what not in self._warned:
+                self._warned.add(what)
+                logger.warning(
+                    "Tracking could not %s (%s). The run goes on.", what, first_line(error)
+                )
+
+    def _run_tags(self, run_params: Mapping[str, Any]) -> dict[str, str]:
+        commit, dirty = git_state(self._project)
+        tags = {
+            "dataset": self._globals.get("dataset"),
+            "env": self._env,
+            "version": run_params.get("run_id"),
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "mlflow.source.git.commit": commit,
+            "mlflow.source.name": self._project.name,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": _user(),
+            **process_tags(self._project),
+        }
+        return {key: str(value) for key, value in tags.items() if value is not None}
+
+    def _close_dead_runs(self) -> None:
+        try:
+            experiment = self.mlflow_config.tracking.experiment._experiment.experiment_id
+            close_dead_runs(self._client, experiment, self._project)
+        except Exception as error:
+            logger.debug("Dead runs were not closed: %s", error)
+
+    def _dataset(self, name: str) -> Any:
+        return self._catalog.get(name) if self._catalog is not None else None
+
+
+def _params_of(node: Node, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """A node's parameters, flat and without its namespace: the same keys for every method."""
+    found: dict[str, str] = {}
+    for name, value in inputs.items():
+        if name.startswith("params:"):
+            key = name.removeprefix("params:")
+            if node.namespace:
+                key = key.removeprefix(f"{node.namespace}.")
+            found.update(flat_params(key, value))
+        elif name == "parameters":
+            found.update(flat_params("", value))
+    return found
+
+
+def _options(dataset: Any) -> Mapping[str, Any]:
+    options = (getattr(dataset, "metadata", None) or {}).get("mlflow")
+    return options if isinstance(options, Mapping) else {}
+
+
+def _saved_path(dataset: Any) -> Path | None:
+    """The file this session has saved; None when it is not on a local disk."""
+    path = getattr(dataset, "_filepath", None)
+    if path is None or getattr(dataset, "_protocol", "file") != "file":
+        return None
+    if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
+        # Not the load path: --load-versions may have pinned that to another version.
+        path = dataset._get_versioned_path(str(dataset.resolve_save_version()))
+    return Path(path)
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # no name for this user id, as in some containers
+        return None

@@ -1,0 +1,40 @@
+"""Send what MLflow did not take: ``python -m rdd_pipeline.tracking FILE_OR_FOLDER...``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking.writer import send_file
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send every file named on the command line.
+
+    Returns:
+        Exit code: 1 if anything was refused.
+    """
+    parser = argparse.ArgumentParser(prog="python -m rdd_pipeline.tracking", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, help="files, or their folder")
+    parser.add_argument("--tracking-uri", help="MLflow server or sqlite:///PATH, if it has moved")
+    options = parser.parse_args(arguments)
+    refused = 0
+    files = [
+        path
+        for given in options.files
+        for path in (sorted(given.glob("*.jsonl")) if given.is_dir() else [given])
+    ]
+    for path in files:
+        try:
+            count = send_file(path, options.tracking_uri)
+        except UserError as error:
+            parser.exit(1, f"Error: {error}\n")
+        refused += count
+        print(f"{path}: {f'{count} records refused' if count else 'sent'}")
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdd_pipeline.evaluation.confusion import confusion_matrix
+from rdd_pipeline.evaluation.predict import (
+    evaluate,
+    evaluation_mode,
+    predict_labels,
+    predict_logits,
+)
+from rdd_pipeline.networks.preprocessing import Preprocessing
+
+PREPROCESSING = Preprocessing(mean=(10.0, 20.0, 30.0), std=(50.0, 60.0, 70.0))
+
+
+class Output(NamedTuple):
+    logits: Tensor
+
+
+class Tiny(nn.Module):
+    """Stride 4, three classes, batch norm; its kernel is not symmetric, so mirroring matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.conv = nn.Conv2d(3, 3, 5, stride=4, padding=2)
+        self.norm = nn.BatchNorm2d(3)
+        self.frozen = nn.BatchNorm2d(3).eval()
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.randn(self.conv.weight.shape, generator=generator))
+
+    def forward(self, images: Tensor) -> Output:
+        return Output(self.frozen(self.norm(self.conv(images))))
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    labels: Tensor | list[Tensor]
+
+
+@pytest.fixture
+def network() -> Tiny:
+    return Tiny().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (2, 3, 17, 25), dtype=torch.uint8, generator=generator)
+
+
+def _up(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+
+
+def test_one_pass_gives_the_upsampled_logits(network: Tiny, images: Tensor) -> None:
+    expected = _up(network(PREPROCESSING.normalize(images)).logits, (30, 40))
+    actual = predict_logits(network, PREPROCESSING, images, size=(30, 40))
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("average", ["softmax", "logits"])
+def test_several_passes_average_what_is_asked(network: Tiny, images: Tensor, average: str) -> None:
+    inputs = PREPROCESSING.normalize(images)
+    passes = []
+    for size in ((17, 25), (34, 50)):
+        scaled = _up(inputs, size)
+        for mirrored in (False, True):
+            logits = network(scaled.flip(3) if mirrored else scaled).logits
+            # Mirror back at full size: the other order than in the code under test.
+            full = _up(logits, (17, 25))
+            full = full.flip(3) if mirrored else full
+            passes.append(full.softmax(1) if average == "softmax" else full)
+    actual = predict_logits(
+        network,
+        PREPROCESSING,
+        images,
+        size=(17, 25),
+        scales=(1.0, 2.0),
+        flip=True,
+        average=average,  # type: ignore[arg-type]
+    )
+    torch.testing.assert_close(actual, torch.stack(passes).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_averaged_probabilities_sum_to_one(network: Tiny, images: Tensor) -> None:
+    scores = predict_logits(network, PREPROCESSING, images, size=(9, 9), flip=True)
+    torch.testing.assert_close(scores.sum(1), torch.ones(2, 9, 9))
+
+
+def test_flip_averaging_is_symmetric(network: Tiny, images: Tensor) -> None:
+    scores = predict_logits(network, PREPROCESSING, images, size=(17, 25), flip=True)
+    mirrored = predict_logits(network, PREPROCESSING, images.flip(3), size=(17, 25), flip=True)
+    torch.testing.assert_close(scores, mirrored.flip(3), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_of_each_image_have_the_size_asked_for(network: Tiny, images: Tensor) -> None:
+    maps = predict_labels(network, PREPROCESSING, images, sizes=[(17, 25), (40, 30)])
+    assert [tuple(label.shape) for label in maps] == [(17, 25), (40, 30)]
+    whole = predict_logits(network, PREPROCESSING, images, size=(40, 30))
+    assert torch.equal(maps[1], whole[1].argmax(0))
+
+
+def test_half_precision_scores_are_compared_in_float32(network: Tiny, images: Tensor) -> None:
+    scores = predict_logits(network, PREPROCESSING, images, size=(17, 25), precision=torch.bfloat16)
+    exact = predict_logits(network, PREPROCESSING, images, size=(17, 25))
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, exact)
+    torch.testing.assert_close(scores, exact, rtol=0.1, atol=0.3)
+
+
+def test_no_scale_is_refused(network: Tiny, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="scales is empty"):
+        predict_logits(network, PREPROCESSING, images, size=(4, 4), scales=())
+
+
+def _batches(images: Tensor) -> list[Batch]:
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 3, (2, 20, 30), generator=generator).to(torch.uint8)
+    labels[:, :3] = 255
+    return [Batch(images, labels), Batch(images[:1], labels[1:])]
+
+
+def test_one_matrix_over_all_batches(network: Tiny, images: Tensor) -> None:
+    batches = _batches(images)
+    expected = torch.zeros(3, 3, dtype=torch.int64)
+    for batch in batches:
+        scores = predict_logits(network, PREPROCESSING, batch.images, size=(20, 30))
+        assert isinstance(batch.labels, Tensor)
+        expected += confusion_matrix(scores.argmax(1), batch.labels, 3)
+    assert torch.equal(evaluate(network, PREPROCESSING, batches, num_classes=3), expected)
+
+
+def test_labels_of_one_batch_may_differ_in_size(network: Tiny, images: Tensor) -> None:
+    labels = [torch.zeros(8, 9, dtype=torch.uint8), torch.full((5, 6), 255, dtype=torch.uint8)]
+    matrix = evaluate(network, PREPROCESSING, [Batch(images, labels)], num_classes=3)
+    assert matrix.sum() == 72
+    assert matrix[1:].sum() == 0
+
+
+def test_no_batches_give_an_empty_matrix(network: Tiny) -> None:
+    assert evaluate(network, PREPROCESSING, [], num_classes=3).tolist() == [[0] * 3] * 3
+
+
+def test_evaluation_leaves_modes_and_statistics_as_they_were(images: Tensor) -> None:
+    network = Tiny()
+    network.train()
+    network.frozen.eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    evaluate(network, PREPROCESSING, _batches(images), num_classes=3)
+    assert network.training
+    assert network.norm.training
+    assert not network.frozen.training
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_modes_come_back_after_an_error(images: Tensor) -> None:
+    network = Tiny().train()
+    with pytest.raises(RuntimeError, match="channels"):
+        evaluate(network, PREPROCESSING, [_wrong(images)], num_classes=3)
+    assert network.norm.training
+
+
+def _wrong(images: Tensor) -> Batch:
+    class Broken(NamedTuple):
+        images: Tensor
+        labels: Tensor
+
+    batch = _batches(images)[0]
+
+    class Raising:
+        labels = batch.labels
+
+        @property
+        def images(self) -> Tensor:
+            raise RuntimeError("no channels")
+
+    return Raising()  # type: ignore[return-value]
+
+
+def test_no_gradient_is_kept_in_evaluation_mode(network: Tiny) -> None:
+    with evaluation_mode(network):
+        assert not network(torch.zeros(1, 3, 8, 8)).logits.requires_grad
+    assert torch.is_grad_enabled()

@@ -1,0 +1,406 @@
+"""Live curves: what is emitted reaches MLflow, or a file, and never costs the training anything."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+
+from rdd_pipeline import tracking
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking import MlflowSink, TrackingWriter
+from rdd_pipeline.tracking.__main__ import main
+from rdd_pipeline.tracking.writer import clean_name, send_file, without_password
+from tests.mlflow_store import new_store
+
+
+class FakeClient:
+    """Takes what it is given, or behaves as badly as it is told."""
+
+    tracking_uri = "http://someone:secret@server:5000"
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, Any]] = []
+        self.problem: Exception | None = None
+        self.refuses: set[str] = set()
+        self.open = threading.Event()
+        self.open.set()
+
+    def _request(self, name: str, run_id: str, content: Any) -> None:
+        self.open.wait(30)
+        if self.problem is not None:
+            raise self.problem
+        self.requests.append((name, run_id, content))
+
+    def log_batch(
+        self, run_id: str, metrics: list[Any], params: list[Any], tags: list[Any]
+    ) -> None:
+        bad = self.refuses & {item.key for item in (*metrics, *params, *tags)}
+        if bad:
+            raise MlflowException(f"cannot take {bad}", INVALID_PARAMETER_VALUE)
+        self._request("batch", run_id, (metrics, params, tags))
+
+    def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
+        self._request("status", run_id, status)
+
+    def log_artifact(self, run_id: str, path: str, folder: str) -> None:
+        self._request("artifact", run_id, (path, folder))
+
+    def log_artifacts(self, run_id: str, path: str, folder: str) -> None:
+        self._request("artifacts", run_id, (path, folder))
+
+    def points(self, run_id: str = "run") -> list[tuple[str, float, int]]:
+        return [
+            (metric.key, metric.value, metric.step)
+            for name, run, content in self.requests
+            if name == "batch" and run == run_id
+            for metric in content[0]
+        ]
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture
+def writer(client: FakeClient, tmp_path: Path) -> Iterator[TrackingWriter]:
+    writer = _writer(client, tmp_path)
+    yield writer
+    client.open.set()
+    writer.close(1.0)
+
+
+def _writer(client: FakeClient, folder: Path, **options: Any) -> TrackingWriter:
+    options = {"every": 0.01, **options}
+    return TrackingWriter(client, folder / "untracked", **options)  # type: ignore[arg-type]
+
+
+def _spooled(folder: Path, run_id: str = "run") -> list[dict[str, Any]]:
+    path = folder / "untracked" / f"{run_id}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_emit_without_a_listener_does_nothing() -> None:
+    tracking.emit(1, {"loss": 1.0})
+
+
+def test_emitted_points_reach_the_run(client: FakeClient, writer: TrackingWriter) -> None:
+    tracking.listen(MlflowSink("run", writer))
+    for step in (1, 2):
+        tracking.emit(step, {"loss": 1.0 / step, "lr": 0.02})
+    tracking.listen(None)
+    tracking.emit(3, {"loss": 9.0})
+    assert writer.flush(5.0)
+    assert client.points() == [("loss", 1.0, 1), ("lr", 0.02, 1), ("loss", 0.5, 2), ("lr", 0.02, 2)]
+
+
+def test_listeners_belong_to_a_thread(client: FakeClient, writer: TrackingWriter) -> None:
+    def train(run_id: str) -> None:
+        tracking.listen(MlflowSink(run_id, writer))
+        time.sleep(0.01)
+        tracking.emit(1, {"loss": float(len(run_id))})
+
+    threads = [threading.Thread(target=train, args=(run_id,)) for run_id in ("a", "bb")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tracking.emit(1, {"loss": 0.0})
+    assert writer.flush(5.0)
+    assert client.points("a") == [("loss", 1.0, 1)]
+    assert client.points("bb") == [("loss", 2.0, 1)]
+
+
+def test_points_are_sent_without_being_asked(client: FakeClient, writer: TrackingWriter) -> None:
+    writer.metrics("run", {"loss": 1.0})
+    deadline = time.monotonic() + 5
+    while not client.requests and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert client.points() == [("loss", 1.0, 0)]
+
+
+def test_many_points_go_in_batches_that_mlflow_takes(
+    client: FakeClient, writer: TrackingWriter
+) -> None:
+    client.open.clear()
+    for step in range(2500):
+        writer.metrics("run", {"loss": 1.0}, step=step)
+    writer.params("run", {f"p{number}": number for number in range(250)})
+    client.open.set()
+    assert writer.flush(10.0)
+    assert [step for _, _, step in client.points()] == list(range(2500))
+    for _, _, (metrics, params, tags) in client.requests:
+        assert len(metrics) + len(params) + len(tags) <= 1000
+        assert len(params) <= 100
+    assert len(client.requests) < 12
+
+
+def test_order_is_kept_between_kinds(client: FakeClient, writer: TrackingWriter) -> None:
+    client.open.clear()
+    writer.tags("run", {"a": 1})
+    writer.artifact("run", Path("figure.png"), "figures")
+    writer.metrics("run", {"loss": 1.0})
+    writer.status("run", "FINISHED")
+    client.open.set()
+    assert writer.flush(5.0)
+    assert [name for name, _, _ in client.requests] == ["batch", "artifact", "batch", "status"]
+
+
+def test_folders_are_uploaded_whole(
+    client: FakeClient, writer: TrackingWriter, tmp_path: Path
+) -> None:
+    writer.artifact("run", tmp_path, "figures")
+    assert writer.flush(5.0)
+    assert client.requests == [("artifacts", "run", (str(tmp_path), "figures"))]
+
+
+def test_names_are_made_fit_for_mlflow(client: FakeClient, writer: TrackingWriter) -> None:
+    writer.metrics("run", {"iou@50% (car)": 1.0})
+    assert writer.flush(5.0)
+    assert client.points() == [("iou_50_ _car_", 1.0, 0)]
+    assert len(clean_name("x" * 300)) == 250
+
+
+def test_a_server_that_is_away_keeps_nobody_waiting_and_gets_everything_later(
+    client: FakeClient, writer: TrackingWriter, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.problem = ConnectionError("refused")
+    with caplog.at_level(logging.INFO, logger="rdd_pipeline"):
+        writer.metrics("run", {"loss": 1.0}, step=1)
+        assert not writer.flush(5.0)
+        start = time.monotonic()
+        writer.metrics("run", {"loss": 2.0}, step=2)
+        assert not writer.flush(5.0)
+        assert time.monotonic() - start < 1.0
+        client.problem = None
+        deadline = time.monotonic() + 10
+        while not writer.flush(0.1) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert client.points() == [("loss", 1.0, 1), ("loss", 2.0, 2)]
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "cannot be reached" in warnings[0].message
+    assert "can be reached again" in caplog.text
+
+
+def test_what_was_never_sent_is_in_a_file_and_one_line_says_so(
+    client: FakeClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = _writer(client, tmp_path)
+    client.problem = ConnectionError("refused")
+    for step in range(3):
+        writer.metrics("run", {"loss": 1.0}, step=step)
+    writer.status("run", "FINISHED")
+    with caplog.at_level(logging.WARNING):
+        assert writer.close(5.0) == 4
+    about, *records = _spooled(tmp_path)
+    assert about == {"tracking_uri": "http://server:5000"}
+    assert [record["step"] for record in records if record["kind"] == "metric"] == [0, 1, 2]
+    assert records[-1]["value"] == "FINISHED"
+    lines = [r for r in caplog.records if "did not take 4 records" in r.getMessage()]
+    assert len(lines) == 1
+
+
+def test_a_server_that_hangs_costs_no_more_than_the_timeouts(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    writer = _writer(client, tmp_path)
+    client.open.clear()
+    writer.metrics("run", {"loss": 1.0})
+    start = time.monotonic()
+    assert not writer.flush(0.1)
+    assert writer.close(0.1) == 1
+    assert time.monotonic() - start < 2.0
+    client.open.set()
+    assert len(_spooled(tmp_path)) == 2
+
+
+def test_nothing_is_written_when_everything_was_sent(client: FakeClient, tmp_path: Path) -> None:
+    writer = _writer(client, tmp_path, every=60.0)
+    writer.metrics("run", {"loss": 1.0})
+    assert writer.close(5.0) == 0
+    assert client.points() == [("loss", 1.0, 0)]
+    assert not (tmp_path / "untracked").exists()
+
+
+def test_a_record_that_mlflow_refuses_does_not_hold_up_the_others(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    writer = _writer(client, tmp_path, every=60.0)
+    client.refuses = {"bad"}
+    for step in range(4):
+        writer.metrics("run", {"good": 1.0, "bad": 2.0}, step=step)
+    assert writer.close(5.0) == 4
+    assert client.points() == [("good", 1.0, step) for step in range(4)]
+    assert {record["key"] for record in _spooled(tmp_path)[1:]} == {"bad"}
+
+
+def test_a_deleted_run_does_not_cost_a_request_for_each_point(
+    client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def gone(*arguments: Any, **named: Any) -> None:
+        attempts.append(1)
+        raise MlflowException("no such run", RESOURCE_DOES_NOT_EXIST)
+
+    monkeypatch.setattr(client, "log_batch", gone)
+    writer = _writer(client, tmp_path, every=60.0)
+    for step in range(500):
+        writer.metrics("run", {"loss": 1.0}, step=step)
+    assert writer.close(5.0) == 500
+    assert len(attempts) < 10
+
+
+def test_memory_is_bounded_and_the_excess_goes_to_the_file(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    writer = _writer(client, tmp_path, capacity=10)
+    client.open.clear()
+    for step in range(100):
+        writer.metrics("run", {"loss": 1.0}, step=step)
+    assert len(_spooled(tmp_path)) > 60
+    client.open.set()
+    sent = 100 - writer.close(5.0)
+    steps = {record["step"] for record in _spooled(tmp_path)[1:]}
+    assert len(client.points()) == sent
+    assert steps | {step for _, _, step in client.points()} == set(range(100))
+
+
+def test_a_forked_process_leaves_the_writer_alone(
+    client: FakeClient, writer: TrackingWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    writer.metrics("run", {"loss": 1.0})
+    assert writer.flush(5.0)
+    assert writer.close(5.0) == 0
+    assert client.requests == []
+
+
+def test_passwords_are_not_stored() -> None:
+    assert without_password("https://me:secret@host/x") == "https://host/x"
+    assert (
+        without_password("sqlite:////some/folder/mlflow.db") == "sqlite:////some/folder/mlflow.db"
+    )
+
+
+# ---- against MLflow itself
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
+
+
+@pytest.fixture
+def run(database: str) -> tuple[MlflowClient, str]:
+    client = MlflowClient(tracking_uri=database)
+    return client, client.create_run("0").info.run_id
+
+
+def _history(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+
+
+def test_mlflow_takes_every_kind(run: tuple[MlflowClient, str], tmp_path: Path) -> None:
+    client, run_id = run
+    writer = TrackingWriter(client, tmp_path)
+    writer.metrics(run_id, {"loss": 0.5, "nan": float("nan"), "inf": float("inf")}, step=1)
+    writer.metrics(run_id, {"loss": 0.25}, step=2)
+    writer.params(run_id, {"lr": 0.02, "long": "x" * 10_000})
+    writer.tags(run_id, {"method": "kd", "long": "x" * 10_000})
+    writer.status(run_id, "KILLED")
+    assert writer.close() == 0
+    found = client.get_run(run_id)
+    assert _history(client, run_id, "loss") == [(1, 0.5), (2, 0.25)]
+    assert found.data.params["lr"] == "0.02"
+    assert found.data.tags["method"] == "kd"
+    assert found.info.status == "KILLED"
+
+
+def test_a_second_value_of_a_param_is_refused_and_kept(
+    run: tuple[MlflowClient, str], tmp_path: Path
+) -> None:
+    client, run_id = run
+    writer = TrackingWriter(client, tmp_path)
+    writer.params(run_id, {"lr": 1})
+    writer.params(run_id, {"lr": 2, "batch": 3})
+    assert writer.close() == 1
+    assert client.get_run(run_id).data.params == {"lr": "1", "batch": "3"}
+
+
+def test_a_deleted_database_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.touch()
+    fake = FakeClient()
+    fake.tracking_uri = f"sqlite:///{path}"
+    writer = _writer(fake, tmp_path)
+    writer.metrics("run", {"loss": 1.0}, step=1)
+    assert writer.flush(5.0)
+    path.unlink()
+    # sqlite's open connection would go on writing into the deleted file without an error.
+    writer.metrics("run", {"loss": 2.0}, step=2)
+    assert writer.close(5.0) == 1
+    assert _spooled(tmp_path)[1]["step"] == 2
+
+
+def test_a_file_of_unsent_records_can_be_sent_later(
+    run: tuple[MlflowClient, str],
+    database: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client, run_id = run
+    away = FakeClient()
+    away.tracking_uri = database
+    away.problem = ConnectionError("away")
+    writer = _writer(away, tmp_path)
+    writer.metrics(run_id, {"loss": 0.5}, step=1)
+    writer.params(run_id, {"lr": 1})
+    writer.status(run_id, "FINISHED")
+    assert writer.close(5.0) == 3
+    path = tmp_path / "untracked" / f"{run_id}.jsonl"
+    assert main([str(path.parent)]) == 0
+    assert "sent" in capsys.readouterr().out
+    assert not path.exists()
+    assert _history(client, run_id, "loss") == [(1, 0.5)]
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match="is no file of unsent MLflow records"):
+        send_file(path)
+
+
+def test_a_worker_process_can_go_on_where_the_node_emits(
+    run: tuple[MlflowClient, str], tmp_path: Path
+) -> None:
+    client, run_id = run
+    writer = TrackingWriter(client, tmp_path)
+    tracking.listen(MlflowSink(run_id, writer, prefix="kd."))
+    connection = tracking.connection()
+    tracking.listen(None)
+    assert connection is not None
+    assert json.loads(json.dumps(connection)) == connection
+    with tracking.connected(connection):
+        tracking.emit(3, {"loss": 0.125})
+    assert _history(client, run_id, "kd.loss") == [(3, 0.125)]
+
+
+def test_without_a_listener_there_is_no_connection() -> None:
+    assert tracking.connection() is None
+    with tracking.connected(None):
+        tracking.emit(1, {"loss": 1.0})

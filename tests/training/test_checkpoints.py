@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rdd_pipeline.training import checkpoints
+from rdd_pipeline.training.checkpoints import (
+    MAGIC,
+    DamagedStateError,
+    WorkFolder,
+    digest,
+    dumps,
+    loads,
+    write_atomically,
+)
+
+
+def _state(iteration: int = 3) -> dict:
+    return {
+        "iteration": iteration,
+        "student": {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)},
+        "optimizer": {
+            "state": {0: {"momentum": torch.ones(2, dtype=torch.float64)}},
+            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "nesterov": False}],
+        },
+        "objective": {},
+        "best": None,
+        "history": [{"iteration": 1, "loss": 0.5}],
+    }
+
+
+def _equal(one, other) -> bool:
+    """Independent of `digest`."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and one == other
+
+
+# ---- one file
+
+
+def test_loads_gives_back_what_dumps_was_given():
+    state = _state()
+    assert _equal(loads(dumps(state)), state)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
+def test_tensor_types_and_empty_tensors_survive(dtype):
+    state = {"full": torch.ones(3, dtype=dtype), "empty": torch.zeros(0, 2, dtype=dtype)}
+    assert _equal(loads(dumps(state)), state)
+
+
+def test_a_view_does_not_carry_its_whole_storage_into_the_file():
+    large = torch.zeros(100_000)
+    assert len(dumps({"view": large[:4]})) < 5_000
+
+
+def test_tensors_of_a_state_in_memory_do_not_follow_later_changes():
+    tensor = torch.zeros(2)
+    data = dumps({"x": tensor})
+    tensor.add_(1)
+    assert_close(loads(data)["x"], torch.zeros(2))
+
+
+def test_every_truncation_is_noticed():
+    data = dumps({"x": torch.arange(4)})
+    for length in range(len(data)):
+        with pytest.raises(DamagedStateError):
+            loads(data[:length])
+    with pytest.raises(DamagedStateError):
+        loads(data + b"\0")
+
+
+def test_every_changed_byte_is_noticed():
+    data = dumps({"x": torch.arange(4)})
+    for position in range(len(data)):
+        torn = bytearray(data)
+        torn[position] ^= 1 << (position % 8)
+        with pytest.raises(DamagedStateError, match="not a training state|damaged"):
+            loads(bytes(torn))
+
+
+def test_the_message_names_the_file_and_says_what_to_do():
+    with pytest.raises(DamagedStateError, match=r"(?s)a\.ckpt is damaged.*Delete it.*older state"):
+        loads(dumps(_state())[:-1], source="a.ckpt")
+
+
+class _Trap:
+    """Pickled, it writes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.write_text, (self.path, "the code was run"))
+
+
+def test_a_pickled_object_is_refused_and_not_run(tmp_path):
+    trap = tmp_path / "trap"
+    buffer = io.BytesIO()
+    torch.save({"x": _Trap(trap)}, buffer)
+    payload = buffer.getvalue()
+    data = MAGIC + hashlib.sha256(payload).digest() + payload
+
+    with pytest.raises(DamagedStateError, match="other than tensors and plain values"):
+        loads(data)
+    assert not trap.exists()
+    # The trap itself works:
+    torch.load(io.BytesIO(payload), weights_only=False)
+    assert trap.exists()
+
+
+def test_content_other_than_a_dict_is_refused():
+    buffer = io.BytesIO()
+    torch.save([1, 2], buffer)
+    payload = buffer.getvalue()
+    with pytest.raises(DamagedStateError, match="holds a list, expected a dict"):
+        loads(MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+# ---- digest
+
+
+def test_digest_is_the_same_in_every_process():
+    # From another process; also pins the format: fingerprints of work on disk depend on it.
+    assert digest(_state()) == "0ac544bccc4fc5741ca11cb27377065b"
+
+
+def test_digest_does_not_depend_on_the_order_of_a_dict_or_its_class():
+    state = _state()
+    turned = OrderedDict(reversed(state.items()))
+    assert digest(turned) == digest(state)
+
+
+def test_digest_does_not_depend_on_the_memory_layout():
+    tensor = torch.arange(24.0).reshape(1, 2, 3, 4)
+    assert digest(tensor.to(memory_format=torch.channels_last)) == digest(tensor)
+    assert digest(tensor.transpose(2, 3)) != digest(tensor)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.arange(6),  # values of another type
+        torch.arange(6.0).reshape(2, 3),  # another shape
+        torch.arange(6.0).double(),
+        torch.arange(6.0) + torch.tensor([0, 0, 0, 0, 0, 5e-7]),  # one bit of one value
+        torch.tensor([-0.0, 1, 2, 3, 4, 5]),
+        list(range(6)),
+        None,
+    ],
+)
+def test_digest_notices_type_shape_and_values(other):
+    assert digest({"x": other}) != digest({"x": torch.arange(6.0)})
+
+
+def test_digest_tells_names_types_and_nesting_apart():
+    values = [
+        {"a": 1},
+        {"b": 1},
+        {"a": 1.0},
+        {"a": True},
+        {"a": "1"},
+        {1: 1},
+        {"1": 1},
+        {"a": [1]},
+        {"a": [[1]]},
+        {"a": [1, None]},
+        {},
+        [],
+        [[], []],
+        [[[]]],
+    ]
+    assert len({digest(value) for value in values}) == len(values)
+
+
+def test_digest_of_what_was_read_is_that_of_what_was_written():
+    state = _state()
+    assert digest(loads(dumps(state))) == digest(state)
+
+
+# ---- write_atomically
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_when_writing_fails_the_old_content_stays_and_nothing_else(tmp_path, monkeypatch, failing):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = os if failing == "fsync" else Path
+    monkeypatch.setattr(target, failing, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_made_and_content_is_replaced(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+# ---- work folder
+
+
+@pytest.fixture
+def work(tmp_path) -> WorkFolder:
+    return WorkFolder(tmp_path, "0123456789abcdef")
+
+
+def _names(work: WorkFolder) -> list[str]:
+    return sorted(path.name for path in work.path.glob("state-*"))
+
+
+def test_nothing_was_saved_yet(work):
+    assert work.latest() is None
+    assert work.finished_state() is None
+    assert work.recall("scores") is None
+    assert not work.path.exists()
+
+
+def test_the_newest_two_states_are_kept(work):
+    for iteration in (5, 10, 1000, 11):
+        work.save(_state(iteration))
+    assert _names(work) == ["state-000000011.ckpt", "state-000001000.ckpt"]
+    assert work.latest()["iteration"] == 1000
+
+
+def test_a_saved_state_comes_back_with_its_fingerprint(work):
+    work.save(_state())
+    found = work.latest()
+    assert found.pop("fingerprint") == work.fingerprint
+    assert _equal(found, _state())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "folder"])
+def test_a_damaged_state_is_named_and_the_older_one_is_used(work, caplog, damage):
+    work.save(_state(5))
+    newest = work.save(_state(10))
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        newest.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 4
+        newest.write_bytes(data)
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    else:
+        newest.unlink()
+        newest.mkdir()
+    assert work.latest()["iteration"] == 5
+    assert str(newest) in caplog.text
+    assert "Trying the one before it" in caplog.text
+
+
+def test_with_all_states_damaged_there_is_none(work):
+    for iteration in (5, 10):
+        work.save(_state(iteration)).write_bytes(b"x")
+    assert work.latest() is None
+
+
+def test_states_of_other_work_are_ignored(work, tmp_path, caplog):
+    other = WorkFolder(tmp_path, "ffffffffffffffff")
+    foreign = other.save(_state(20))
+    mine = work.save(_state(5))
+    foreign.rename(mine.with_name(foreign.name))
+    assert work.latest()["iteration"] == 5
+    assert "belongs to other work" in caplog.text
+
+
+def test_files_of_other_names_are_not_looked_at(work, caplog):
+    work.save(_state(5))
+    for name in ("state-5.ckpt", ".state-000000009.ckpt.1.tmp", "notes.txt"):
+        (work.path / name).write_bytes(b"x")
+    assert work.latest()["iteration"] == 5
+    assert not caplog.text
+
+
+def test_finished_work_hands_its_final_state_out(work):
+    work.save(_state(10))
+    assert work.finished_state() is None
+    work.finish(10)
+    assert work.finished_state()["iteration"] == 10
+
+
+def test_finishing_drops_all_but_the_final_state(work):
+    for iteration in (5, 10):
+        work.save(_state(iteration))
+    work.finish(10)
+    assert _names(work) == ["state-000000010.ckpt"]
+
+
+def test_finished_work_whose_final_state_is_damaged_is_not_finished(work):
+    final = work.save(_state(10))
+    work.finish(10)
+    final.write_bytes(final.read_bytes()[:-1])
+    assert work.finished_state() is None
+    assert work.latest() is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"iteration": 9}'])
+def test_a_damaged_mark_of_completion_means_not_complete(work, content):
+    work.save(_state(10))
+    work.finish(10)
+    (work.path / "done.json").write_text(content)
+    assert work.finished_state() is None
+
+
+def test_remembered_results_come_back_and_damaged_ones_do_not(work):
+    work.remember("scores-1", {"miou": 0.25})
+    assert work.recall("scores-1") == {"miou": 0.25}
+    assert work.recall("scores-2") is None
+    (work.path / "scores-1.json").write_text('{"miou": 0.')
+    assert work.recall("scores-1") is None
+
+
+def test_the_description_is_written_once(work):
+    work.describe({"seed": 1, "root": Path("images")})
+    work.describe({"seed": 2})
+    assert '"seed": 1' in (work.path / "job.json").read_text()
+
+
+def test_every_write_of_the_folder_is_atomic(work, monkeypatch):
+    paths = []
+    monkeypatch.setattr(checkpoints, "write_atomically", lambda path, data: paths.append(path.name))
+    work.describe({})
+    work.save(_state(1))
+    work.finish(1)
+    work.remember("scores", {})
+    assert paths == ["job.json", "state-000000001.ckpt", "done.json", "scores.json"]

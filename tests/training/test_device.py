@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.training import device as module
+from rdd_pipeline.training.device import (
+    resolve_device,
+    resolve_precision,
+    resolve_workers,
+    set_up,
+)
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Function that makes torch see so many GPUs."""
+
+    def pretend(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+
+    return pretend
+
+
+def test_auto_takes_a_gpu_where_there_is_one(gpus):
+    gpus(0)
+    assert resolve_device("auto").type == "cpu"
+    gpus(1)
+    assert resolve_device("auto").type == "cuda"
+
+
+@pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_that_is_not_there_is_refused(gpus, name, count):
+    gpus(count)
+    with pytest.raises(UserError, match=rf"'{name}', but torch .* sees {count} CUDA devices"):
+        resolve_device(name)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UserError, match="'gpu'; expected auto, cpu, cuda or cuda:N"):
+        resolve_device("gpu")
+
+
+def test_auto_precision_is_bfloat16_only_on_a_gpu_that_has_it(gpus, monkeypatch):
+    gpus(1)
+    assert resolve_precision("auto", GPU) == "bfloat16"
+    assert resolve_precision("auto", CPU) == "float32"
+    assert resolve_precision("float32", GPU) == "float32"
+    assert resolve_precision("bfloat16", CPU) == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert resolve_precision("auto", GPU) == "float32"
+
+
+def test_auto_workers_leave_the_cores_to_a_training_on_the_cpu(monkeypatch):
+    assert resolve_workers("auto", CPU) == 0
+    assert resolve_workers(3, CPU) == 3
+    assert 1 <= resolve_workers("auto", GPU) <= 8
+
+
+def test_threads_are_set_when_they_are_given(monkeypatch):
+    given = []
+    monkeypatch.setattr(module.torch, "set_num_threads", given.append)
+    set_up(TrainerParams(), CPU)
+    set_up(TrainerParams(threads=3), CPU)
+    assert given == [3]

@@ -1,0 +1,656 @@
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from rdd_pipeline.config import AugmentParams, NetworkParams, OptimizerParams, TrainerParams
+from rdd_pipeline.distillation.terms import KnowledgeDistillation
+from rdd_pipeline.errors import NonFiniteLossError, UserError
+from rdd_pipeline.evaluation.confusion import Scores
+from rdd_pipeline.evaluation.predict import evaluate
+from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
+from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
+from rdd_pipeline.training import loop
+from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.loop import (
+    TrainingInterruptedError,
+    TrainingResult,
+    job_fingerprint,
+    state_digest,
+    train,
+)
+
+from .conftest import CPU, LABELS, STUDENT, TEACHER
+
+EVERY = CPU.model_copy(update={"log_every": 1})
+
+
+class Stop(Exception):  # noqa: N818
+    """What a test stops a training with: nothing in the loop knows it."""
+
+
+@pytest.fixture
+def run(blocks, teacher):
+    """Function that trains a job on the blocks."""
+
+    def call(job, *, trainer=CPU, teacher=teacher, work=None, start=None, samples=None, **more):
+        samples = blocks.samples if samples is None else samples
+        if work is not None:
+            work = WorkFolder(work, job_fingerprint(job, samples, teacher, start))
+        return train(
+            job, samples, trainer=trainer, teacher=teacher, start=start, work=work, **more
+        )
+
+    return call
+
+
+def _same(one: TrainingResult, other: TrainingResult) -> bool:
+    """All tensors of both states are equal bit for bit; independent of `state_digest`."""
+    names = ("student", "objective", "optimizer", "best", "iteration")
+    return _equal({n: one.state[n] for n in names}, {n: other.state[n] for n in names}) and _equal(
+        one.network.tensors, other.network.tensors
+    )
+
+
+def _equal(one, other) -> bool:
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
+
+
+def _stop_at(number: int):
+    """Observer that raises at the `number`-th iteration it sees."""
+    seen = set()
+
+    def observe(iteration, values):
+        seen.add(iteration)
+        if len(seen) == number:
+            raise Stop
+
+    return observe
+
+
+# ---- one run, in whatever pieces
+
+SGD = OptimizerParams(lr=0.05)
+ADAMW = OptimizerParams(name="adamw", lr=0.01, warmup=3)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda o: o.name)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
+    run, make_job, tmp_path, optimizer, channels_last
+):
+    job = make_job(recipe={"optimizer": optimizer, "clip_norm": 0.5})
+    trainer = EVERY.model_copy(update={"channels_last": channels_last})
+    whole = run(job, trainer=trainer)
+    assert whole.trained == 8
+
+    for _ in range(7):
+        with pytest.raises(Stop):
+            run(job, trainer=trainer, work=tmp_path, observe=_stop_at(2))
+    pieces = run(job, trainer=trainer, work=tmp_path)
+    assert pieces.trained == 1
+    assert _same(pieces, whole)
+    assert state_digest(pieces.state) == state_digest(whole.state)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "annealed"), [(5, False), (0, False), (1, False), (8, False), (3, True), (0, True)]
+)
+def test_tfe_and_then_tse_ends_like_one_run(run, make_job, tmp_path, warmup, annealed):
+    rdd = {"warmup": warmup, "annealed": annealed}
+    whole = run(make_job(rdd=rdd))
+    tfe = run(make_job("tfe", stage="tfe", rdd=rdd), work=tmp_path)
+    assert tfe.state["iteration"] == tfe.trained == max(warmup - 1, 0)
+    tse = run(make_job(stage="tse", rdd=rdd), start=tfe.state, work=tmp_path)
+    assert tse.trained == 8 - tfe.trained
+    assert _same(tse, whole)
+    # The work on disk, loaded again, is a start as good as the state in memory.
+    again = run(make_job("tfe", stage="tfe", rdd=rdd), work=tmp_path)
+    assert again.trained == 0
+    assert run(make_job(stage="tse", rdd=rdd), start=again.state, work=tmp_path).trained == 0
+
+
+def test_a_stage_is_resumed_too(run, make_job, tmp_path):
+    tfe = run(make_job(stage="tfe"))
+    whole = run(make_job())
+    with pytest.raises(Stop):
+        run(make_job(stage="tse"), start=tfe.state, work=tmp_path, trainer=EVERY, observe=_stop_at(3))
+    tse = run(make_job(stage="tse"), start=tfe.state, work=tmp_path)
+    assert tse.trained == 2
+    assert _same(tse, whole)
+
+
+def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(
+    run, make_job, tmp_path
+):
+    job = make_job()
+    with pytest.raises(Stop):
+        run(job, work=tmp_path, trainer=EVERY, observe=_stop_at(6))
+    newest = max(tmp_path.rglob("state-*"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    result = run(job, work=tmp_path)
+    assert result.trained == 8 - (int(newest.stem.removeprefix("state-")) - 1)
+    assert _same(result, run(job))
+
+
+def test_what_is_done_is_loaded_and_not_trained(run, make_job, tmp_path, monkeypatch):
+    first = run(make_job(), work=tmp_path)
+    monkeypatch.setattr(loop, "TrainingStep", None)  # building anything would fail
+    second = run(make_job(), work=tmp_path)
+    assert second.trained == 0
+    assert _same(second, first)
+    assert second.history == first.history
+    assert second.fingerprint == first.fingerprint
+
+
+def test_killed_between_the_last_state_and_the_mark_nothing_is_trained(run, make_job, tmp_path):
+    first = run(make_job(), work=tmp_path)
+    (mark,) = tmp_path.rglob("done.json")
+    mark.unlink()
+    second = run(make_job(), work=tmp_path)
+    assert second.trained == 0
+    assert mark.exists()
+    assert _same(second, first)
+
+
+def test_other_seeds_are_other_work(run, make_job, tmp_path):
+    one, two = (run(make_job(seed=seed), work=tmp_path) for seed in (0, 1))
+    assert one.fingerprint != two.fingerprint
+    assert two.trained == 8
+    assert not _same(one, two)
+
+
+def test_nothing_is_written_without_a_work_folder(run, make_job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(make_job())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_callers_random_state_does_not_matter(run, make_job):
+    torch.manual_seed(1)
+    one = run(make_job("baseline", recipe={"iterations": 2}))
+    torch.manual_seed(2)
+    assert _same(one, run(make_job("baseline", recipe={"iterations": 2})))
+
+
+# ---- what is computed
+
+
+def test_equals_a_hand_written_training_loop(run, make_job, blocks):
+    """SGD, poly schedule, both heads, class weights; no gradient is carried over."""
+    network = STUDENT.model_copy(update={"dropout": 0.0})
+    optimizer = OptimizerParams(lr=0.05, momentum=0.9, weight_decay=1e-3)
+    recipe = {"iterations": 4, "optimizer": optimizer, "class_weights": True, "keep": "last"}
+    job = make_job("baseline", network=network, recipe=recipe)
+    result = run(job, trainer=EVERY)
+
+    torch.manual_seed(job.seed)
+    net = network_from_params(network, num_classes=3).train()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    poly = torch.optim.lr_scheduler.PolynomialLR(sgd, total_iters=4, power=0.9)
+    weight = torch.tensor(LABELS.class_weights)
+    losses = []
+    for batch in _batches(blocks, job):
+        out = net(Preprocessing.imagenet().normalize(batch.images))
+        loss = sum(
+            share
+            * F.cross_entropy(
+                F.interpolate(logits, (32, 32), mode="bilinear", align_corners=True),
+                batch.labels.long(),
+                weight,
+                ignore_index=255,
+            )
+            for share, logits in ((1.0, out.logits), (0.4, out.aux_logits))
+        )
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        poly.step()
+        losses.append(loss.item())
+
+    assert_close([r["loss"] for r in result.history if "loss" in r], losses, rtol=1e-4, atol=1e-5)
+    assert_close(result.network.tensors, dict(net.state_dict()), rtol=1e-3, atol=1e-4)
+
+
+def _batches(blocks, job, **ranks):
+    return training_batches(
+        [sample for sample in blocks.samples if sample.split == "train"],
+        blocks.root,
+        augment=job.recipe.augment,
+        seed=job.seed,
+        batch_size=job.recipe.batch_size,
+        first_iteration=1,
+        last_iteration=job.last_iteration,
+        lookup=LABELS.lookup,
+        pad_color=Preprocessing.imagenet().mean_rgb(),
+        **ranks,
+    )
+
+
+def _moved(run, make_job, **recipe) -> tuple[Tensor, Tensor]:
+    """All parameters before and after the first iteration."""
+    job = make_job(
+        "baseline",
+        recipe={"iterations": 1, "keep": "last", "validate_every": 100, **recipe},
+    )
+    after = run(job).network.tensors
+    torch.manual_seed(job.seed)
+    before = network_from_params(job.network, num_classes=3)
+    names = [name for name, _ in before.named_parameters()]
+    return (
+        nn.utils.parameters_to_vector(before.parameters()).detach(),
+        torch.cat([after[name].flatten() for name in names]),
+    )
+
+
+@pytest.mark.parametrize("norm", [0.01, 0.1])
+def test_a_clipped_step_of_sgd_has_the_length_of_rate_times_norm(run, make_job, norm):
+    optimizer = OptimizerParams(lr=0.5, momentum=0.0, weight_decay=0.0)
+    before, after = _moved(run, make_job, optimizer=optimizer, clip_norm=norm)
+    assert_close((after - before).norm().item(), 0.5 * norm, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_norm_is_in_the_history_when_it_is_clipped(run, make_job):
+    history = run(make_job(recipe={"clip_norm": 0.01})).history
+    assert all(row["gradient_norm"] > 0.01 for row in history if "loss" in row)
+
+
+def test_the_first_step_of_adamw_has_the_length_of_the_rate(run, make_job):
+    optimizer = OptimizerParams(name="adamw", lr=0.01, weight_decay=0.0)
+    before, after = _moved(run, make_job, optimizer=optimizer)
+    steps = (after - before).abs()
+    # m / (sqrt(v) + 1e-8) is 1 where the gradient is well above 1e-8.
+    assert steps.max() <= 0.0100001
+    assert steps.median() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bfloat16_runs_and_losses_stay_float32(run, make_job):
+    result = run(make_job(precision="bfloat16"))
+    assert all(t.dtype != torch.bfloat16 for t in result.network.tensors.values())
+    assert not _same(result, run(make_job()))
+
+
+def test_the_teacher_is_not_changed_and_not_in_the_state(run, make_job, teacher):
+    before = teacher.digest()
+    state = run(make_job()).state
+    assert teacher.digest() == before
+    assert set(state["student"]) == set(network_from_params(STUDENT, num_classes=3).state_dict())
+    assert state["objective"] == {}
+
+
+# ---- history and cost
+
+
+def test_history_rows_hold_the_schedule_the_stage_and_all_losses(run, make_job):
+    history = run(make_job(), trainer=EVERY).history
+    rows = [row for row in history if "loss" in row]
+    assert [row["iteration"] for row in rows] == list(range(1, 9))
+    assert [row["lr"] for row in rows] == pytest.approx(
+        [0.05 * (1 - (i - 1) / 8) ** 0.9 for i in range(1, 9)]
+    )
+    assert [row["tfe_share"] for row in rows] == [1.0] * 4 + [0.0] * 4
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["task"] + row["kd"], rel=1e-5)
+    assert all("teacher_confidence" in row for row in rows[:4])
+    assert all("chosen" in row for row in rows[4:])
+    validated = [row for row in history if "val.miou" in row]
+    assert [row["iteration"] for row in validated] == [4, 8]
+    assert all(0 <= row["val.miou"] <= 1 and 0 <= row["val.pixel_accuracy"] <= 1 for row in validated)
+
+
+def test_a_row_is_the_mean_since_the_row_before(run, make_job):
+    job = make_job("kd", recipe={"iterations": 7})
+    single = [r for r in run(job, trainer=EVERY).history if "loss" in r]
+    third = CPU.model_copy(update={"log_every": 3})
+    rows = [r for r in run(job, trainer=third).history if "loss" in r]
+    assert [row["iteration"] for row in rows] == [3, 6, 7]
+    for row, group in zip(rows, (single[0:3], single[3:6], single[6:7]), strict=True):
+        for name in ("loss", "task", "kd", "student_ce"):
+            assert row[name] == pytest.approx(math.fsum(r[name] for r in group) / len(group))
+
+
+def test_observers_see_the_rows_and_a_speed(run, make_job):
+    seen = []
+    result = run(make_job(), observe=lambda iteration, values: seen.append((iteration, values)))
+    assert [iteration for iteration, _ in seen] == [row["iteration"] for row in result.history]
+    for (_, values), row in zip(seen, result.history, strict=True):
+        speed = dict(values).pop("images_per_second", None)
+        assert ("loss" in row) == (speed is not None and speed > 0)
+        assert {k: v for k, v in values.items() if k != "images_per_second"} == {
+            k: v for k, v in row.items() if k != "iteration"
+        }
+
+
+def test_the_cost_counts_all_images_and_seconds_also_of_a_resumed_run(run, make_job, tmp_path):
+    with pytest.raises(Stop):  # between two rows of the history
+        run(
+            make_job(),
+            work=tmp_path,
+            trainer=CPU.model_copy(update={"log_every": 3}),
+            observe=_stop_at(3),  # iterations 3, 4 (validation) and 6
+        )
+    kept = WorkFolder(tmp_path, next(tmp_path.iterdir()).name).latest()
+    assert kept["iteration"] == 5
+    assert kept["cost"]["images"] == 10
+    result = run(make_job(), work=tmp_path)
+    cost = result.state["cost"]
+    assert cost["images"] == 16
+    assert cost["seconds"] > kept["cost"]["seconds"] > 0
+
+
+# ---- validation
+
+
+@pytest.fixture
+def falling_scores(monkeypatch):
+    """Validation says: perfect, then everything wrong."""
+    matrices = [torch.eye(3, dtype=torch.int64), torch.ones(3, 3, dtype=torch.int64).triu(1)]
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: matrices.pop(0))
+
+
+def test_the_weights_of_the_best_validation_are_handed_on(
+    run, make_job, tmp_path, monkeypatch, falling_scores
+):
+    states = {}
+    save = WorkFolder.save
+    monkeypatch.setattr(
+        WorkFolder,
+        "save",
+        lambda self, state: (states.update({state["iteration"]: state}), save(self, state)),
+    )
+    result = run(make_job(), work=tmp_path)
+    assert _equal(result.network.tensors, states[4]["student"])
+    assert not _equal(result.network.tensors, result.state["student"])
+    assert result.network.header.provenance["iteration"] == "4"
+    assert result.state["best"]["miou"] == 1.0
+
+
+@pytest.mark.usefixtures("falling_scores")
+def test_the_last_weights_are_handed_on_when_asked_for(run, make_job):
+    result = run(make_job(recipe={"keep": "last"}))
+    assert _equal(result.network.tensors, result.state["student"])
+    assert result.network.header.provenance["iteration"] == "8"
+
+
+def test_the_first_stage_hands_its_last_weights_on(run, make_job):
+    result = run(make_job(stage="tfe", rdd={"warmup": 7}))
+    assert result.state["best"]["iteration"] == 4
+    assert result.network.header.provenance["iteration"] == "6"
+    assert _equal(result.network.tensors, result.state["student"])
+
+
+def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, blocks):
+    result = run(make_job())
+    val = [sample for sample in blocks.samples if sample.split == "val"]
+    matrix = evaluate(
+        result.network.build(),
+        result.network.header.preprocessing,
+        evaluation_batches(val, blocks.root, batch_size=2, lookup=LABELS.lookup),
+        num_classes=3,
+    )
+    assert Scores.from_matrix(matrix).miou == result.state["best"]["miou"]
+    assert max(row.get("val.miou", 0) for row in result.history) == result.state["best"]["miou"]
+
+
+def test_validation_does_not_change_the_training(run, make_job):
+    one, two = (
+        run(make_job(recipe={"validate_every": every, "keep": "last"})) for every in (1, 100)
+    )
+    assert _equal(one.network.tensors, two.network.tensors)
+
+
+def test_without_a_validation_split_the_last_weights_are_used(run, make_job, blocks):
+    train_only = [sample for sample in blocks.samples if sample.split == "train"]
+    result = run(make_job(), samples=train_only)
+    assert result.state["best"] is None
+    assert _equal(result.network.tensors, result.state["student"])
+    assert not any("val.miou" in row for row in result.history)
+
+
+def test_the_network_that_is_handed_on_can_be_used_elsewhere(run, make_job, blocks):
+    result = run(make_job())
+    again = NetworkCheckpoint.from_bytes(result.network.to_bytes())
+    assert again.header.label_names == LABELS.names
+    assert again.header.provenance["method"] == "tse"
+    assert again.header.provenance["seed"] == "0"
+    assert again.header.provenance["fingerprint"] == result.fingerprint
+    assert again.build()(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 3, 2, 2)
+
+
+# ---- when something goes wrong
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
+    run, make_job, tmp_path, monkeypatch, value
+):
+    job = make_job(recipe={"clip_norm": 1.0})
+    whole = run(job)
+    optimizers = []
+    build, forward = loop.build_optimizer, KnowledgeDistillation.forward
+    calls = []
+
+    def spoiled(self, *inputs):
+        calls.append(1)
+        return forward(self, *inputs) * (value if len(calls) == 6 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop, "build_optimizer", lambda *a: optimizers.append(build(*a)) or optimizers[-1]
+        )
+        patch.setattr(KnowledgeDistillation, "forward", spoiled)
+        with pytest.raises(
+            NonFiniteLossError,
+            match=rf"tse: non-finite at iteration 6: .*kd = {value}.* The step was not taken. "
+            "The last checkpoint is whole. Lower recipe.optimizer.lr",
+        ) as info:
+            run(job, work=tmp_path)
+    assert "task" not in str(info.value)
+    state = WorkFolder(tmp_path, whole.fingerprint).latest()
+    assert state["iteration"] == 5
+    # In memory: parameters and momentum are those of iteration 5.
+    (optimizer,) = optimizers
+    parameters = optimizer.param_groups[0]["params"]
+    names = [name for name, _ in network_from_params(STUDENT, num_classes=3).named_parameters()]
+    for number, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
+        assert torch.equal(parameter, state["student"][name])
+        momentum = state["optimizer"]["state"][number]["momentum_buffer"]
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum)
+    # With the cause removed, it ends as if nothing had happened.
+    assert _same(run(job, work=tmp_path), whole)
+
+
+def test_nothing_is_saved_when_the_first_loss_is_not_finite(run, make_job, tmp_path):
+    job = make_job("baseline", recipe={"optimizer": OptimizerParams(lr=1e38, momentum=0.0)})
+    with pytest.raises(NonFiniteLossError, match="baseline: non-finite at iteration 2: loss"):
+        run(job, work=tmp_path, trainer=CPU.model_copy(update={"checkpoint_every": 1e6}))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["job.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_and_the_next_call_goes_on(run, make_job, tmp_path, number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def observe(iteration, values):
+        if iteration == 3:
+            os.kill(os.getpid(), number)
+
+    rare = EVERY.model_copy(update={"checkpoint_every": 1e6})
+    with pytest.raises(
+        TrainingInterruptedError,
+        match="tse was asked to stop after iteration 3 of 8. Its state is saved; the same command",
+    ):
+        run(make_job(), work=tmp_path, trainer=rare, observe=observe)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    result = run(make_job(), work=tmp_path, trainer=rare)
+    assert result.trained == 5
+    assert _same(result, run(make_job()))
+
+
+def test_a_signal_during_the_last_iteration_is_not_lost(run, make_job, tmp_path):
+    def observe(iteration, values):
+        if iteration == 8 and "loss" in values:  # not at the validation again
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingInterruptedError, match="after iteration 8 of 8"):
+        run(make_job(), work=tmp_path, trainer=EVERY, observe=observe)
+    result = run(make_job(), work=tmp_path)
+    assert result.trained == 0
+    assert _same(result, run(make_job()))
+
+
+def test_a_second_signal_acts_as_it_did_before(run, make_job, tmp_path):
+    def second(number, frame):
+        raise Stop
+
+    before = signal.signal(signal.SIGTERM, second)
+    try:
+
+        def observe(iteration, values):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(Stop):
+            run(make_job(), work=tmp_path, trainer=EVERY, observe=observe)
+        assert signal.getsignal(signal.SIGTERM) is second
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_without_a_work_folder_a_signal_does_not_claim_that_the_state_is_saved(run, make_job):
+    with pytest.raises(TrainingInterruptedError) as info:
+        run(make_job(), observe=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert "is saved" not in str(info.value)
+
+
+# ---- pieces that do not fit
+
+
+def test_a_teacher_of_other_classes_is_refused(run, make_job):
+    two = NetworkCheckpoint.from_network(
+        network_from_params(TEACHER, num_classes=2), params=TEACHER, label_names=("a", "b")
+    )
+    with pytest.raises(UserError, match=r"Teacher has 2 classes, the label set 'blocks' 3. Choose"):
+        run(make_job("kd"), teacher=two)
+
+
+def test_a_missing_teacher_is_reported(run, make_job):
+    with pytest.raises(UserError, match="Method 'kd' distills and needs a teacher; none was given"):
+        run(make_job("kd"), teacher=None)
+    run(make_job("baseline", recipe={"iterations": 1}), teacher=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "auxiliary"), [(TEACHER.name, False), ("deeplabv3_mobilenetv2", None)]
+)
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"stage": "tfe"},
+        {"stage": "whole"},
+        {"stage": "whole", "rdd": {"warmup": 0, "annealed": True}},
+    ],
+)
+def test_tfe_without_the_teachers_auxiliary_head_is_refused(run, make_job, job, name, auxiliary):
+    params = NetworkParams(name=name, width=8, output_stride=16, auxiliary=auxiliary)
+    blind = NetworkCheckpoint.from_network(
+        network_from_params(params, num_classes=3), params=params, label_names=LABELS.names
+    )
+    with pytest.raises(UserError, match=r"teacher's two heads, but the teacher has no auxiliary"):
+        run(make_job(**job), teacher=blind)
+
+
+def test_tse_compares_auxiliary_heads_that_both_networks_have(run, make_job):
+    params = TEACHER.model_copy(update={"auxiliary": False})
+    blind = NetworkCheckpoint.from_network(
+        network_from_params(params, num_classes=3), params=params, label_names=LABELS.names
+    )
+    short = {"iterations": 1}
+    with pytest.raises(UserError, match="only the student has an auxiliary head. Set"):
+        run(make_job(rdd={"warmup": 0}, recipe=short), teacher=blind)
+    run(make_job(rdd={"warmup": 0, "mode": "ohem"}, recipe=short), teacher=blind)
+    bare = STUDENT.model_copy(update={"auxiliary": False})
+    run(make_job(network=bare, rdd={"warmup": 0}, recipe=short), teacher=blind)
+
+
+def test_tse_without_the_state_of_tfe_is_refused(run, make_job):
+    with pytest.raises(UserError, match="Stage `tse` goes on from the state of stage `tfe`; none"):
+        run(make_job(stage="tse"))
+
+
+def test_a_state_of_another_iteration_is_refused(run, make_job):
+    start = run(make_job(stage="tfe", rdd={"warmup": 3})).state
+    with pytest.raises(
+        UserError,
+        match="starts after iteration 4, but the state that was given stands at 2. Run distill_tfe",
+    ):
+        run(make_job(stage="tse"), start=start)
+
+
+def test_an_index_without_training_images_is_refused(run, make_job, blocks):
+    val = [sample for sample in blocks.samples if sample.split == "val"]
+    with pytest.raises(UserError, match="no image in split `train`"):
+        run(make_job(), samples=val)
+
+
+def test_a_batch_of_one_that_batch_norm_cannot_train_on_is_refused(run, make_job, tmp_path):
+    job = make_job("teacher", network=TEACHER, recipe={"batch_size": 1})
+    with pytest.raises(UserError, match="batch_size of at least 2"):
+        run(job, work=tmp_path)
+    assert not list(tmp_path.rglob("state-*"))
+
+
+def test_a_device_that_is_not_there_is_refused(run, make_job):
+    with pytest.raises(UserError, match="trainer.device is 'tpux'; expected auto, cpu, cuda"):
+        run(make_job(), trainer=TrainerParams(device="tpux"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"sees 0 CUDA devices. Set trainer.device=auto or cpu"):
+            run(make_job(), trainer=TrainerParams(device="cuda"))
+
+
+def test_a_file_that_changed_size_since_the_index_was_made_is_reported(
+    run, make_job, blocks, tmp_path
+):
+    missing = [
+        sample._replace(image="gone.png") if sample.split == "train" else sample
+        for sample in blocks.samples
+    ]
+    with pytest.raises(UserError, match=r"gone.png cannot be read"):
+        run(make_job(), samples=missing, work=tmp_path)
+    assert not list(tmp_path.rglob("state-*"))
+
+
+# ---- loader processes
+
+
+@pytest.mark.slow
+def test_loader_processes_do_not_change_the_weights(run, make_job):
+    one, two = (run(make_job(), trainer=CPU.model_copy(update={"workers": n})) for n in (0, 2))
+    assert _same(one, two)
+
+
+def test_progress_is_logged_where_there_is_no_terminal(run, make_job, caplog):
+    caplog.set_level(logging.INFO, "rdd_pipeline.training")
+    run(make_job())
+    assert "tse 8/8  loss " in caplog.text
+    assert "done" in caplog.text
+
+
+def test_crops_larger_than_the_images_are_padded(run, make_job):
+    augment = AugmentParams(crop=(64, 64), scale_min=0.5, scale_max=0.5)
+    result = run(make_job(recipe={"augment": augment, "iterations": 2}, rdd={"warmup": 2}))
+    assert all(math.isfinite(row["loss"]) for row in result.history if "loss" in row)
