@@ -26,8 +26,8 @@ from pydantic import BaseModel
 
 from rdd_pipeline import tracking
 from rdd_pipeline.config import RecipeParams
-from rdd_pipeline.errors import UserError
-from rdd_pipeline.hooks import ExperimentHook, RunInterrupted
+from rdd_pipeline.errors import RunInterrupted, UserError
+from rdd_pipeline.hooks import ExperimentHook
 from rdd_pipeline.hooks.configuration import check_environment
 from rdd_pipeline.hooks.facts import (
     command,

@@ -23,7 +23,7 @@ def gpus(monkeypatch):
     def pretend(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
 
     return pretend
 
@@ -47,14 +47,26 @@ def test_an_unknown_name_is_refused():
         resolve_device("gpu")
 
 
-def test_auto_precision_is_bfloat16_only_on_a_gpu_that_has_it(gpus, monkeypatch):
-    gpus(1)
-    assert resolve_precision("auto", GPU) == "bfloat16"
-    assert resolve_precision("auto", CPU) == "float32"
-    assert resolve_precision("float32", GPU) == "float32"
-    assert resolve_precision("bfloat16", CPU) == "bfloat16"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert resolve_precision("auto", GPU) == "float32"
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_is_bfloat16_only_where_the_hardware_has_it(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: native)
+    monkeypatch.setattr(module, "_cpu_has_bfloat16", lambda: native)
+    for device in (CPU, GPU):
+        assert resolve_precision("auto", device) == ("bfloat16" if native else "float32")
+        assert resolve_precision("float32", device) == "float32"
+        assert resolve_precision("bfloat16", device) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [("avx2 avx512_bf16", True), ("amx_bf16", True), ("avx2 avx512f", False), (None, False)],
+)
+def test_a_cpu_says_what_it_has_among_its_flags(monkeypatch, tmp_path, flags, native):
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(module, "Path", lambda _: info)
+    assert module._cpu_has_bfloat16() == native
 
 
 def test_auto_workers_leave_the_cores_to_a_training_on_the_cpu(monkeypatch):

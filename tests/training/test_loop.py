@@ -89,11 +89,13 @@ ADAMW = OptimizerParams(name="adamw", lr=0.01, warmup=3)
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda o: o.name)
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    ("channels_last", "precision"), [(True, "float32"), (False, "float32"), (True, "bfloat16")]
+)
 def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
-    run, make_job, tmp_path, optimizer, channels_last
+    run, make_job, tmp_path, optimizer, channels_last, precision
 ):
-    job = make_job(recipe={"optimizer": optimizer, "clip_norm": 0.5})
+    job = make_job(recipe={"optimizer": optimizer, "clip_norm": 0.5}, precision=precision)
     trainer = EVERY.model_copy(update={"channels_last": channels_last})
     whole = run(job, trainer=trainer)
     assert whole.trained == 8

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.segmentation.index import to_rows
+from rdd_pipeline.segmentation.labels import CAMVID
 from rdd_pipeline.training import __main__ as command
 from rdd_pipeline.training.__main__ import run_job_file
 from rdd_pipeline.training.checkpoints import WorkFolder
@@ -38,7 +41,13 @@ def write_job(tmp_path, blocks, teacher, make_job):
         save_checkpoint(teacher, tmp_path / "teacher.safetensors")
         content = {
             "job": (job or make_job()).model_dump(mode="json"),
-            "trainer": {"device": "cpu", "log_every": 1, "checkpoint_every": 1e-6, "threads": 1},
+            "trainer": {
+                "device": "cpu",
+                "precision": "float32",
+                "log_every": 1,
+                "checkpoint_every": 1e-6,
+                "threads": 1,
+            },
             "index": "index.csv",
             "teacher": "teacher.safetensors",
             "output": "out",
@@ -70,7 +79,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     write_job, make_job, blocks, teacher, tmp_path
 ):
     """SIGKILL of a real process, then the same command (here: its function) again."""
-    job = make_job(recipe={"iterations": 60, "validate_every": 20}, rdd={"warmup": 30})
+    job = make_job(recipe={"iterations": 24, "validate_every": 12}, rdd={"warmup": 8})
     path = write_job(job)
     process = subprocess.Popen(
         [sys.executable, "-m", "rdd_pipeline.training", str(path)],
@@ -93,7 +102,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
 
     (folder,) = tmp_path.glob("out/work/*")
     reached = WorkFolder(folder.parent, folder.name).latest()["iteration"]
-    assert 1 <= reached < 60
+    assert 1 <= reached < 24
     run_job_file(path)
     expected = train(job, blocks.samples, trainer=TrainerParams(device="cpu"), teacher=teacher)
     state = WorkFolder(folder.parent, folder.name).finished_state()
@@ -108,9 +117,6 @@ def test_paths_start_at_the_files_folder_and_the_folder_can_be_indexed_anew(
 ):
     write_blocks(tmp_path / "images")
     job = make_job("baseline", root="images", network=STUDENT, recipe={"iterations": 1})
-    # As in the label set of layout camvid, with its 11 classes.
-    from rdd_pipeline.segmentation.labels import CAMVID
-
     job = job.model_copy(update={"labels": CAMVID})
     for mask in tmp_path.glob("images/*annot/*.png"):
         _replace_value(mask, 255, 11)
@@ -121,9 +127,6 @@ def test_paths_start_at_the_files_folder_and_the_folder_can_be_indexed_anew(
 
 
 def _replace_value(path, old: int, new: int) -> None:
-    import numpy as np
-    from PIL import Image
-
     mask = np.array(Image.open(path))
     mask[mask == old] = new
     Image.fromarray(mask).save(path)
@@ -136,8 +139,8 @@ def _replace_value(path, old: int, new: int) -> None:
         ({"teacher": "gone.safetensors"}, "gone.safetensors does not exist"),
         ({"teacher": None}, "needs a teacher; none was given"),
         ({"trainer": {"devise": "cpu"}}, "(?s)job file .* is wrong: .*devise"),
-        ({"index": "gone.csv"}, "gone.csv"),
-        ({"job": {}}, "(?s)is wrong: .*job.method"),
+        ({"index": "gone.csv"}, r"index .*gone.csv cannot be read \(No such file"),
+        ({"iterations": 5}, "(?s)is wrong: .*iterations"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(write_job, tmp_path, change, message):

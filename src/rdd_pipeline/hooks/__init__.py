@@ -4,6 +4,5 @@
 """
 
 from rdd_pipeline.hooks.experiment import ExperimentHook
-from rdd_pipeline.hooks.interruptions import RunInterrupted
 
-__all__ = ["ExperimentHook", "RunInterrupted"]
+__all__ = ["ExperimentHook"]

@@ -29,7 +29,7 @@ from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import ValidationError
 
 from rdd_pipeline import tracking
-from rdd_pipeline.errors import UserError
+from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
     calm_mlflow,
@@ -43,7 +43,7 @@ from rdd_pipeline.hooks.facts import (
     numeric_leaves,
     process_tags,
 )
-from rdd_pipeline.hooks.interruptions import RunInterrupted, Signals
+from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
 from rdd_pipeline.tracking.writer import first_line, without_password

@@ -7,17 +7,15 @@ import threading
 from types import FrameType
 from typing import Any
 
-
-class RunInterrupted(RuntimeError):  # noqa: N818 - no fault, the user wanted it
-    """The run was stopped by Ctrl-C or by SIGTERM; an Exception, so that Kedro's hooks see it."""
+from rdd_pipeline.errors import RunInterrupted
 
 
 class Signals:
     """Turns Ctrl-C and SIGTERM into `RunInterrupted` while a pipeline runs.
 
     Python's own KeyboardInterrupt passes Kedro's error hooks by, and SIGTERM ends the process: the
-    MLflow run would stay RUNNING for ever. Training code may put its own handlers in front and
-    raise the signal again when its checkpoint is on disk.
+    MLflow run would stay RUNNING for ever. Training puts its own handlers in front and raises
+    `RunInterrupted` itself when its checkpoint is on disk.
     """
 
     def __init__(self) -> None:

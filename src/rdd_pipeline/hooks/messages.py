@@ -11,8 +11,7 @@ from typing import Any
 from kedro.io import DatasetError
 from kedro.validation import ParameterValidationError
 
-from rdd_pipeline.errors import UserError
-from rdd_pipeline.hooks.interruptions import RunInterrupted
+from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
 
 
 def show_user_errors_as_one_line() -> None:
@@ -43,7 +42,7 @@ class _ShortErrors:
 
 def user_message(error: BaseException) -> str | None:
     """What to tell the user instead of a traceback; None when the traceback is needed."""
-    if isinstance(error, UserError | RunInterrupted):
+    if isinstance(error, UserError | RunInterrupted | NonFiniteLossError):
         return str(error)
     if isinstance(error, ParameterValidationError):
         # pydantic adds a link to its documentation to every fault

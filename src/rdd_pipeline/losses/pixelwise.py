@@ -12,8 +12,9 @@ a band.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,14 +108,18 @@ class _LogProbOfLabel(torch.autograd.Function):
             if not _on_cpu(logits_NChw) or not bool(logits_NChw.isfinite().all()):
                 logits_NChw = bilinear.drop_unseen(logits_NChw, valid_NHW)
             log_prob_NHW = logits_NChw.new_empty(labels_NHW.shape)
-            for n, logits_Chw in enumerate(logits_NChw):
-                for rows, logits_RCW in bilinear.bands(logits_Chw):
+
+            def fill(part: _Part) -> None:
+                n = part.image
+                for rows, logits_RCW in bilinear.bands(logits_NChw[n], part.rows):
                     valid_R1W = valid_NHW[n, rows].unsqueeze(1)
                     index_R1W = torch.where(valid_R1W, labels_NHW[n, rows].unsqueeze(1), 0).long()
                     log_prob_R1W = logits_RCW.log_softmax(1).gather(1, index_R1W)
                     # Rounding may leave 1e-7 above 0, which would be a probability above 1.
                     log_prob_R1W.clamp_(max=0).masked_fill_(~valid_R1W, 0)
                     log_prob_NHW[n, rows] = log_prob_R1W.squeeze(1)
+
+            _for_each_part(fill, logits_NChw, labels_NHW)
         ctx.save_for_backward(logits_NChw, labels_NHW, valid_NHW)
         return log_prob_NHW
 
@@ -124,19 +129,68 @@ class _LogProbOfLabel(torch.autograd.Function):
         logits_NChw, labels_NHW, valid_NHW = ctx.saved_tensors
         with no_autocast(logits_NChw):
             bilinear = _Bilinear.between(logits_NChw, labels_NHW)
-            grad_NChw = torch.empty_like(logits_NChw)
-            for n, logits_Chw in enumerate(logits_NChw):
-                grad_hCW = bilinear.zero_rows(logits_Chw)
-                for rows, logits_RCW in bilinear.bands(logits_Chw, needed_HW=grad_NHW[n]):
+
+            def pull_back(part: _Part) -> Tensor:
+                n = part.image
+                grad_hCW = bilinear.zero_rows(logits_NChw[n], part.rows)
+                for rows, logits_RCW in bilinear.bands(
+                    logits_NChw[n], part.rows, needed_HW=grad_NHW[n]
+                ):
                     valid_R1W = valid_NHW[n, rows].unsqueeze(1)
                     index_R1W = torch.where(valid_R1W, labels_NHW[n, rows].unsqueeze(1), 0).long()
                     grad_R1W = torch.where(valid_R1W, grad_NHW[n, rows].unsqueeze(1), 0)
                     # d log p_y / dz_c = [c = y] - p_c
                     grad_RCW = logits_RCW.softmax(1).mul_(-grad_R1W)
                     grad_RCW.scatter_add_(1, index_R1W, grad_R1W)
-                    bilinear.add_adjoint(grad_RCW, rows, grad_hCW)
-                grad_NChw[n] = bilinear.narrow(grad_hCW)
+                    bilinear.add_adjoint(grad_RCW, rows, grad_hCW, part.rows)
+                return bilinear.narrow(grad_hCW)
+
+            grad_NChw = torch.zeros_like(logits_NChw)
+            for part, grad_Chw in _for_each_part(pull_back, logits_NChw, labels_NHW):
+                grad_NChw[part.image, :, bilinear.source_rows(part.rows)] += grad_Chw
         return grad_NChw, None, None
+
+
+class _Part(NamedTuple):
+    """Rows of one image's label map: what one thread works on."""
+
+    image: int
+    rows: slice
+
+
+_Result = TypeVar("_Result")
+
+
+def _for_each_part(
+    work: Callable[[_Part], _Result], logits_NChw: Tensor, labels_NHW: Tensor
+) -> list[tuple[_Part, _Result]]:
+    """Do the work for all parts of all images; on the CPU, side by side.
+
+    Bands are small, so torch's own way, threads that share each operation and wait for each other
+    at its end, is slow: two percent of the time on an idle machine, but many times everything else
+    where other processes use the same cores. Here each thread has parts to itself.
+    """
+    (images, height, width), classes = labels_NHW.shape, logits_NChw.shape[1]
+    threads = torch.get_num_threads() if _on_cpu(logits_NChw) else 1
+    if images * classes * height * width <= _BAND_ELEMENTS_CPU:
+        threads = 1
+    parts_of_image = 1 if threads == 1 else -(-2 * threads // max(1, images))
+    rows_of_part = max(1, -(-height // parts_of_image))
+    parts = [
+        _Part(image, slice(start, min(start + rows_of_part, height)))
+        for image in range(images)
+        for start in range(0, height, rows_of_part)
+    ]
+    if threads == 1:
+        return [(part, work(part)) for part in parts]
+
+    # New threads take over the number that is set now, and keep it.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(zip(parts, pool.map(torch.no_grad()(work), parts), strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _on_cpu(tensor: Tensor) -> bool:
@@ -147,8 +201,8 @@ class _Bilinear(NamedTuple):
     """Bilinear resize with aligned corners, as ``up = vertical @ map_hw @ horizontal.T``.
 
     The matrices have the shapes (H, h) and (W, w). Products with them follow
-    ``torch.set_float32_matmul_precision``; leave that at its default
-    ``"highest"`` where full float32 is wanted.
+    ``torch.set_float32_matmul_precision``; leave that at its default ``"highest"`` where full
+    float32 is wanted.
     """
 
     vertical: Tensor
@@ -166,55 +220,62 @@ class _Bilinear(NamedTuple):
         return logits_NChw.masked_fill((seen_Nhw == 0).unsqueeze(1), 0)
 
     def bands(
-        self, logits_Chw: Tensor, needed_HW: Tensor | None = None
+        self, logits_Chw: Tensor, part: slice, needed_HW: Tensor | None = None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Upsampled bands of rows: (rows of the label map, logits (R, C, W)).
+        """Upsampled bands of a part's rows: (rows of the label map, logits (R, C, W)).
 
         On the CPU, bands in which `needed_HW` is zero throughout are left out: chosen pixels are
         often few. Elsewhere, looking would mean waiting for the device.
         """
-        classes, h, w = logits_Chw.shape
-        width = len(self.horizontal)
+        classes, width = logits_Chw.shape[0], len(self.horizontal)
         on_cpu = _on_cpu(logits_Chw)
         elements = _BAND_ELEMENTS_CPU if on_cpu else _BAND_ELEMENTS_OTHER
-        rows_in_band = max(1, elements // max(1, classes * width))
         # Columns first: that is done on the h rows there are, not on the H rows to come.
-        narrow = logits_Chw.transpose(0, 1).reshape(h * classes, w)
-        wide = narrow.new_empty(h * classes, width)
-        for columns, sources in _blocks(self.horizontal, _COLUMNS_IN_BLOCK):
+        below = self.source_rows(part)
+        narrow = logits_Chw[:, below].transpose(0, 1).flatten(0, 1)
+        wide = narrow.new_empty(len(narrow), width)
+        for columns, sources in _blocks(self.horizontal, slice(0, width), _COLUMNS_IN_BLOCK):
             weights = self.horizontal[columns, sources]
             torch.mm(narrow[:, sources], weights.T, out=wide[:, columns])
-        wide = wide.view(h, classes * width)
-        for rows, sources in _blocks(self.vertical, rows_in_band):
+        wide = wide.view(-1, classes * width)
+        rows_in_band = max(1, elements // max(1, classes * width))
+        for rows, sources in _blocks(self.vertical, part, rows_in_band):
             if needed_HW is None or not on_cpu or bool(needed_HW[rows].any()):
-                band = self.vertical[rows, sources] @ wide[sources]
+                band = self.vertical[rows, sources] @ wide[_shifted(sources, below)]
                 yield rows, band.view(-1, classes, width)
 
-    def zero_rows(self, logits_Chw: Tensor) -> Tensor:
-        """Zeros (h, C * W) for `add_adjoint` to add to."""
-        classes, h, _ = logits_Chw.shape
-        return logits_Chw.new_zeros(h, classes * len(self.horizontal))
+    def zero_rows(self, logits_Chw: Tensor, part: slice) -> Tensor:
+        """Zeros (h', C * W) for `add_adjoint` to add to, for the h' `source_rows` of the part."""
+        below = self.source_rows(part)
+        return logits_Chw.new_zeros(
+            below.stop - below.start, len(logits_Chw) * len(self.horizontal)
+        )
 
-    def add_adjoint(self, grad_RCW: Tensor, rows: slice, into_hCW: Tensor) -> None:
-        """Add what the rows of a band leave on the h rows they were interpolated from."""
-        sources = _sources(self.vertical, rows)
-        into_hCW[sources].addmm_(self.vertical[rows, sources].T, grad_RCW.flatten(1))
+    def add_adjoint(self, grad_RCW: Tensor, rows: slice, into_hCW: Tensor, part: slice) -> None:
+        """Add what the rows of a band leave on the rows they were interpolated from."""
+        sources = self.source_rows(rows)
+        weights = self.vertical[rows, sources]
+        into_hCW[_shifted(sources, self.source_rows(part))].addmm_(weights.T, grad_RCW.flatten(1))
 
     def narrow(self, grad_hCW: Tensor) -> Tensor:
-        """The adjoint's second half, along the columns: (h, C * W) to (C, h, w)."""
+        """The adjoint's second half, along the columns: (h', C * W) to (C, h', w)."""
         h, (width, w) = len(grad_hCW), self.horizontal.shape
         wide = grad_hCW.view(-1, width)
         narrow = wide.new_zeros(len(wide), w)
-        for columns, sources in _blocks(self.horizontal, _COLUMNS_IN_BLOCK):
+        for columns, sources in _blocks(self.horizontal, slice(0, width), _COLUMNS_IN_BLOCK):
             narrow[:, sources].addmm_(wide[:, columns], self.horizontal[columns, sources])
         return narrow.view(h, -1, w).transpose(0, 1)
 
+    def source_rows(self, rows: slice) -> slice:
+        """Rows of the logits that the given rows of the label map are interpolated from."""
+        return _sources(self.vertical, rows)
 
-def _blocks(matrix: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
+
+def _blocks(matrix: Tensor, outputs: slice, size: int) -> Iterator[tuple[slice, slice]]:
     """Blocks of an interpolation matrix that hold all that is not zero: (outputs, inputs)."""
-    for start in range(0, len(matrix), size):
-        outputs = slice(start, min(start + size, len(matrix)))
-        yield outputs, _sources(matrix, outputs)
+    for start in range(outputs.start, outputs.stop, size):
+        block = slice(start, min(start + size, outputs.stop))
+        yield block, _sources(matrix, block)
 
 
 def _sources(matrix: Tensor, outputs: slice) -> slice:
@@ -224,6 +285,11 @@ def _sources(matrix: Tensor, outputs: slice) -> slice:
     first = outputs.start * (inputs - 1) // intervals
     last = (outputs.stop - 1) * (inputs - 1) // intervals + 1
     return slice(first, min(last, inputs - 1) + 1)
+
+
+def _shifted(rows: slice, origin: slice) -> slice:
+    """The rows counted from the origin's first."""
+    return slice(rows.start - origin.start, rows.stop - origin.start)
 
 
 def _interpolation(like: Tensor, outputs: int, inputs: int) -> Tensor:

@@ -336,14 +336,14 @@ def method_pipeline(
         [
             Node(
                 make_train_node(method, stage),
-                name="train_node",
+                name=f"train_{method}_node",
                 inputs=training_inputs,
                 outputs=["weights", "history", "training_cost", "state"],
                 tags=["gpu", "training"],
             ),
             Node(
                 make_evaluate_node(method),
-                name="evaluate_node",
+                name=f"evaluate_{method}_node",
                 inputs={
                     **inputs,
                     "weights": "weights",
@@ -359,7 +359,7 @@ def method_pipeline(
             ),
             Node(
                 draw_history,
-                name="draw_history_node",
+                name=f"draw_{method}_history_node",
                 inputs="history",
                 outputs="curves",
                 tags=["figures"],

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from rdd_pipeline.config import AugmentParams
 from rdd_pipeline.errors import DataProblem, UserError
-from rdd_pipeline.segmentation.index import Sample, file_digest
-from rdd_pipeline.segmentation.reading import (
-    decode_image_bytes,
-    decode_mask_bytes,
-    read_bytes,
-    resize_image,
-    resize_mask,
-    to_train_ids,
-)
+from rdd_pipeline.segmentation.cache import PackedSource
+from rdd_pipeline.segmentation.index import Sample
+from rdd_pipeline.segmentation.reading import resize_image
+from rdd_pipeline.segmentation.sources import FileSource, ImageSource
 from rdd_pipeline.segmentation.transforms import CropPlan, apply_crop, draw_plan
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -76,14 +70,6 @@ class _Failed(NamedTuple):
     message: str
 
 
-class ImageSource(Protocol):
-    """Decoded images and masks by position: uint8 (3, H, W) and uint8 train ids (H, W)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]: ...
-
-
 def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """The order of `size` images in an epoch (counted from 0)."""
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(size)
@@ -121,83 +107,6 @@ def rank_slots(batch_size: int, rank: int, world_size: int) -> range:
             "Raise batch_size or use fewer processes."
         )
     return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-
-
-class FileSource:
-    """Images and masks read from their files; those read last stay decoded in memory.
-
-    Args:
-        samples: Rows of the index.
-        root: The data set's folder.
-        lookup: Raw mask value -> train id, see `LabelSet.lookup`.
-        image_size: (height, width) images and masks are resized to; None: their own.
-        cache_bytes: Memory for decoded images; 0: none are kept. A pickled copy (in a loader
-            process) begins with an empty cache.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        root: Path,
-        *,
-        lookup: Sequence[int],
-        image_size: tuple[int, int] | None = None,
-        cache_bytes: int = 0,
-    ) -> None:
-        self.samples = tuple(samples)
-        self.root = root
-        self.lookup = tuple(lookup)
-        self.image_size = image_size
-        self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
-        self._cached_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        if position in self._cache:
-            self._cache.move_to_end(position)
-            return self._cache[position]
-        image, mask = self._read(self.samples[position])
-        self._remember(position, image, mask)
-        return image, mask
-
-    def _read(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        path = self.root / sample.image
-        image = decode_image_bytes(_unchanged(path, sample.image_digest), path, intact=True)
-        path = self.root / sample.mask
-        raw = decode_mask_bytes(_unchanged(path, sample.mask_digest), path)
-        mask = torch.from_numpy(to_train_ids(raw, self.lookup, path))
-        return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
-
-    def _remember(self, position: int, image: Tensor, mask: Tensor) -> None:
-        size = image.nbytes + mask.nbytes
-        if size > self.cache_bytes:
-            return
-        self._cache[position] = image, mask
-        self._cached_bytes += size
-        while self._cached_bytes > self.cache_bytes:
-            _, (old_image, old_mask) = self._cache.popitem(last=False)
-            self._cached_bytes -= old_image.nbytes + old_mask.nbytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict(), "_cached_bytes": 0}
-
-
-def _unchanged(path: Path, digest: str) -> bytes:
-    """Content of a file of the index.
-
-    Raises:
-        DataProblem: It is not what it was when the index was made.
-    """
-    data = read_bytes(path)
-    if file_digest(data) != digest:
-        raise DataProblem(
-            f"{path} has changed since the index was made. Run the data_ingestion pipeline again: "
-            "results are stored under the digest of what they were computed from."
-        )
-    return data
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
@@ -265,6 +174,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     cache_bytes: int = CACHE_BYTES,
+    pack: Path | None = None,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """The training batches of iterations `first_iteration` to `last_iteration`, both included.
@@ -284,7 +194,9 @@ def training_batches(
         workers: Loader processes; 0: load in this one. The pixels are the same.
         rank: This process among the training processes.
         world_size: Number of training processes; rank r loads slots r*B//W to (r+1)*B//W.
-        cache_bytes: Memory for decoded images, over all loader processes of this rank.
+        cache_bytes: Memory for decoded images, over all loader processes of this rank; without
+            a pack only.
+        pack: Pack of these samples, from `cache.write_pack`; None: read the files.
         pin_memory: Put batches in page-locked memory, for a GPU.
 
     Yields:
@@ -294,13 +206,14 @@ def training_batches(
         DataProblem: A file cannot be read (the message names it).
         UserError: No samples, or more ranks than slots.
     """
-    source = FileSource(
+    files = FileSource(
         samples,
         root,
         lookup=lookup,
         image_size=image_size,
-        cache_bytes=cache_bytes // max(workers, 1),
+        cache_bytes=0 if pack else cache_bytes // max(workers, 1),
     )
+    source = PackedSource(pack, files) if pack else files
     dataset = TrainingSet(
         source,
         augment=augment,
@@ -324,6 +237,7 @@ def evaluation_batches(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    pack: Path | None = None,
     pin_memory: bool = False,
 ) -> Iterator[EvaluationBatch]:
     """Whole images, each once over all ranks: rank r gets r, r + world_size, ...
@@ -337,6 +251,7 @@ def evaluation_batches(
         workers: Loader processes; 0: load in this one.
         rank: This process among the evaluating processes.
         world_size: Number of evaluating processes.
+        pack: Pack of these samples at their own size; None: read the files.
         pin_memory: Put batches in page-locked memory, for a GPU.
 
     Yields:
@@ -353,7 +268,8 @@ def evaluation_batches(
         for _, positions in sorted(groups.items())
         for start in range(0, len(positions), batch_size)
     ]
-    load = _LoadWhole(FileSource(samples, root, lookup=lookup), image_size)
+    files = FileSource(samples, root, lookup=lookup)
+    load = _LoadWhole(PackedSource(pack, files) if pack else files, image_size)
     return _load(load, keys, workers=workers, pin_memory=pin_memory)
 
 
@@ -367,7 +283,7 @@ class _LoadTraining:
 
 @dataclass(frozen=True)
 class _LoadWhole:
-    source: FileSource
+    source: ImageSource
     image_size: tuple[int, int] | None
 
     def __call__(self, positions: tuple[int, ...]) -> EvaluationBatch:

@@ -56,7 +56,7 @@ from rdd_pipeline.segmentation.scene_objects import (
 
 SPLITS = ("train", "val", "test")
 MARKER = "scenes.json"
-VERSION = 1
+VERSION = 2
 """Raised with every change that makes a scene look different."""
 
 

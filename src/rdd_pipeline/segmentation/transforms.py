@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rdd_pipeline.config import AugmentParams
@@ -144,19 +145,11 @@ def apply_crop(
     rows = _window(height, plan.scale, plan.top, plan.height)
     columns = _window(width, plan.scale, plan.left, plan.width)
     image = _crop_image(image_CHW, rows, columns, plan.scale)
-    mask = mask_HW[rows.start : rows.stop, columns.start : columns.stop]
-    if plan.scale == 1:
-        mask = mask[rows.skip :, columns.skip :][: rows.length, : columns.length]
-    else:
-        mask = mask.index_select(0, _nearest(rows, plan.scale))
-        mask = mask.index_select(1, _nearest(columns, plan.scale))
+    mask = _crop_mask(mask_HW, rows, columns, plan.scale)
     if (rows.length, columns.length) != (plan.height, plan.width):
         color = torch.tensor([round(value) for value in pad_color], dtype=torch.uint8)
-        padded = color[:, None, None].repeat(1, plan.height, plan.width)
-        padded[:, : rows.length, : columns.length] = image
-        padded_mask = mask.new_full((plan.height, plan.width), ignore_index)
-        padded_mask[: rows.length, : columns.length] = mask
-        image, mask = padded, padded_mask
+        image = _padded(image, plan, color[:, None, None])
+        mask = _padded(mask, plan, mask.new_tensor(ignore_index))
     if plan.flip:
         image, mask = image.flip(-1), mask.flip(-1)
     return image, mask
@@ -178,13 +171,30 @@ def _crop_image(image_CHW: Tensor, rows: _Window, columns: _Window, scale: Fract
     return image[:, rows.skip :, columns.skip :][:, : rows.length, : columns.length]
 
 
-def _nearest(window: _Window, scale: Fraction) -> Tensor:
+def _crop_mask(mask_HW: Tensor, rows: _Window, columns: _Window, scale: Fraction) -> Tensor:
+    mask = mask_HW[rows.start : rows.stop, columns.start : columns.stop]
+    if scale == 1:
+        return mask[rows.skip :, columns.skip :][: rows.length, : columns.length]
+    # numpy picks columns three times faster than torch.
+    picked = mask.numpy().take(_nearest(rows, scale), axis=0)
+    return torch.from_numpy(picked.take(_nearest(columns, scale), axis=1))
+
+
+def _padded(pixels: Tensor, plan: CropPlan, fill: Tensor) -> Tensor:
+    """`pixels` (..., H, W) at the top left of the crop, `fill` elsewhere."""
+    rows, columns = pixels.shape[-2:]
+    padded = pixels.new_empty((*pixels.shape[:-2], plan.height, plan.width))
+    padded[..., :rows, :columns] = pixels
+    padded[..., rows:, :] = fill
+    padded[..., :rows, columns:] = fill
+    return padded
+
+
+def _nearest(window: _Window, scale: Fraction) -> NDArray[np.int64]:
     """Source pixel, counted from the window's start, under the center of each scaled pixel.
 
     In integers: torch's float32 form of the same rule depends on rounding where a center falls on
     the border of two source pixels.
     """
     k, m = scale.numerator, scale.denominator
-    scaled = torch.arange(window.first, window.last)
-    source = torch.div((2 * scaled + 1) * m, 2 * k, rounding_mode="floor")
-    return source - window.start
+    return (2 * np.arange(window.first, window.last) + 1) * m // (2 * k) - window.start

@@ -105,8 +105,12 @@ def run_job_file(path: Path) -> dict[str, Any]:
 
 def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
     if spec.index is not None:
-        with (base / spec.index).open(newline="") as file:
-            return list(from_rows(csv.DictReader(file)))
+        path = base / spec.index
+        try:
+            with path.open(newline="") as file:
+                return list(from_rows(csv.DictReader(file)))
+        except OSError as error:
+            raise UserError(f"The index {path} cannot be read ({error.strerror}).") from error
     if spec.layout is None:
         raise UserError("The job file names neither `index` nor `layout`; give one of them.")
     return list(build_index(root, get_layout(spec.layout)).samples)

@@ -41,7 +41,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 train_teacher,
-                name="train_node",
+                name="train_teacher_node",
                 inputs={
                     **_SHARED,
                     "network_plan": "network_plan",
@@ -58,7 +58,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 evaluate_teacher,
-                name="evaluate_node",
+                name="evaluate_teacher_node",
                 inputs={
                     **_SHARED,
                     "weights": "weights",
@@ -72,7 +72,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 draw_history,
-                name="draw_history_node",
+                name="draw_teacher_history_node",
                 inputs="history",
                 outputs="curves",
                 tags=["figures"],

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdd_pipeline.config import AugmentParams
+from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.segmentation import cache
+from rdd_pipeline.segmentation.cache import PackedSource, pack_path, packed_bytes, write_pack
+from rdd_pipeline.segmentation.index import Sample, build_index, of_split
+from rdd_pipeline.segmentation.layouts import get_layout
+from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
+from rdd_pipeline.segmentation.sources import FileSource
+
+from .files import make_camvid, noise, save
+
+CAMVID = get_layout("camvid")
+LOOKUP = CAMVID.labels.lookup
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> tuple[Sample, ...]:
+    """Four images of 14 x 18 and one of 9 x 20."""
+    make_camvid(tmp_path, count=5, size=(14, 18))
+    save(tmp_path / "train" / "train3.png", noise(33, 9, 20, 3))
+    save(tmp_path / "trainannot" / "train3.png", noise(33, 9, 20, high=12))
+    return of_split(build_index(tmp_path, CAMVID).samples, "train")
+
+
+def packed(samples: tuple[Sample, ...], root: Path, **options: object) -> Path:
+    return write_pack(samples, root, root / "packs", lookup=LOOKUP, **options)  # type: ignore[arg-type]
+
+
+def files(samples: tuple[Sample, ...], root: Path) -> FileSource:
+    return FileSource(samples, root, lookup=LOOKUP)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_pack_holds_what_the_files_decode_to(
+    samples: tuple[Sample, ...], tmp_path: Path, workers: int
+):
+    source = files(samples, tmp_path)
+    pack = PackedSource(packed(samples, tmp_path, workers=workers), source)
+    assert len(pack) == 5
+    for position in range(5):
+        for got, want in zip(pack[position], source[position], strict=True):
+            assert got.dtype == torch.uint8
+            assert torch.equal(got, want)
+
+
+def test_the_pack_is_as_large_as_announced(samples: tuple[Sample, ...], tmp_path: Path):
+    assert packed(samples, tmp_path).stat().st_size == packed_bytes(samples)
+    small = packed(samples, tmp_path, image_size=(7, 9))
+    assert small.stat().st_size == packed_bytes(samples, (7, 9))
+
+
+def test_training_batches_are_the_same_from_pack_and_files(
+    samples: tuple[Sample, ...], tmp_path: Path
+):
+    def batches(pack: Path | None, image_size: tuple[int, int] | None) -> list[torch.Tensor]:
+        stream = training_batches(
+            samples, tmp_path, augment=AugmentParams(crop=(12, 10)), seed=1, batch_size=3,
+            first_iteration=1, last_iteration=6, lookup=LOOKUP, image_size=image_size, pack=pack,
+        )  # fmt: skip
+        return [tensor for batch in stream for tensor in (batch.images, batch.labels)]
+
+    for size in (None, (11, 13)):
+        pack = packed(samples, tmp_path, image_size=size)
+        pairs = zip(batches(pack, size), batches(None, size), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_evaluation_batches_are_the_same_from_pack_and_files(
+    samples: tuple[Sample, ...], tmp_path: Path
+):
+    pack = packed(samples, tmp_path)
+    both = [
+        list(
+            evaluation_batches(
+                samples, tmp_path, batch_size=2, lookup=LOOKUP, image_size=(7, 9), pack=which
+            )
+        )
+        for which in (pack, None)
+    ]
+    for one, other in zip(*both, strict=True):
+        assert one.indices == other.indices
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_a_pack_that_is_there_is_not_written_again(samples: tuple[Sample, ...], tmp_path: Path):
+    path = packed(samples, tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    before = path.stat().st_mtime_ns
+    assert packed(samples, tmp_path) == path
+    assert path.stat().st_mtime_ns == before
+
+
+def test_contents_labels_sizes_and_order_have_packs_of_their_own(
+    samples: tuple[Sample, ...], tmp_path: Path
+):
+    def path(chosen: tuple[Sample, ...] = samples, **changes: object) -> Path:
+        options: dict[str, object] = {"lookup": LOOKUP, "image_size": None}
+        return pack_path(chosen, tmp_path, **(options | changes))  # type: ignore[arg-type]
+
+    paths = {
+        path(),
+        path(samples[::-1]),
+        path(samples[:4]),
+        path((samples[0]._replace(mask_digest="0"), *samples[1:])),
+        path(lookup=(*LOOKUP[:-1], 255)),
+        path(image_size=(4, 4)),
+    }
+    assert len(paths) == 6
+    assert path((samples[0]._replace(image="elsewhere.png"), *samples[1:])) == path()
+
+
+def test_using_a_pack_does_not_change_the_file(samples: tuple[Sample, ...], tmp_path: Path):
+    path = packed(samples, tmp_path)
+    before = path.read_bytes()
+    pack = PackedSource(path, files(samples, tmp_path))
+    pack[0][0].zero_()
+    del pack
+    assert path.read_bytes() == before
+
+
+def test_a_pickled_copy_opens_the_file_itself(samples: tuple[Sample, ...], tmp_path: Path):
+    pack = PackedSource(packed(samples, tmp_path), files(samples, tmp_path))
+    data = pickle.dumps(pack)
+    assert len(data) < 20_000
+    assert torch.equal(pickle.loads(data)[2][0], pack[2][0])
+
+
+def test_a_damaged_image_is_read_from_its_files(
+    samples: tuple[Sample, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = packed(samples, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    pack = PackedSource(path, files(samples, tmp_path))
+    for position in range(5):
+        assert torch.equal(pack[position][1], files(samples, tmp_path)[position][1])
+    assert [record.args[0] for record in caplog.records if record.args] == [4]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "magic", "empty", "renamed"])
+def test_a_damaged_pack_is_refused_and_made_again(
+    samples: tuple[Sample, ...], tmp_path: Path, damage: str
+):
+    path = packed(samples, tmp_path)
+    good = path.read_bytes()
+    source = files(samples, tmp_path)
+    if damage == "renamed":
+        other = packed(samples[:4], tmp_path)
+        path.write_bytes(other.read_bytes())
+    else:
+        bad = {
+            "truncated": good[:-100],
+            "header": good[:30] + bytes([good[30] ^ 1]) + good[31:],
+            "magic": b"X" + good[1:],
+            "empty": b"",
+        }[damage]
+        path.write_bytes(bad)
+    with pytest.raises(DataProblem, match=r"\.pack cannot be used .*Remove it"):
+        PackedSource(path, source)
+    assert packed(samples, tmp_path) == path
+    assert path.read_bytes() == good
+
+
+def test_a_pack_of_another_number_of_images_is_refused(samples: tuple[Sample, ...], tmp_path: Path):
+    path = packed(samples, tmp_path)
+    with pytest.raises(DataProblem, match="holds 5 images, expected 4"):
+        PackedSource(path, files(samples[:4], tmp_path))
+
+
+def test_interrupted_packing_leaves_nothing(samples: tuple[Sample, ...], tmp_path: Path):
+    (tmp_path / samples[3].image).unlink()
+    with pytest.raises(DataProblem, match=r"train3\.png cannot be read"):
+        packed(samples, tmp_path)
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Usage(1 << 40, 1 << 40, 1 << 20))
+    with pytest.raises(DataProblem, match=r"needs 0\.0 GiB .*only 0\.0 GiB.*cache off"):
+        packed(samples, tmp_path)
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(samples: tuple[Sample, ...], tmp_path: Path):
+    (tmp_path / "packs").touch()
+    with pytest.raises(DataProblem, match=r"packs.*cannot be written .*cache off"):
+        packed(samples, tmp_path)
+
+
+def test_no_samples_make_an_empty_pack(tmp_path: Path):
+    assert len(PackedSource(packed((), tmp_path), files((), tmp_path))) == 0
