@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.segmentation.layouts import (
     LAYOUTS,
+    Layout,
+    Listing,
     Pair,
     get_layout,
     list_pairs,
@@ -50,7 +54,7 @@ def test_the_test_split_may_be_missing(tmp_path: Path):
 
 
 def test_unknown_layout_names_the_choices():
-    with pytest.raises(UserError, match=r"'camvit'.*data\.layout.*scenes, camvid"):
+    with pytest.raises(UserError, match=r"'camvit'.*data\.layout.*scenes, camvid, .*folders"):
         get_layout("camvit")
 
 
@@ -119,8 +123,221 @@ def test_problems_are_counted_and_the_first_twenty_shown(tmp_path: Path):
     raise_problems(tmp_path, [])
 
 
-def test_each_layout_lists_no_split_twice(tmp_path: Path):
-    make_camvid(tmp_path)
-    for name in ("scenes", "camvid"):
-        pairs = list_pairs(tmp_path, LAYOUTS[name]).pairs
-        assert len({(pair.split, pair.name) for pair in pairs}) == len(pairs)
+FIXED = {name: layout for name, layout in LAYOUTS.items() if isinstance(layout, Layout)}
+SIZES = {
+    "scenes": 11, "camvid": 11, "cityscapes": 19, "voc": 21, "ade20k": 150, "coco_stuff": 171,
+}  # fmt: skip
+
+
+def test_every_label_set_has_the_usual_number_of_classes_in_distinct_colors():
+    assert {name: layout.labels.num_classes for name, layout in FIXED.items()} == SIZES
+    for layout in FIXED.values():
+        labels = layout.labels
+        assert len(set(labels.colors)) == labels.num_classes
+        assert {value for value in labels.lookup if value >= 0} <= {*range(labels.num_classes), 255}
+        assert set(range(labels.num_classes)) <= set(labels.lookup)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_an_empty_folder_is_a_problem_of_every_layout(tmp_path: Path, name: str):
+    listing = list_pairs(tmp_path, get_layout(name))
+    assert listing.pairs == ()
+    assert "missing. Expected: " in listing.problems[0]
+    assert "`data.path`" in listing.problems[0]
+
+
+IMAGE, MASK = noise(0, 4, 5, 3), np.ones((4, 5), np.uint8)
+
+
+def put(root: Path, *paths: str) -> None:
+    for path in paths:
+        save(root / path, MASK if path.endswith(".png") else IMAGE)
+
+
+class TestCityscapes:
+    def test_pairs_are_found_below_the_cities(self, tmp_path: Path):
+        for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "lindau")):
+            image = f"leftImg8bit/{split}/{city}/{city}_000000_000019_leftImg8bit.png"
+            save(tmp_path / image, IMAGE)
+            mask = f"gtFine/{split}/{city}/{city}_000000_000019_gtFine"
+            put(tmp_path, *(f"{mask}_{kind}.png" for kind in ("labelIds", "instanceIds", "color")))
+        put(tmp_path, "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
+        listing = list_pairs(tmp_path, get_layout("cityscapes"))
+        assert listing.problems == ()
+        assert listing.pairs[1] == Pair(
+            "train",
+            "bochum_000000_000019",
+            "leftImg8bit/train/bochum/bochum_000000_000019_leftImg8bit.png",
+            "gtFine/train/bochum/bochum_000000_000019_gtFine_labelIds.png",
+        )
+        assert [pair.split for pair in listing.pairs] == ["train", "train", "val"]
+
+    def test_label_ids_become_the_nineteen_train_ids(self):
+        labels = get_layout("cityscapes").labels
+        by_name = dict(zip(labels.names, range(19), strict=True))
+        assert labels.lookup[7] == by_name["road"] == 0
+        assert labels.lookup[26] == by_name["car"] == 13
+        assert labels.lookup[33] == by_name["bicycle"] == 18
+        assert labels.lookup[4] == labels.lookup[255] == 255
+        assert labels.lookup[34] == -1
+        assert labels.class_weights is not None
+        assert labels.class_weights[17] == 1.1529
+
+
+class TestVoc:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        put(tmp_path, *(f"JPEGImages/{name}.jpg" for name in "abcd"))
+        put(tmp_path, *(f"SegmentationClassAug/{name}.png" for name in "abc"))
+        put(tmp_path, "SegmentationClass/c.png", "SegmentationClass/a.png")
+        (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+        (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("c\n")
+        return tmp_path
+
+    def names(self, listing: Listing) -> list[tuple[str, str, str]]:
+        return [(pair.split, pair.name, pair.mask) for pair in listing.pairs]
+
+    def test_trains_on_all_additional_masks_but_those_of_val(self, root: Path):
+        listing = list_pairs(root, get_layout("voc"))
+        assert listing.problems == ()
+        assert self.names(listing) == [
+            ("train", "a", "SegmentationClassAug/a.png"),
+            ("train", "b", "SegmentationClassAug/b.png"),
+            ("val", "c", "SegmentationClass/c.png"),
+        ]
+
+    @pytest.mark.parametrize("line", ["b", "/JPEGImages/b.jpg /SegmentationClassAug/b.png"])
+    def test_a_list_of_training_images_is_followed(self, root: Path, line: str):
+        (root / "ImageSets" / "Segmentation" / "trainaug.txt").write_text(f"{line}\n\n")
+        listing = list_pairs(root, get_layout("voc"))
+        assert listing.problems == ()
+        assert [pair.name for pair in listing.pairs] == ["b", "c"]
+
+    def test_listed_images_that_are_not_there_are_named(self, root: Path):
+        (root / "ImageSets" / "Segmentation" / "val.txt").write_text("c\nd\nz\n")
+        problems = list_pairs(root, get_layout("voc")).problems
+        assert len(problems) == 2
+        assert "z of split 'val' has neither" in problems[0]
+        assert "JPEGImages/d.jpg has no mask" in problems[1]
+
+    def test_without_the_list_of_validation_images_nothing_can_be_said(self, root: Path):
+        (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
+        assert "val.txt missing" in list_pairs(root, get_layout("voc")).problems[0]
+
+    def test_palette_borders_are_ignored(self):
+        labels = get_layout("voc").labels
+        assert labels.lookup[:21] == tuple(range(21))
+        assert labels.lookup[255] == 255
+        assert labels.colors[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+        assert labels.colors[15] == (192, 128, 128)
+
+
+def test_ade20k_counts_from_one_and_ignores_zero(tmp_path: Path):
+    for folder in ("training", "validation"):
+        put(tmp_path, f"images/{folder}/ADE_1.jpg", f"annotations/{folder}/ADE_1.png")
+    layout = get_layout("ade20k")
+    listing = list_pairs(tmp_path, layout)
+    assert listing.problems == ()
+    assert [pair.split for pair in listing.pairs] == ["train", "val"]
+    assert layout.labels.lookup[:2] == (255, 0)
+    assert layout.labels.lookup[150:152] == (149, -1)
+    assert (layout.labels.names[0], layout.labels.names[149]) == ("wall", "flag")
+
+
+def test_coco_stuff_skips_the_unused_ids(tmp_path: Path):
+    for folder in ("train2017", "val2017"):
+        put(tmp_path, f"images/{folder}/01.jpg", f"annotations/{folder}/01.png")
+    layout = get_layout("coco_stuff")
+    assert [pair.split for pair in list_pairs(tmp_path, layout).pairs] == ["train", "val"]
+    labels = layout.labels
+    assert labels.lookup[11] == labels.lookup[90] == labels.lookup[182] == -1
+    assert labels.names[labels.lookup[12]] == "stop sign"
+    assert labels.names[labels.lookup[89]] == "toothbrush"
+    assert labels.names[labels.lookup[168]] == "tree"
+    assert labels.names[labels.lookup[181]] == "wood"
+
+
+class TestFolders:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        for split in ("train", "val", "night"):
+            put(tmp_path, f"images/{split}/sub/a.jpg", f"masks/{split}/sub/a.png")
+        self.table(tmp_path, {"classes": [{"name": "field"}, {"name": "road", "value": [3, 4]}]})
+        return tmp_path
+
+    def table(self, root: Path, content: object, name: str = "labels.json") -> None:
+        (root / name).write_text(json.dumps(content))
+
+    def test_labels_come_from_the_table(self, root: Path):
+        labels = get_layout("folders", root).labels
+        assert labels.names == ("field", "road")
+        assert labels.lookup[:5] == (0, -1, -1, 1, 1)
+        assert labels.lookup[255] == 255
+        assert len(set(labels.colors)) == 2
+        assert labels.class_weights is None
+
+    def test_yaml_names_everything(self, root: Path):
+        (root / "labels.json").unlink()
+        (root / "labels.yaml").write_text(
+            "name: farm\nignore: [0]\nclasses:\n"
+            "  - {name: field, value: 1, color: [10, 20, 30], weight: 0.5}\n"
+            "  - {name: road, value: 2, color: [1, 2, 3], weight: 2}\n"
+        )
+        labels = get_layout("folders", root).labels
+        assert labels.name == "farm"
+        assert labels.colors == ((10, 20, 30), (1, 2, 3))
+        assert labels.class_weights == (0.5, 2.0)
+        assert labels.lookup[:3] == (255, 0, 1)
+
+    def test_splits_are_the_folders_with_subfolders(self, root: Path):
+        listing = list_pairs(root, get_layout("folders", root))
+        assert listing.problems == ()
+        assert [pair.split for pair in listing.pairs] == ["train", "val", "night"]
+        assert listing.pairs[0] == Pair(
+            "train", "sub/a", "images/train/sub/a.jpg", "masks/train/sub/a.png"
+        )
+
+    def test_a_split_on_one_side_only_is_a_problem(self, root: Path):
+        put(root, "images/day/a.jpg")
+        assert "masks/day missing" in list_pairs(root, get_layout("folders", root)).problems[0]
+
+    def test_the_folder_must_be_given(self):
+        with pytest.raises(UserError, match=r"'folders'.*data\.path"):
+            get_layout("folders")
+
+    def test_a_missing_folder_is_named(self, tmp_path: Path):
+        with pytest.raises(DataProblem, match=r"nothing, does not exist.*labels\.yaml"):
+            get_layout("folders", tmp_path / "nothing")
+
+    def test_a_missing_table_is_named(self, tmp_path: Path):
+        with pytest.raises(DataProblem, match=r"no table of labels, expected one of labels\.yaml"):
+            get_layout("folders", tmp_path)
+
+    def test_two_tables_are_one_too_many(self, root: Path):
+        self.table(root, {}, "labels.yml")
+        with pytest.raises(DataProblem, match=r"labels\.yml and labels\.json, expected one"):
+            get_layout("folders", root)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ([], "table: "),
+            ({"classes": []}, "classes: .*at least 1"),
+            ({"classes": [{"nam": "a"}]}, r"classes\.0\.name: Field required; classes\.0\.nam: Ex"),
+            ({"classes": [{"name": "a", "value": 256}]}, "'a' has mask value 256, expected 0..255"),
+            ({"classes": [{"name": "a"}, {"name": "b", "value": 0}]}, "value 0 of class 'b' is"),
+            ({"classes": [{"name": "a", "value": 255}]}, "value 255 of class 'a' is used twice"),
+            ({"classes": [{"name": "a"}], "ignore": [-1]}, r"ignore holds \[-1\]"),
+            ({"classes": [{"name": "a"}, {"name": "a"}]}, "names a class twice"),
+            ({"classes": [{"name": "a", "weight": 1}, {"name": "b"}]}, "give all or none"),
+        ],
+    )
+    def test_mistakes_in_the_table_are_explained(self, root: Path, content: object, message: str):
+        self.table(root, content)
+        with pytest.raises(DataProblem, match=rf"labels\.json.*{message}"):
+            get_layout("folders", root)
+
+    def test_a_table_that_is_no_yaml_is_refused(self, root: Path):
+        (root / "labels.json").rename(root / "labels.yaml").write_text("a: [")
+        with pytest.raises(DataProblem, match=r"labels\.yaml cannot be used"):
+            get_layout("folders", root)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,13 +64,13 @@ def pixel_labels(labels_NHW: Tensor, *, num_classes: int, ignore_index: int) -> 
             "(batch, height, width) and an integer type, e.g. uint8."
         )
     valid = labels_NHW != ignore_index
-    if _on_cpu(labels_NHW):
-        wrong = ((labels_NHW < 0) | (labels_NHW >= num_classes)).logical_and_(valid)
-        if bool(wrong.any()):
+    if _on_cpu(labels_NHW) and labels_NHW.numel() > 0:
+        smallest, largest = (int(label) for label in torch.where(valid, labels_NHW, 0).aminmax())
+        if smallest < 0 or largest >= num_classes:
             raise UserError(
-                f"Found label {int(labels_NHW[wrong][0])}, expected 0 to {num_classes - 1} or "
-                f"{ignore_index} for ignored pixels. Check the label set, and that raw ids were "
-                "mapped to classes."
+                f"Found label {smallest if smallest < 0 else largest}, expected 0 to "
+                f"{num_classes - 1} or {ignore_index} for ignored pixels. Check the label set, and "
+                "that raw ids were mapped to classes."
             )
     return PixelLabels(labels_NHW, valid)
 
@@ -104,8 +106,8 @@ class _LogProbOfLabel(torch.autograd.Function):
     def forward(ctx: Any, logits_NChw: Tensor, labels_NHW: Tensor, valid_NHW: Tensor) -> Tensor:
         with no_autocast(logits_NChw):
             bilinear = _Bilinear.between(logits_NChw, labels_NHW)
-            # Elsewhere, looking first would mean waiting for the device.
-            if not _on_cpu(logits_NChw) or not bool(logits_NChw.isfinite().all()):
+            # The sum shows whether there is a NaN. Elsewhere, looking means waiting for the device.
+            if not _on_cpu(logits_NChw) or not bool(logits_NChw.sum().isfinite()):
                 logits_NChw = bilinear.drop_unseen(logits_NChw, valid_NHW)
             log_prob_NHW = logits_NChw.new_empty(labels_NHW.shape)
 
@@ -130,7 +132,10 @@ class _LogProbOfLabel(torch.autograd.Function):
         with no_autocast(logits_NChw):
             bilinear = _Bilinear.between(logits_NChw, labels_NHW)
 
-            def pull_back(part: _Part) -> Tensor:
+            grad_NChw = torch.zeros_like(logits_NChw)
+            one_at_a_time = Lock()
+
+            def pull_back(part: _Part) -> None:
                 n = part.image
                 grad_hCW = bilinear.zero_rows(logits_NChw[n], part.rows)
                 for rows, logits_RCW in bilinear.bands(
@@ -143,11 +148,11 @@ class _LogProbOfLabel(torch.autograd.Function):
                     grad_RCW = logits_RCW.softmax(1).mul_(-grad_R1W)
                     grad_RCW.scatter_add_(1, index_R1W, grad_R1W)
                     bilinear.add_adjoint(grad_RCW, rows, grad_hCW, part.rows)
-                return bilinear.narrow(grad_hCW)
+                grad_Chw = bilinear.narrow(grad_hCW)
+                with one_at_a_time:  # neighboring parts share a row
+                    grad_NChw[n, :, bilinear.source_rows(part.rows)] += grad_Chw
 
-            grad_NChw = torch.zeros_like(logits_NChw)
-            for part, grad_Chw in _for_each_part(pull_back, logits_NChw, labels_NHW):
-                grad_NChw[part.image, :, bilinear.source_rows(part.rows)] += grad_Chw
+            _for_each_part(pull_back, logits_NChw, labels_NHW)
         return grad_NChw, None, None
 
 
@@ -158,12 +163,7 @@ class _Part(NamedTuple):
     rows: slice
 
 
-_Result = TypeVar("_Result")
-
-
-def _for_each_part(
-    work: Callable[[_Part], _Result], logits_NChw: Tensor, labels_NHW: Tensor
-) -> list[tuple[_Part, _Result]]:
+def _for_each_part(work: Callable[[_Part], None], logits_NChw: Tensor, labels_NHW: Tensor) -> None:
     """Do the work for all parts of all images; on the CPU, side by side.
 
     Bands are small, so torch's own way, threads that share each operation and wait for each other
@@ -182,13 +182,15 @@ def _for_each_part(
         for start in range(0, height, rows_of_part)
     ]
     if threads == 1:
-        return [(part, work(part)) for part in parts]
+        for part in parts:
+            work(part)
+        return
 
     # New threads take over the number that is set now, and keep it.
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(zip(parts, pool.map(torch.no_grad()(work), parts), strict=True))
+            list(pool.map(torch.no_grad()(work), parts))  # raises what a thread has raised
     finally:
         torch.set_num_threads(threads)
 
@@ -211,7 +213,8 @@ class _Bilinear(NamedTuple):
     @classmethod
     def between(cls, logits_NChw: Tensor, labels_NHW: Tensor) -> _Bilinear:
         (h, w), (height, width) = logits_NChw.shape[-2:], labels_NHW.shape[-2:]
-        return cls(_interpolation(logits_NChw, height, h), _interpolation(logits_NChw, width, w))
+        kind = logits_NChw.dtype, logits_NChw.device
+        return cls(_interpolation(height, h, *kind), _interpolation(width, w, *kind))
 
     def drop_unseen(self, logits_NChw: Tensor, valid_NHW: Tensor) -> Tensor:
         """Zero the logits that reach no valid pixel, so that a NaN there stays without effect."""
@@ -292,9 +295,10 @@ def _shifted(rows: slice, origin: slice) -> slice:
     return slice(rows.start - origin.start, rows.stop - origin.start)
 
 
-def _interpolation(like: Tensor, outputs: int, inputs: int) -> Tensor:
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _interpolation(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Matrix (outputs, inputs) of linear interpolation with aligned corners."""
-    device = like.device
     # In whole numbers as long as possible: float32 positions are off by 1e-5 at 1024 columns.
     scaled = torch.arange(outputs, device=device) * (inputs - 1)
     intervals = max(outputs - 1, 1)
@@ -304,4 +308,4 @@ def _interpolation(like: Tensor, outputs: int, inputs: int) -> Tensor:
     matrix.scatter_(1, lower.unsqueeze(1), (1 - upper_weight).unsqueeze(1))
     if inputs > 1:
         matrix.scatter_(1, lower.unsqueeze(1) + 1, upper_weight.unsqueeze(1))
-    return matrix.to(like.dtype)
+    return matrix.to(dtype)

@@ -14,6 +14,7 @@ training log wants, as detached 0-dim tensors that were computed on the way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -118,7 +119,7 @@ def hard_pixels(
     """
     with torch.no_grad():
         pixels = pixel_labels(labels, num_classes=logits.shape[1], ignore_index=ignore_index)
-        return _hard(log_prob_of_label(logits, pixels), pixels, threshold, min_kept)
+        return _hard(log_prob_of_label(logits, pixels), pixels, threshold, min_kept).mask
 
 
 def chosen_pixels(
@@ -191,11 +192,12 @@ def cross_entropy_task_terms(
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
     weight = _class_weight_map(class_weights, pixels, pixels.valid, student_logits)
     log_p = log_prob_of_label(student_logits, pixels)
-    loss = _weighted_mean_ce(log_p, weight)
+    total = weight.sum()
+    loss = _weighted_mean_ce(log_p, weight, total)
     statistics = {"student_ce": _mean_ce(log_p, pixels)}
     if student_aux_logits is not None:
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
-        loss = loss + aux_weight * _weighted_mean_ce(aux_log_p, weight)
+        loss = loss + aux_weight * _weighted_mean_ce(aux_log_p, weight, total)
         statistics["student_aux_ce"] = _mean_ce(aux_log_p, pixels)
     return TaskTerms(loss, statistics)
 
@@ -270,7 +272,7 @@ def tfe_task_terms(
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
     height, width = labels.shape[-2:]
     confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=(height, width))
-    valid_count = pixels.valid.sum().clamp(min=1)
+    valid_count = pixels.valid.count_nonzero().clamp(min=1)
     count = labels.numel() if reduction == "paper" else valid_count
 
     # Ignored pixels have log-probability 0, but a teacher's NaN there would survive the product.
@@ -377,22 +379,26 @@ def tse_task_terms(
         )
     _check_classes(student_logits, teacher_logits)
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
-    valid_count = pixels.valid.sum().clamp(min=1)
+    valid_count = pixels.valid.count_nonzero().clamp(min=1)
 
     def head(student: Tensor, teacher: Tensor | None, prefix: str) -> TaskTerms:
         log_p = log_prob_of_label(student, pixels)
-        hard = {"hard_student": _hard(log_p.detach(), pixels, threshold, min_kept)}
-        statistics = {"student_ce": _mean_ce(log_p, pixels)}
+        hard_student = hard_teacher = _hard(log_p.detach(), pixels, threshold, min_kept)
+        counts = {"hard_student": hard_student.size}
+        statistics = {"student_ce": -log_p.detach().sum() / valid_count}
         if teacher is not None and mode != "ohem":
             teacher_log_p = log_prob_of_label(teacher.detach(), pixels)
-            hard["hard_teacher"] = _hard(teacher_log_p, pixels, threshold, min_kept)
-            statistics["teacher_ce"] = _mean_ce(teacher_log_p, pixels)
-        chosen = choose(hard["hard_student"], hard.get("hard_teacher", hard["hard_student"]))
-        loss = _weighted_mean_ce(log_p, _class_weight_map(class_weights, pixels, chosen, student))
-        for name, mask in {**hard, "chosen": chosen}.items():
-            statistics[name] = mask.sum() / valid_count
-        statistics["chosen_none"] = (statistics["chosen"] == 0).to(loss.dtype)
-        return TaskTerms(loss, {prefix + name: value for name, value in statistics.items()})
+            hard_teacher = _hard(teacher_log_p, pixels, threshold, min_kept)
+            counts["hard_teacher"] = hard_teacher.size
+            statistics["teacher_ce"] = -teacher_log_p.sum() / valid_count
+        chosen = choose(hard_student.mask, hard_teacher.mask)
+        weight = _class_weight_map(class_weights, pixels, chosen, student)
+        counts["chosen"] = weight.sum() if class_weights is None else chosen.count_nonzero()
+        total = counts["chosen"] if class_weights is None else weight.sum()
+        statistics |= {name: count / valid_count for name, count in counts.items()}
+        statistics["chosen_none"] = (counts["chosen"] == 0).to(log_p.dtype)
+        named = {prefix + name: value for name, value in statistics.items()}
+        return TaskTerms(_weighted_mean_ce(log_p, weight, total), named)
 
     loss, statistics = head(student_logits, teacher_logits, "")
     if student_aux_logits is not None:
@@ -410,10 +416,13 @@ def _chooser(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
     return _CHOOSE[mode]
 
 
-def _hard(
-    log_p_NHW: Tensor, pixels: PixelLabels, threshold: float, min_kept: int | float
-) -> Tensor:
-    """`hard_pixels` from log-probabilities (0, that is p = 1, where ignored)."""
+class _Hard(NamedTuple):
+    mask: Tensor
+    size: Tensor
+
+
+def _hard(log_p_NHW: Tensor, pixels: PixelLabels, threshold: float, min_kept: int | float) -> _Hard:
+    """`hard_pixels` from log-probabilities (0, that is p = 1, where ignored), and their number."""
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}; it is a probability, between 0 and 1.")
     if min_kept < 0 or (isinstance(min_kept, float) and min_kept > 1):
@@ -423,17 +432,24 @@ def _hard(
         )
     total = log_p_NHW.numel()
     kept = min(total, round(min_kept * total) if isinstance(min_kept, float) else min_kept)
-    p_NHW = log_p_NHW.exp()
-    hard_NHW = p_NHW <= threshold
-    if kept > 0:
-        # Sorting millions of probabilities is what made the published loss slow. Mostly the count
-        # decides; where looking at it means waiting for the device, the selection alone is cheap.
-        if p_NHW.device.type != "cpu":
-            kth = p_NHW.flatten().topk(kept, largest=False, sorted=False).values.max()
-            hard_NHW |= p_NHW <= kth
-        elif int(hard_NHW.sum()) < kept:
-            hard_NHW = p_NHW <= p_NHW.flatten().kthvalue(kept).values
-    return hard_NHW.logical_and_(pixels.valid)
+    hard_NHW = (log_p_NHW <= (math.log(threshold) if threshold > 0 else -math.inf)) & pixels.valid
+    count = hard_NHW.count_nonzero()
+    on_cpu = log_p_NHW.device.type == "cpu"
+    # Sorting millions of probabilities is what made the published loss slow. Mostly the count
+    # decides; where looking at it means waiting for the device, the selection alone is cheap.
+    if kept > 0 and not (on_cpu and int(count) >= kept):
+        p = log_p_NHW.exp()
+        kth = _smallest(p.flatten(), kept, on_cpu=on_cpu)
+        hard_NHW = ((p <= kth) & pixels.valid).logical_or_(hard_NHW)
+        count = hard_NHW.count_nonzero()
+    return _Hard(hard_NHW, count)
+
+
+def _smallest(values: Tensor, k: int, *, on_cpu: bool) -> Tensor:
+    """The k-th smallest value. On CUDA, kthvalue has one block search millions of values."""
+    if on_cpu:
+        return values.kthvalue(k).values
+    return values.topk(k, largest=False, sorted=False).values.max()
 
 
 def _class_weight_map(
@@ -451,14 +467,13 @@ def _class_weight_map(
     return weights_C[torch.where(chosen, pixels.labels, 0).long()] * chosen
 
 
-def _weighted_mean_ce(log_p_NHW: Tensor, weight_NHW: Tensor) -> Tensor:
-    """Weighted mean of -log p; 0 with zero gradient when all weights are 0."""
-    total = weight_NHW.sum()
+def _weighted_mean_ce(log_p_NHW: Tensor, weight_NHW: Tensor, total: Tensor) -> Tensor:
+    """Mean of -log p with weights of the given sum; 0 with zero gradient when all are 0."""
     return -(weight_NHW * log_p_NHW).sum() / torch.where(total > 0, total, 1)
 
 
 def _mean_ce(log_p_NHW: Tensor, pixels: PixelLabels) -> Tensor:
-    return -log_p_NHW.detach().sum() / pixels.valid.sum().clamp(min=1)
+    return -log_p_NHW.detach().sum() / pixels.valid.count_nonzero().clamp(min=1)
 
 
 def _check_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:

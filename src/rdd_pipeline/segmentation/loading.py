@@ -322,7 +322,7 @@ def _load(
         return
     # Forked children of a process with threads or CUDA can hang; forkserver's cannot.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", __name__])
+    context.set_forkserver_preload(["torch", __name__])
     loader = DataLoader(
         _Keyed(load, keys),
         batch_size=None,

@@ -72,7 +72,7 @@ class FileSource:
 
     def _read(self, sample: Sample) -> tuple[Tensor, Tensor]:
         path = self.root / sample.image
-        image = decode_image_bytes(_unchanged(path, sample.image_digest), path, intact=True)
+        image = decode_image_bytes(_unchanged(path, sample.image_digest), path)
         path = self.root / sample.mask
         raw = decode_mask_bytes(_unchanged(path, sample.mask_digest), path)
         mask = torch.from_numpy(to_train_ids(raw, self.lookup, path))

@@ -207,6 +207,7 @@ class _Run:
         if self.work and self.rank == 0:
             self.work.save(final)
             self.work.finish(final["iteration"])
+        self._wait_for_all()
         return final
 
     def _build(self) -> None:
@@ -344,6 +345,7 @@ class _Run:
                 if stopping:
                     if iteration == last:
                         self._complete(progression)
+                    self._wait_for_all()
                     kept = "Its state is saved; the same command goes on from there."
                     raise TrainingInterruptedError(
                         f"{_title(job)} was asked to stop after iteration {iteration} of {last}. "
@@ -469,6 +471,11 @@ class _Run:
         votes = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(votes, group=self.group)
         return votes.item() > 0
+
+    def _wait_for_all(self) -> None:
+        """No rank looks into the work folder before the first one has written what it writes."""
+        if self.group is not None:
+            dist.barrier(self.group)
 
     def _share_buffers(self) -> None:
         """Give all ranks the first one's batch-norm statistics, the ones that are saved."""

@@ -1,0 +1,73 @@
+"""How the folders of a labeled data set are organized: which image belongs to which mask.
+
+A further data set is one file here, with its label set and a function that lists its pairs, and one
+entry of `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.segmentation.layouts.ade20k import ADE20K_LAYOUT
+from rdd_pipeline.segmentation.layouts.base import (
+    IMAGE_SUFFIXES,
+    Layout,
+    Listing,
+    Pair,
+    list_pairs,
+    raise_problems,
+)
+from rdd_pipeline.segmentation.layouts.camvid import CAMVID_LAYOUT, SCENES_LAYOUT
+from rdd_pipeline.segmentation.layouts.cityscapes import CITYSCAPES_LAYOUT
+from rdd_pipeline.segmentation.layouts.coco_stuff import COCO_STUFF_LAYOUT
+from rdd_pipeline.segmentation.layouts.folders import folders_layout
+from rdd_pipeline.segmentation.layouts.voc import VOC_LAYOUT
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LAYOUTS",
+    "Layout",
+    "Listing",
+    "Pair",
+    "get_layout",
+    "list_pairs",
+    "raise_problems",
+]
+
+LAYOUTS: dict[str, Layout | Callable[[Path], Layout]] = {
+    "scenes": SCENES_LAYOUT,
+    "camvid": CAMVID_LAYOUT,
+    "cityscapes": CITYSCAPES_LAYOUT,
+    "voc": VOC_LAYOUT,
+    "ade20k": ADE20K_LAYOUT,
+    "coco_stuff": COCO_STUFF_LAYOUT,
+    "folders": folders_layout,
+}
+"""A function makes the layout whose labels stand in a file of the data set's folder."""
+
+
+def get_layout(name: str, root: Path | None = None) -> Layout:
+    """The layout of that name.
+
+    Args:
+        name: A key of `LAYOUTS`.
+        root: The data set's folder; the layout `folders` reads its labels there.
+
+    Raises:
+        UserError: There is no such layout (the message names the choices), or it needs a folder.
+        DataProblem: The table of labels in the folder is missing or wrong.
+    """
+    if name not in LAYOUTS:
+        raise UserError(
+            f"Unknown layout '{name}'. Set `data.layout` to one of: {', '.join(LAYOUTS)}."
+        )
+    layout = LAYOUTS[name]
+    if isinstance(layout, Layout):
+        return layout
+    if root is None:
+        raise UserError(
+            f"The layout '{name}' has its labels in the folder with the images. Set `data.path`."
+        )
+    return layout(root)
