@@ -240,9 +240,7 @@ def test_what_a_term_trains_is_part_of_the_objective(monkeypatch):
 
 def _gradients(output: ObjectiveOutput, student: NetworkOutput) -> list[Tensor | None]:
     return list(
-        torch.autograd.grad(
-            output.total, [student.logits, student.aux_logits], allow_unused=True
-        )
+        torch.autograd.grad(output.total, [student.logits, student.aux_logits], allow_unused=True)
     )
 
 
@@ -284,7 +282,6 @@ def test_with_all_pixels_ignored_the_task_is_zero_with_zero_gradient(method, ite
         (1, {"mode": "and"}, True, "TSE compares"),
         (1, {}, False, None),
         (0, {"mode": "ohem"}, True, None),
-        (1, {}, False, None),
     ],
 )
 def test_heads_that_are_missing_are_noticed_just_when_they_are_needed(

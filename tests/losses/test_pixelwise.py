@@ -61,6 +61,43 @@ def test_bands_of_rows_make_no_difference(monkeypatch):
         assert_close(grad, results[0][1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("images", [1, 3])
+def test_threads_make_no_difference_and_their_number_stays(monkeypatch, threads, images):
+    logits, labels = make((images, 5, 3, 6), size=(29, 31))
+    weight = torch.rand(labels.shape)
+    expected = log_prob(logits, labels)
+    expected_grad = torch.autograd.grad((weight * expected).sum(), logits)[0]
+    monkeypatch.setattr(pixelwise, "_BAND_ELEMENTS_CPU", 5 * 31 * 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        value = log_prob(logits, labels)
+        grads = [
+            torch.autograd.grad((weight * log_prob(logits, labels)).sum(), logits)[0]
+            for _ in range(5)
+        ]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert_close(value, expected, rtol=1e-6, atol=1e-6)
+    assert_close(grads[0], expected_grad, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(grad, grads[0]) for grad in grads)  # the order of sums is fixed
+
+
+def test_number_of_threads_stays_when_a_thread_fails(monkeypatch):
+    logits, labels = make()
+    monkeypatch.setattr(pixelwise, "_BAND_ELEMENTS_CPU", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="index 9 is out of bounds"):
+            log_prob_of_label(logits, pixelwise.PixelLabels(labels.fill_(9), labels != 255))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_gradcheck_in_float64():
     logits, labels = make((2, 3, 3, 2), (7, 5), dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda z: log_prob(z, labels), logits)

@@ -165,8 +165,13 @@ def test_scenes_have_the_size_and_the_values_asked_for(size: tuple[int, int]):
     assert scene.mask.max() <= 11
 
 
-def test_all_classes_occur_and_few_pixels_are_unlabeled():
-    masks = np.stack([render_scene(0, "train", number, 96, 128).mask for number in range(40)])
+@pytest.fixture(scope="module")
+def thirty() -> list[scenes.Scene]:
+    return [render_scene(0, "train", number, 96, 128) for number in range(30)]
+
+
+def test_all_classes_occur_and_few_pixels_are_unlabeled(thirty: list[scenes.Scene]):
+    masks = np.stack([scene.mask for scene in thirty])
     share = np.bincount(masks.ravel(), minlength=12) / masks.size
     present = np.array([[np.any(mask == value) for value in range(12)] for mask in masks]).mean(0)
     assert share.min() > 0.002
@@ -174,10 +179,9 @@ def test_all_classes_occur_and_few_pixels_are_unlabeled():
     assert present.min() > 0.2
 
 
-def test_color_alone_does_not_tell_the_confusable_classes_apart():
-    scene_list = [render_scene(0, "train", number, 96, 128) for number in range(40)]
-    pixels = np.concatenate([scene.image.reshape(-1, 3) for scene in scene_list]).astype(float)
-    labels = np.concatenate([scene.mask.ravel() for scene in scene_list])
+def test_color_alone_does_not_tell_the_confusable_classes_apart(thirty: list[scenes.Scene]):
+    pixels = np.concatenate([scene.image.reshape(-1, 3) for scene in thirty]).astype(float)
+    labels = np.concatenate([scene.mask.ravel() for scene in thirty])
     for one, other in ((3, 4), (1, 7), (9, 10)):
         first, second = pixels[labels == one], pixels[labels == other]
         spread = (first.std(0) + second.std(0)) / 2

@@ -90,7 +90,7 @@ def test_every_changed_byte_is_noticed():
     for position in range(len(data)):
         torn = bytearray(data)
         torn[position] ^= 1 << (position % 8)
-        with pytest.raises(DamagedStateError, match="not a training state|damaged"):
+        with pytest.raises(DamagedStateError, match=r"not a training state|damaged"):
             loads(bytes(torn))
 
 

@@ -2,91 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import traceback
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 from torch.testing import assert_close
 
 from rdd_pipeline.config import OptimizerParams
 from rdd_pipeline.distillation.objective import Objective
-from rdd_pipeline.distillation.terms import KnowledgeDistillation
-from rdd_pipeline.errors import NonFiniteLossError
 from rdd_pipeline.networks import Preprocessing, network_from_params
 from rdd_pipeline.segmentation.loading import training_batches
-from rdd_pipeline.training.checkpoints import WorkFolder
-from rdd_pipeline.training.loop import TrainingInterruptedError, job_fingerprint, train
 from rdd_pipeline.training.step import TrainingStep
 
-from .conftest import CPU, LABELS, STUDENT
+from .conftest import LABELS, STUDENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 
 
 SPREAD = {"batch_size": 4}
-
-
-def _rank(rank: int, folder: Path, *arguments) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        torch.save(_scenarios(rank, folder, *arguments), folder / f"result-{rank}.pt")
-    except Exception:
-        (folder / f"error-{rank}").write_text(traceback.format_exc())
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-def _scenarios(rank, folder, job, first_step, samples, teacher) -> dict:
-    """Everything in one pair of processes: starting them takes longer than what they do."""
-
-    def run(name: str, job, observe=None):
-        work = WorkFolder(folder / name, job_fingerprint(job, samples, teacher, None))
-        trainer = CPU.model_copy(update={"log_every": 1})
-        try:
-            result = train(
-                job,
-                samples,
-                trainer=trainer,
-                teacher=teacher,
-                work=work,
-                group=dist.group.WORLD,
-                observe=observe,
-            )
-        except (NonFiniteLossError, TrainingInterruptedError) as error:
-            return str(error)
-        return result.state, result.network.tensors, result.trained
-
-    found = {
-        "whole": run("work", job),
-        "again": run("work", job),
-        "first step": run("first", first_step),
-    }
-    forward, calls = KnowledgeDistillation.forward, []
-
-    def spoiled(self, *inputs):
-        calls.append(1)
-        return forward(self, *inputs) * (torch.nan if rank == 1 and len(calls) == 3 else 1)
-
-    KnowledgeDistillation.forward = spoiled
-    found["nan"] = run("nan", job)
-    KnowledgeDistillation.forward = forward
-
-    def signal_at_3(iteration, values):
-        if iteration == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    found["signal"] = run("signal", job, signal_at_3)  # only rank 0 observes
-    found["resumed"] = run("signal", job)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +43,16 @@ def first_step(make_job):
 def ranks(tmp_path_factory, make_job, first_step, blocks, teacher):
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
     arguments = (make_job(recipe=SPREAD), first_step, blocks.samples, teacher)
-    processes = [
-        context.Process(target=_rank, args=(rank, folder, *arguments)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(250)
-    hung = [process for process in processes if process.is_alive()]
-    for process in hung:
-        process.kill()
-    errors = [path.read_text() for path in folder.glob("error-*")]
-    assert not hung, "a rank waits for the other"
-    assert not errors, errors[0]
+    torch.save(arguments, folder / "arguments.pt")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.two_ranks", str(folder)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(2)]
 
 

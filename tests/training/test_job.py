@@ -174,12 +174,12 @@ def test_a_warm_up_longer_than_the_run_is_refused(make_job):
 
 def test_class_weights_that_do_not_exist_are_refused(make_job):
     without = LABELS.model_copy(update={"class_weights": None})
-    with pytest.raises(ValidationError, match="label set 'blocks' has none. Turn it off"):
+    with pytest.raises(ValidationError, match=r"label set 'blocks' has none. Turn it off"):
         make_job(labels=without, recipe={"class_weights": True})
 
 
 def test_an_unknown_method_and_a_weight_for_no_term_are_refused(make_job):
-    with pytest.raises(ValidationError, match="There is no method 'kdd'. The methods are: .*kd"):
+    with pytest.raises(ValidationError, match=r"There is no method 'kdd'. The methods are: .*kd"):
         make_job("kdd")
     with pytest.raises(ValidationError, match=r"gives 'kd' weights for cwd, but its terms are kd"):
         make_job("kd", weights={"cwd": 1.0})

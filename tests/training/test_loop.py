@@ -45,9 +45,7 @@ def run(blocks, teacher):
         samples = blocks.samples if samples is None else samples
         if work is not None:
             work = WorkFolder(work, job_fingerprint(job, samples, teacher, start))
-        return train(
-            job, samples, trainer=trainer, teacher=teacher, start=start, work=work, **more
-        )
+        return train(job, samples, trainer=trainer, teacher=teacher, start=start, work=work, **more)
 
     return call
 
@@ -130,15 +128,19 @@ def test_a_stage_is_resumed_too(run, make_job, tmp_path):
     tfe = run(make_job(stage="tfe"))
     whole = run(make_job())
     with pytest.raises(Stop):
-        run(make_job(stage="tse"), start=tfe.state, work=tmp_path, trainer=EVERY, observe=_stop_at(3))
+        run(
+            make_job(stage="tse"),
+            start=tfe.state,
+            work=tmp_path,
+            trainer=EVERY,
+            observe=_stop_at(3),
+        )
     tse = run(make_job(stage="tse"), start=tfe.state, work=tmp_path)
     assert tse.trained == 2
     assert _same(tse, whole)
 
 
-def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(
-    run, make_job, tmp_path
-):
+def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(run, make_job, tmp_path):
     job = make_job()
     with pytest.raises(Stop):
         run(job, work=tmp_path, trainer=EVERY, observe=_stop_at(6))
@@ -311,7 +313,9 @@ def test_history_rows_hold_the_schedule_the_stage_and_all_losses(run, make_job):
     assert all("chosen" in row for row in rows[4:])
     validated = [row for row in history if "val.miou" in row]
     assert [row["iteration"] for row in validated] == [4, 8]
-    assert all(0 <= row["val.miou"] <= 1 and 0 <= row["val.pixel_accuracy"] <= 1 for row in validated)
+    assert all(
+        0 <= row["val.miou"] <= 1 and 0 <= row["val.pixel_accuracy"] <= 1 for row in validated
+    )
 
 
 def test_a_row_is_the_mean_since_the_row_before(run, make_job):
@@ -494,7 +498,7 @@ def test_a_signal_saves_and_stops_and_the_next_call_goes_on(run, make_job, tmp_p
     rare = EVERY.model_copy(update={"checkpoint_every": 1e6})
     with pytest.raises(
         TrainingInterruptedError,
-        match="tse was asked to stop after iteration 3 of 8. Its state is saved; the same command",
+        match=r"tse was asked to stop after iteration 3 of 8. Its state is saved; the same command",
     ):
         run(make_job(), work=tmp_path, trainer=rare, observe=observe)
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
@@ -582,7 +586,7 @@ def test_tse_compares_auxiliary_heads_that_both_networks_have(run, make_job):
         network_from_params(params, num_classes=3), params=params, label_names=LABELS.names
     )
     short = {"iterations": 1}
-    with pytest.raises(UserError, match="only the student has an auxiliary head. Set"):
+    with pytest.raises(UserError, match=r"only the student has an auxiliary head. Set"):
         run(make_job(rdd={"warmup": 0}, recipe=short), teacher=blind)
     run(make_job(rdd={"warmup": 0, "mode": "ohem"}, recipe=short), teacher=blind)
     bare = STUDENT.model_copy(update={"auxiliary": False})
@@ -598,7 +602,7 @@ def test_a_state_of_another_iteration_is_refused(run, make_job):
     start = run(make_job(stage="tfe", rdd={"warmup": 3})).state
     with pytest.raises(
         UserError,
-        match="starts after iteration 4, but the state that was given stands at 2. Run distill_tfe",
+        match=r"starts after iteration 4, but the state that was given stands at 2. Run distill_tfe",
     ):
         run(make_job(stage="tse"), start=start)
 
@@ -617,7 +621,7 @@ def test_a_batch_of_one_that_batch_norm_cannot_train_on_is_refused(run, make_job
 
 
 def test_a_device_that_is_not_there_is_refused(run, make_job):
-    with pytest.raises(UserError, match="trainer.device is 'tpux'; expected auto, cpu, cuda"):
+    with pytest.raises(UserError, match=r"trainer.device is 'tpux'; expected auto, cpu, cuda"):
         run(make_job(), trainer=TrainerParams(device="tpux"))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"sees 0 CUDA devices. Set trainer.device=auto or cpu"):

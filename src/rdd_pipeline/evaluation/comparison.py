@@ -14,7 +14,11 @@ NOT_SPLITS = ("about", "cost")
 
 def splits_of(metrics: Mapping[str, Any]) -> list[str]:
     """Names of the splits that were evaluated."""
-    return [name for name in metrics if name not in NOT_SPLITS]
+    return [
+        name
+        for name, value in metrics.items()
+        if name not in NOT_SPLITS and isinstance(value, Mapping)
+    ]
 
 
 def comparable(results: Iterable[Metrics], key: str) -> list[Metrics]:

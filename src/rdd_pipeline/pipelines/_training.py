@@ -27,6 +27,7 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.evaluation.comparison import splits_of
 from rdd_pipeline.evaluation.cost import count_macs, count_parameters
 from rdd_pipeline.evaluation.figures import confusion_figure, training_curves
 from rdd_pipeline.evaluation.scoring import score_splits
@@ -281,7 +282,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
 
 def confusion_of(metrics: dict[str, Any], labels: LabelSet) -> Figure:
     """Confusion matrix of the last split that was evaluated (the test split where there is one)."""
-    split = [name for name in metrics if name not in ("about", "cost")][-1]
+    split = splits_of(metrics)[-1]
     matrix = torch.tensor(metrics[split]["confusion"], dtype=torch.int64)
     return confusion_figure(matrix, labels.names)
 

@@ -335,10 +335,14 @@ def _load(
     )
     with _hidden_main():
         batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, _Failed):
-            raise DataProblem(batch.message)
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, _Failed):
+                raise DataProblem(batch.message)
+            yield batch
+    finally:
+        # A traceback keeps this frame: end the processes now, not when it is collected.
+        del batches
 
 
 def _unchanged_batch(batch: AnyBatch) -> AnyBatch:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from rdd_pipeline.config import DataParams, EvaluationParams, RddParams
-from rdd_pipeline.evaluation.comparison import comparable, latest_by_seed
+from rdd_pipeline.evaluation.comparison import comparable, latest_by_seed, splits_of
 from rdd_pipeline.evaluation.figures import RddRow, rdd_figure
 from rdd_pipeline.losses.rdd import chosen_pixels, teacher_confidence
 from rdd_pipeline.networks import NetworkCheckpoint
@@ -95,7 +95,7 @@ def summarize(
     seed = metrics_tse["about"]["seed"]
     peers = latest_by_seed(comparable(trained_metrics, metrics_tse["about"]["comparison"]))
     alone = peers.get(("baseline", seed))
-    splits = [name for name in metrics_tse if name not in ("about", "cost")]
+    splits = splits_of(metrics_tse)
     entries = [("teacher", metrics_teacher)]
     if alone is not None:
         entries.append(("student alone", alone))

@@ -1,0 +1,50 @@
+"""Kedro sessions of this project in a folder of the test's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+
+def bootstrap() -> None:
+    """Let Kedro know the project; needed once in a process before any session."""
+    from kedro.framework.startup import bootstrap_project
+
+    bootstrap_project(ROOT)
+
+
+class Project:
+    """Data, work and results below `folder`; configuration and code of this repository."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *pipelines: str, params: dict[str, Any] | None = None, **options: Any) -> None:
+        """`kedro run --pipelines=... --env=test` in this process."""
+        from kedro.framework.session import KedroSession
+
+        with KedroSession.create(
+            project_path=self.folder,
+            conf_source=str(CONF),
+            env="test",
+            runtime_params=params,
+            save_on_close=False,
+        ) as session:
+            session.run(pipeline_names=list(pipelines), **options)
+
+    def versions(self, path: str) -> list[Path]:
+        """Files of all versions of a catalog entry, oldest first."""
+        place = self.folder / "data" / path
+        return sorted(place.glob(f"*/{place.name}"))
+
+    def newest(self, path: str) -> Path:
+        """File of the newest version."""
+        return self.versions(path)[-1]
+
+    def json(self, path: str) -> Any:
+        """Content of the newest version of a JSON entry."""
+        return json.loads(self.newest(path).read_text())

@@ -1,0 +1,439 @@
+"""Whole runs through Kedro: what a user types, in a folder of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from torch.testing import assert_close
+
+from rdd_pipeline.config import NetworkParams
+from rdd_pipeline.errors import NonFiniteLossError, UserError
+from rdd_pipeline.networks import (
+    NetworkCheckpoint,
+    load_checkpoint,
+    network_from_params,
+    save_checkpoint,
+)
+from rdd_pipeline.pipelines import _training
+from rdd_pipeline.training.checkpoints import loads
+from tests.kedro_project import CONF, ROOT, Project, bootstrap
+from tests.mlflow_store import new_store
+
+STUDENT = "06_models/test/student_tse.safetensors"
+METRICS = "07_model_output/test/metrics"
+
+
+class Trained(NamedTuple):
+    """One call of `train` in a run."""
+
+    method: str
+    stage: str
+    iterations: int
+
+
+class Session(NamedTuple):
+    """What one Kedro run did."""
+
+    trained: list[Trained]
+    runs: list[Run]
+
+
+class Recorder:
+    """Runs pipelines, counts the iterations they train and looks their MLflow runs up."""
+
+    def __init__(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.client = MlflowClient(tracking_uri=uri)
+        self.trained: list[Trained] = []
+        self._seen: set[str] = set()
+        train = _training.train
+
+        def counted(job, *args, **kwargs):
+            result = train(job, *args, **kwargs)
+            self.trained.append(Trained(job.method, job.stage, result.trained))
+            return result
+
+        monkeypatch.setattr(_training, "train", counted)
+
+    def run(self, project: Project, *pipelines: str, **options) -> Session:
+        self.trained.clear()
+        project.run(*pipelines, **options)
+        return Session(list(self.trained), self.new_runs())
+
+    def new_runs(self) -> list[Run]:
+        experiments = [e.experiment_id for e in self.client.search_experiments()]
+        runs = [r for r in self.client.search_runs(experiments) if r.info.run_id not in self._seen]
+        self._seen |= {run.info.run_id for run in runs}
+        return runs
+
+
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory) -> Iterator[Recorder]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        uri = new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        bootstrap()
+        yield Recorder(uri, monkeypatch)
+
+
+class Story(NamedTuple):
+    """The sessions of one project, one after the other."""
+
+    project: Project
+    first: Session
+    second: Session
+    baselines: Session
+    evaluation: Session
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory, recorder) -> Story:
+    project = Project(tmp_path_factory.mktemp("project"))
+    return Story(
+        project,
+        first=recorder.run(project, "distill_tse"),
+        second=recorder.run(project, "distill_tse"),
+        baselines=recorder.run(
+            project, "distill_baselines", to_outputs=["metrics_baseline", "metrics_kd"]
+        ),
+        evaluation=recorder.run(project, "evaluation"),
+    )
+
+
+def _by_method(runs: list[Run]) -> tuple[Run, dict[str, Run]]:
+    """The run of the session and its children by method."""
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = {r.data.tags["method"]: r for r in runs if r is not parents[0]}
+    for child in children.values():
+        assert child.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+    return parents[0], children
+
+
+# ---- the main job
+
+
+def test_the_main_job_trains_teacher_and_both_stages(story):
+    assert story.first.trained == [
+        Trained("teacher", "whole", 4),
+        Trained("tfe", "tfe", 3),
+        Trained("tse", "tse", 3),
+    ]
+
+
+def test_the_main_job_leaves_weights_metrics_figures_and_a_summary(story):
+    expected = {
+        "06_models/test": ["teacher.safetensors", "student_tfe.safetensors", "state_tfe.ckpt"],
+        METRICS: ["teacher.json", "tfe.json", "tse.json"],
+        "07_model_output/test/history": ["teacher.csv", "tse.csv"],
+        "08_reporting/test": [
+            "confusion_teacher.png",
+            "confusion_tse.png",
+            "curves_tse.png",
+            "pixels_tse.png",
+            "summary.md",
+        ],
+    }
+    for folder, names in expected.items():
+        for name in names:
+            path = story.project.versions(f"{folder}/{name}")[0]
+            assert path.stat().st_size > 0
+    for name in ("data_preview.png", "label_statistics.csv"):
+        assert (story.project.folder / "data/08_reporting/test" / name).stat().st_size > 0
+
+
+def test_the_student_can_be_used_without_this_project_s_configuration(story):
+    checkpoint = load_checkpoint(story.project.newest(STUDENT))
+    assert checkpoint.header.provenance["method"] == "tse"
+    logits = checkpoint.build()(torch.zeros(1, 3, 48, 64)).logits
+    assert logits.shape[:2] == (1, 11)
+
+
+def test_metrics_hold_scores_of_every_split_cost_and_origin(story):
+    metrics = story.project.json(f"{METRICS}/tse.json")
+    assert set(metrics) == {"about", "val", "test", "cost"}
+    for split in ("val", "test"):
+        assert 0 <= metrics[split]["miou"] <= 1
+        assert sum(map(sum, metrics[split]["confusion"])) <= 2 * 48 * 64
+    assert metrics["cost"]["images_per_second"] > 0
+    assert metrics["about"]["seed"] == "0"
+    checkpoint = load_checkpoint(story.project.newest(STUDENT))
+    assert metrics["cost"]["parameters"] == sum(p.numel() for p in checkpoint.build().parameters())
+
+
+def test_the_summary_names_teacher_and_student(story):
+    first, second = story.project.versions("08_reporting/test/summary.md")
+    lines = first.read_text().splitlines()
+    assert lines[0] == "| network |  | parameters | val | test |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| teacher", "| student by RDD"]
+    assert second.read_text() == first.read_text()
+
+
+def test_figures_are_png(story):
+    for path in (story.project.folder / "data/08_reporting").rglob("*.png"):
+        if path.is_file():
+            assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+# ---- the same again
+
+
+def test_the_second_run_trains_nothing(story):
+    assert [one.iterations for one in story.second.trained] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "06_models/test/teacher.safetensors",
+        "06_models/test/student_tfe.safetensors",
+        "06_models/test/state_tfe.ckpt",
+        STUDENT,
+    ],
+)
+def test_its_versions_are_the_same_files_as_before(story, path):
+    old, new = story.project.versions(path)
+    assert old.samefile(new)
+
+
+def test_its_scores_are_the_same(story):
+    first, second = (
+        json.loads(path.read_text()) for path in story.project.versions(f"{METRICS}/tse.json")
+    )
+    assert first == second
+
+
+# ---- baselines and evaluation
+
+
+def test_the_baselines_reuse_the_teacher(story):
+    assert story.baselines.trained == [
+        Trained("teacher", "whole", 0),
+        *sorted([Trained("baseline", "whole", 6), Trained("kd", "whole", 6)]),
+    ] or story.baselines.trained == [
+        Trained("teacher", "whole", 0),
+        Trained("kd", "whole", 6),
+        Trained("baseline", "whole", 6),
+    ]
+
+
+def test_the_comparison_has_a_row_for_everything_trained(story):
+    table = pd.read_csv(story.project.newest("08_reporting/test/comparison.csv"))
+    assert set(table["method"]) == {"teacher", "baseline", "kd", "tfe", "tse"}
+    assert table["method"].iloc[0] == "teacher"
+    by_method = table.set_index("method")
+    for split in ("val", "test"):
+        for method in ("baseline", "kd", "tse"):
+            metrics = story.project.json(f"{METRICS}/{method}.json")
+            assert by_method.loc[method, f"{split}_miou"] == pytest.approx(
+                100 * metrics[split]["miou"]
+            )
+        gain = by_method[f"{split}_miou"] - by_method.loc["baseline", f"{split}_miou"]
+        for method in ("kd", "tse"):
+            assert by_method.loc[method, f"{split}_gain"] == pytest.approx(gain[method])
+        assert by_method[f"{split}_gain"].isna()[["teacher", "baseline"]].all()
+    # Students are compared with each other only when everything but the method is equal.
+    assert by_method.loc[["baseline", "kd", "tfe", "tse"], "comparison"].nunique() == 1
+
+
+# ---- tracking
+
+
+@pytest.mark.parametrize("name", ["first", "second", "baselines", "evaluation"])
+def test_every_session_is_one_finished_run(story, name):
+    session: Session = getattr(story, name)
+    parent, children = _by_method(session.runs)
+    assert all(run.info.status == "FINISHED" for run in session.runs)
+    assert (
+        set(children)
+        == {
+            "first": {"teacher", "tfe", "tse"},
+            "second": {"teacher", "tfe", "tse"},
+            "baselines": {"teacher", "baseline", "kd"},
+            "evaluation": set(),
+        }[name]
+    )
+    tags = parent.data.tags
+    assert tags["dataset"] == tags["env"] == "test"
+    assert tags["kedro_command"].startswith("kedro run --pipelines=")
+
+
+def test_runs_are_tagged_with_the_data_they_saw(story):
+    digest = json.loads(
+        (story.project.folder / "data/02_intermediate/test/data_tags.json").read_text()
+    )["data_digest"]
+    for session in (story.first, story.second, story.baselines):
+        for run in session.runs:
+            assert run.data.tags["data_digest"] == digest
+            assert run.data.tags["layout"] == "scenes"
+
+
+def test_runs_are_tagged_with_the_commit(story):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git clone")
+    # The project of this test is no clone: a run there has no commit to name.
+    parent, _ = _by_method(story.first.runs)
+    assert "git_commit" not in parent.data.tags
+
+
+def test_methods_have_the_same_metrics_and_parameters(story):
+    runs = {**_by_method(story.first.runs)[1], **_by_method(story.baselines.runs)[1]}
+    reference = runs["baseline"]
+
+    def scores(run: Run) -> set[str]:
+        return {name for name in run.data.metrics if name.split(".")[0] in ("val", "test", "cost")}
+
+    assert {"val.miou", "test.miou", "test.iou.Road", "cost.parameters"} <= scores(reference)
+    for method in ("kd", "tfe", "tse"):
+        assert scores(runs[method]) == scores(reference)
+        assert set(runs[method].data.params) == set(reference.data.params)
+    assert reference.data.params["recipe.optimizer.lr"] == "0.05"
+    assert reference.data.params["recipe.iterations"] == "6"
+
+
+def test_the_loss_curve_is_in_the_run(story, recorder):
+    _, children = _by_method(story.first.runs)
+    history = recorder.client.get_metric_history(children["tse"].info.run_id, "loss")
+    table = pd.read_csv(story.project.versions("07_model_output/test/history/tse.csv")[0])
+    rows = table[table["loss"].notna()]
+    expected = {row.iteration: row.loss for row in rows.itertuples() if row.iteration >= 4}
+    assert {point.step: point.value for point in history} == pytest.approx(expected)
+
+
+# ---- one run or two
+
+
+def test_two_commands_for_the_two_stages_give_the_same_student(story, recorder, tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("stages"))
+    stages = recorder.run(project, "distill_tfe")
+    assert stages.trained == [Trained("teacher", "whole", 4), Trained("tfe", "tfe", 3)]
+    assert not project.versions(STUDENT)
+    again = recorder.run(project, "distill_tse")
+    assert [one.iterations for one in again.trained] == [0, 0, 3]
+    mine, other = (load_checkpoint(where.newest(STUDENT)) for where in (project, story.project))
+    assert_close(mine.tensors, other.tensors, rtol=0, atol=0)
+    assert mine.header.provenance == other.header.provenance
+
+
+def test_the_state_between_the_stages_is_whole(story):
+    path = story.project.newest("06_models/test/state_tfe.ckpt")
+    state = loads(path.read_bytes())
+    assert state["iteration"] == 3
+    assert state["optimizer"]["state"]
+
+
+# ---- runs that fail
+
+
+@pytest.fixture
+def empty(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+def _models(project: Project) -> list[Path]:
+    return [path for path in (project.folder / "data/06_models").rglob("*") if path.is_file()]
+
+
+def test_a_wrong_layout_fails_the_run_before_anything_is_written(recorder, empty):
+    with pytest.raises(UserError, match="Unknown layout 'scene'. Set `data.layout` to one of"):
+        recorder.run(empty, "distill_tse", params={"data": {"layout": "scene"}})
+    (run,) = recorder.new_runs()
+    assert run.info.status == "FAILED"
+    assert "Unknown layout" in run.data.tags["error"]
+    assert not _models(empty)
+
+
+def test_a_training_that_fails_is_a_failed_child_of_a_failed_run(recorder, story, tmp_path):
+    shutil.copytree(story.project.folder / "data/01_raw", tmp_path / "data/01_raw")
+    project = Project(tmp_path)
+    params = {"teacher_recipe": {"optimizer": {"lr": 1e30}, "validate_every": 100}}
+    with pytest.raises(NonFiniteLossError, match=r"teacher: non-finite at iteration \d: loss"):
+        recorder.run(project, "distill_tse", params=params)
+    parent, children = _by_method(recorder.new_runs())
+    assert parent.info.status == children["teacher"].info.status == "FAILED"
+    assert parent.data.tags["failed_node"] == "teacher.train_node"
+    assert "tse" not in children
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("state-*"))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"recipe": {"iteratons": 5}}, "iteratons"),
+        ({"recipe": {"iterations": "many"}}, "iterations"),
+        ({"rdd": {"mode": "nor"}}, "mode"),
+        ({"trainer": {"device": 3}}, "device"),
+    ],
+)
+def test_a_wrong_parameter_is_named_before_anything_is_read(recorder, empty, params, message):
+    with pytest.raises(Exception, match=message) as info:
+        recorder.run(empty, "distill_tse", params=params)
+    assert type(info.value).__name__ == "ParameterValidationError"
+    assert not (empty.folder / "data").exists()
+    for run in recorder.new_runs():
+        assert run.info.status == "FAILED"
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def command_line(tmp_path, recorder):
+    """Function that types `kedro run` in a clone; its words after that."""
+    clone = tmp_path / "clone"
+    (clone / "src").mkdir(parents=True)
+    shutil.copytree(CONF, clone / "conf")
+    shutil.copy(ROOT / "pyproject.toml", clone)
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "kedro", "run", "--env=test", *words],
+            cwd=clone,
+            env={**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db", "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
+
+    new_store(clone / "mlflow.db")
+    return clone, call
+
+
+def test_a_teacher_of_other_classes_ends_the_command_with_one_clear_line(command_line, tmp_path):
+    clone, kedro_run = command_line
+    params = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)
+    two = NetworkCheckpoint.from_network(
+        network_from_params(params, num_classes=2), params=params, label_names=("a", "b")
+    )
+    weights = tmp_path / "two.safetensors"
+    save_checkpoint(two, weights)
+
+    done = kedro_run("--pipeline=distill_tse", f"--params=teacher.weights={weights}")
+
+    assert done.returncode != 0
+    assert "Error: Teacher has 2 classes, the label set 11. Choose weights" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list((clone / "data/06_models").rglob("*.safetensors"))
+    assert not list((clone / "data/06_models").rglob("state-*"))
+
+
+def test_a_missing_folder_ends_the_command_with_one_clear_line(command_line):
+    clone, kedro_run = command_line
+    done = kedro_run("--params=data.layout=camvid,data.path=nowhere")
+    assert done.returncode != 0
+    assert "Error: The folder with the images, " in done.stderr
+    assert "nowhere, does not exist. Expected: train/NAME.png" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (clone / "data/06_models").exists()
