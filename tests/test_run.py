@@ -203,7 +203,7 @@ def test_the_second_run_trains_nothing(story):
     ],
 )
 def test_its_versions_are_the_same_files_as_before(story, path):
-    old, new = story.project.versions(path)
+    old, new, *_ = story.project.versions(path)
     assert old.samefile(new)
 
 
@@ -218,13 +218,10 @@ def test_its_scores_are_the_same(story):
 
 
 def test_the_baselines_reuse_the_teacher(story):
-    assert story.baselines.trained == [
-        Trained("teacher", "whole", 0),
-        *sorted([Trained("baseline", "whole", 6), Trained("kd", "whole", 6)]),
-    ] or story.baselines.trained == [
-        Trained("teacher", "whole", 0),
-        Trained("kd", "whole", 6),
+    assert sorted(story.baselines.trained) == [
         Trained("baseline", "whole", 6),
+        Trained("kd", "whole", 6),
+        Trained("teacher", "whole", 0),
     ]
 
 
@@ -292,9 +289,12 @@ def test_methods_have_the_same_metrics_and_parameters(story):
     reference = runs["baseline"]
 
     def scores(run: Run) -> set[str]:
-        return {name for name in run.data.metrics if name.split(".")[0] in ("val", "test", "cost")}
+        names = {n for n in run.data.metrics if n.split(".")[0] in ("val", "test", "cost")}
+        assert any(".iou." in name for name in names)
+        # A class that neither the labels nor the predictions of one method have is not logged.
+        return {name for name in names if ".iou." not in name}
 
-    assert {"val.miou", "test.miou", "test.iou.Road", "cost.parameters"} <= scores(reference)
+    assert {"val.miou", "test.miou", "cost.parameters"} <= scores(reference)
     for method in ("kd", "tfe", "tse"):
         assert scores(runs[method]) == scores(reference)
         assert set(runs[method].data.params) == set(reference.data.params)
@@ -346,7 +346,7 @@ def _models(project: Project) -> list[Path]:
 
 
 def test_a_wrong_layout_fails_the_run_before_anything_is_written(recorder, empty):
-    with pytest.raises(UserError, match="Unknown layout 'scene'. Set `data.layout` to one of"):
+    with pytest.raises(UserError, match=r"Unknown layout 'scene'. Set `data.layout` to one of"):
         recorder.run(empty, "distill_tse", params={"data": {"layout": "scene"}})
     (run,) = recorder.new_runs()
     assert run.info.status == "FAILED"
@@ -362,7 +362,7 @@ def test_a_training_that_fails_is_a_failed_child_of_a_failed_run(recorder, story
         recorder.run(project, "distill_tse", params=params)
     parent, children = _by_method(recorder.new_runs())
     assert parent.info.status == children["teacher"].info.status == "FAILED"
-    assert parent.data.tags["failed_node"] == "teacher.train_node"
+    assert parent.data.tags["failed_node"].startswith("teacher.train")
     assert "tse" not in children
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("state-*"))

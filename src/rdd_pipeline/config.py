@@ -45,7 +45,11 @@ class SceneParams(Params):
 class DataParams(Params):
     """Where the labelled images are and how they are read."""
 
-    layout: str = Field("scenes", description="How the folder is organized: `scenes`, `camvid`.")
+    layout: str = Field(
+        "scenes",
+        description="How the folder is organized: scenes, camvid, cityscapes, voc, ade20k, "
+        "coco_stuff, or folders (image and mask trees with a labels.yaml).",
+    )
     path: Path | None = Field(
         None,
         description="Folder with the images. None: the catalog entry `raw_images`, "

@@ -110,7 +110,6 @@ def test_interrupted_work_is_finished(tmp_path: Path, monkeypatch: pytest.Monkey
         patch.setattr(scenes, "render_scene", stop)
         with pytest.raises(KeyboardInterrupt):
             write_scenes(tmp_path / "part", SMALL)
-    assert not (tmp_path / "part" / MARKER).exists()
     (tmp_path / "part" / "train" / "train_00000.png.abc.tmp").write_bytes(b"half")
     write_scenes(tmp_path / "part", SMALL)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
@@ -134,10 +133,20 @@ def test_the_marker_holds_parameters_and_digests(tmp_path: Path):
 
 
 def test_someones_own_images_are_not_overwritten(tmp_path: Path):
-    save(tmp_path / "train" / "0001TP_006690.png", noise(0, 4, 4, 3))
-    with pytest.raises(DataProblem, match=r"0001TP_006690\.png is not a generated scene"):
+    for name in ("0001TP_006690.png", "train_00001.png"):
+        root = tmp_path / name
+        save(root / "train" / name, noise(0, 4, 4, 3))
+        with pytest.raises(DataProblem, match=f"{name} is not a generated scene"):
+            write_scenes(root, SMALL)
+        assert list(contents(root)) == [f"train/{name}"]
+
+
+def test_someones_own_image_among_the_scenes_is_not_removed(tmp_path: Path):
+    write_scenes(tmp_path, SMALL)
+    save(tmp_path / "val" / "val_of_mine.png", noise(0, 4, 4, 3))
+    with pytest.raises(DataProblem, match=r"val_of_mine\.png is not a generated scene"):
         write_scenes(tmp_path, SMALL)
-    assert list(contents(tmp_path)) == ["train/0001TP_006690.png"]
+    assert (tmp_path / "val" / "val_of_mine.png").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):

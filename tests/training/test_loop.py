@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rdd_pipeline.config import AugmentParams, NetworkParams, OptimizerParams, TrainerParams
+from rdd_pipeline.distillation.methods import METHODS
 from rdd_pipeline.distillation.terms import KnowledgeDistillation
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
@@ -105,6 +106,19 @@ def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
     assert pieces.trained == 1
     assert _same(pieces, whole)
     assert state_digest(pieces.state) == state_digest(whole.state)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_where_it_stopped(run, make_job, tmp_path, method):
+    """Whatever a method trains or remembers beside the student is part of its state."""
+    job = make_job(method, recipe={"iterations": 4}, rdd={"warmup": 3})
+    whole = run(job)
+    for number in (2, 2):
+        with pytest.raises(Stop):
+            run(job, trainer=EVERY, work=tmp_path, observe=_stop_at(number))
+    pieces = run(job, work=tmp_path)
+    assert pieces.trained == 2
+    assert _same(pieces, whole)
 
 
 @pytest.mark.parametrize(
@@ -602,7 +616,7 @@ def test_a_state_of_another_iteration_is_refused(run, make_job):
     start = run(make_job(stage="tfe", rdd={"warmup": 3})).state
     with pytest.raises(
         UserError,
-        match=r"starts after iteration 4, but the state that was given stands at 2. Run distill_tfe",
+        match=r"starts after iteration 4, but the state .* stands at 2. Run distill_tfe",
     ):
         run(make_job(stage="tse"), start=start)
 

@@ -273,7 +273,7 @@ def tfe_task_terms(
     height, width = labels.shape[-2:]
     confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=(height, width))
     valid_count = pixels.valid.count_nonzero().clamp(min=1)
-    count = labels.numel() if reduction == "paper" else valid_count
+    count = max(1, labels.numel()) if reduction == "paper" else valid_count
 
     # Ignored pixels have log-probability 0, but a teacher's NaN there would survive the product.
     confidence = confidence.masked_fill(~pixels.valid, 0)

@@ -296,6 +296,7 @@ class CirkdMemory(nn.Module):
         self.enqueue(teacher_NPD, labels_NP)
 
         anchors = labels_NP != self.ignore_index
+        student_MD, teacher_MD = student_NPD[anchors], teacher_NPD[anchors]
         terms = []
         for queue, draws in (
             (self.pixel_queue, self.pixel_draws),
@@ -303,7 +304,6 @@ class CirkdMemory(nn.Module):
         ):
             keys = queue[:, random_slots(queue.shape[1], draws, queue.device)].flatten(0, 1)
             keys = keys.to(student.dtype).unsqueeze(0)
-            student_MD, teacher_MD = student_NPD[anchors], teacher_NPD[anchors]
             total = soft_similarity_kl(
                 student_MD, keys, teacher_MD, keys, temperature=self.temperature
             )

@@ -113,7 +113,7 @@ def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
             raise UserError(f"The index {path} cannot be read ({error.strerror}).") from error
     if spec.layout is None:
         raise UserError("The job file names neither `index` nor `layout`; give one of them.")
-    return list(build_index(root, get_layout(spec.layout)).samples)
+    return list(build_index(root, get_layout(spec.layout, root)).samples)
 
 
 def main() -> int:

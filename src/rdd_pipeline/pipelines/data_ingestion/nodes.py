@@ -40,7 +40,7 @@ def index_images(
         DataProblem: Anything is wrong with the images; all problems in one message.
     """
     root = images_root(raw_images, data)
-    layout = get_layout(data.layout)
+    layout = get_layout(data.layout, root)
     if data.layout == "scenes":
         rendered = write_scenes(root, data.scenes)
         if rendered:

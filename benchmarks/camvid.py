@@ -1,0 +1,91 @@
+"""CamVid at full size without Kedro: teacher, student alone and RDD student, with speed and memory.
+
+    python benchmarks/camvid.py --data CAMVID --output OUT [--teacher-weights FILE]
+
+360 x 360 crops, batch 16, DeepLabV3-ResNet-101 to DeepLabV3-ResNet-18, on the GPU if there is one.
+Needs torch, torchvision, timm, pydantic, safetensors and rich only. Run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rdd_pipeline.segmentation.labels import CAMVID
+from rdd_pipeline.training.__main__ import run_job_file
+
+
+def job(arguments: argparse.Namespace, method: str, network: dict[str, Any]) -> dict[str, Any]:
+    recipe = {
+        "iterations": arguments.iterations,
+        "batch_size": arguments.batch_size,
+        "validate_every": max(arguments.iterations // 10, 1),
+        "optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
+        "augment": {"crop": [arguments.crop, arguments.crop]},
+    }
+    return {
+        "job": {
+            "method": method,
+            "seed": arguments.seed,
+            "network": network,
+            "labels": CAMVID.model_dump(mode="json"),
+            "root": str(arguments.data.resolve()),
+            "recipe": recipe,
+            "rdd": {"warmup": 0.1, "min_kept": 0.1},
+        },
+        "trainer": {"log_every": 50},
+        "layout": "camvid",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="CamVid in the SegNet split")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--crop", type=int, default=360)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--teacher", default="deeplabv3_resnet101")
+    parser.add_argument("--student", default="deeplabv3_resnet18")
+    parser.add_argument("--teacher-weights", type=Path, help="backbone weights in timm's names")
+    parser.add_argument("--student-weights", type=Path, help="backbone weights in timm's names")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    def network(name: str, weights: Path | None) -> dict[str, Any]:
+        return {"name": name, "pretrained": str(weights.resolve()) if weights else False}
+
+    teacher = arguments.output.resolve() / "teacher" / "network.safetensors"
+    rows = []
+    for method, definition in (
+        ("teacher", network(arguments.teacher, arguments.teacher_weights)),
+        ("baseline", network(arguments.student, arguments.student_weights)),
+        ("tse", network(arguments.student, arguments.student_weights)),
+    ):
+        spec = job(arguments, method, definition)
+        spec["output"] = str(arguments.output.resolve() / method)
+        if method == "tse":
+            spec["teacher"] = str(teacher)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        path = arguments.output / f"{method}.json"
+        path.write_text(json.dumps(spec, indent=1))
+        rows.append(run_job_file(path))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    print(f"{device}, torch {torch.__version__}, {arguments.iterations} iterations")
+    print(f"{'method':10} {'val':>6} {'test':>6} {'images/s':>9} {'peak GiB':>9}")
+    for row in rows:
+        cost, scores = row["cost"], row["scores"]
+        speed = cost["images"] / max(cost["seconds"], 1e-9)
+        mious = " ".join(f"{100 * scores[split]['miou']:6.2f}" for split in ("val", "test"))
+        print(f"{row['method']:10} {mious} {speed:9.1f} {cost['peak_memory'] / 2**30:9.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,538 @@
+"""Node functions called directly: bad input is refused in one message, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from rdd_pipeline.config import (
+    AugmentParams,
+    DataParams,
+    EvaluationParams,
+    MethodsParams,
+    NetworkParams,
+    OptimizerParams,
+    RddParams,
+    RecipeParams,
+    SceneParams,
+    TeacherParams,
+    TrainerParams,
+)
+from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_checkpoint
+from rdd_pipeline.pipelines import _training
+from rdd_pipeline.pipelines._shared import from_project, images_root, rows_of, samples_of
+from rdd_pipeline.pipelines._training import comparison_key, draw_history, score_network
+from rdd_pipeline.pipelines.data_ingestion.nodes import index_images, preview_images
+from rdd_pipeline.pipelines.distill_tse.nodes import draw_pixels, summarize
+from rdd_pipeline.pipelines.evaluation.nodes import compare_methods, draw_comparison
+from rdd_pipeline.pipelines.train_teacher.nodes import (
+    check_networks,
+    evaluate_teacher,
+    train_teacher,
+)
+from rdd_pipeline.segmentation.labels import CAMVID
+from rdd_pipeline.training.loop import train
+
+STUDENT = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)
+TEACHER = NetworkParams(name="deeplabv3_test_efficientnet", width=8, output_stride=16)
+RECIPE = RecipeParams(
+    iterations=2,
+    batch_size=2,
+    validate_every=2,
+    optimizer=OptimizerParams(lr=0.05),
+    augment=AugmentParams(crop=(32, 32)),
+)
+CPU = TrainerParams(device="cpu", precision="float32")
+FOLDER = DataParams(layout="camvid", workers=1)
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Three pairs for training, one each for validation and test, in CamVid's layout."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 1), ("test", 1)):
+        for number in range(count):
+            image = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
+            mask = np.repeat(rng.integers(0, 12, (4, 5), dtype=np.uint8), 8, 0).repeat(8, 1)
+            _write(tmp_path / "images" / split / f"{number}.png", image)
+            _write(tmp_path / "images" / f"{split}annot" / f"{number}.png", mask)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def ingested(images):
+    """Index and label set of the images."""
+    index, labels, _, _ = index_images(images, FOLDER)
+    return index, labels
+
+
+# ---- data_ingestion
+
+
+def test_a_folder_becomes_an_index_statistics_and_tags(images):
+    index, labels, statistics, tags = index_images(images, FOLDER)
+    assert list(index["split"]) == ["train"] * 3 + ["val", "test"]
+    assert labels["names"] == list(CAMVID.names)
+    assert set(statistics["split"]) == {"train", "val", "test"}
+    assert tags["images"] == "5"
+    assert tags["layout"] == "camvid"
+
+
+def test_the_index_survives_its_csv_file(images, tmp_path):
+    index, _, _, _ = index_images(images, FOLDER)
+    index.to_csv(tmp_path / "index.csv", index=False)
+    text = dict.fromkeys(("split", "name", "image_digest", "mask_digest"), str)
+    again = pd.read_csv(tmp_path / "index.csv", dtype=text, keep_default_na=False)
+    assert samples_of(again) == samples_of(index)  # names such as 0 stay text
+
+
+def test_scenes_are_rendered_once(tmp_path):
+    data = DataParams(
+        layout="scenes",
+        workers=1,
+        scenes=SceneParams(train=1, val=1, test=1, height=48, width=64),
+    )
+    index_images(tmp_path, data)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    assert len(times) == 6
+    index_images(tmp_path, data)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == times
+
+
+def _remove(images: Path) -> None:
+    (images / "trainannot" / "1.png").unlink()
+
+
+def _shrink(images: Path) -> None:
+    _write(images / "trainannot" / "1.png", np.zeros((16, 20), np.uint8))
+
+
+def _spoil_label(images: Path) -> None:
+    mask = np.zeros((32, 40), np.uint8)
+    mask[3, 4] = 17
+    _write(images / "valannot" / "0.png", mask)
+
+
+def _truncate(images: Path) -> None:
+    path = images / "train" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _empty_split(images: Path) -> None:
+    for folder in ("train", "trainannot"):
+        for path in (images / folder).iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_remove, r"train/1\.png has no mask\. Add it or remove the image"),
+        (_shrink, r"trainannot/1\.png is 20 x 16 pixels .* its image train/1\.png 40 x 32"),
+        (_spoil_label, r"valannot/0\.png holds mask values 17, allowed are 0-11"),
+        (_truncate, r"train/2\.png cannot be decoded"),
+        (_empty_split, r"split 'train' is empty"),
+    ],
+)
+def test_a_bad_file_is_named(images, fault, message):
+    fault(images)
+    with pytest.raises(DataProblem, match=message):
+        index_images(images, FOLDER)
+
+
+def test_all_bad_files_are_in_one_message(images):
+    for fault in (_remove, _spoil_label, _truncate):
+        fault(images)
+    with pytest.raises(DataProblem, match="3 problems with the labeled images") as info:
+        index_images(images, FOLDER)
+    for name in ("train/1.png", "valannot/0.png", "train/2.png"):
+        assert name in str(info.value)
+
+
+def test_a_missing_folder_and_a_wrong_layout_are_reported(tmp_path):
+    with pytest.raises(DataProblem, match=r"gone, does not exist\. Expected: train/NAME"):
+        index_images(tmp_path / "gone", FOLDER)
+    with pytest.raises(UserError, match=r"Unknown layout 'camvit'. Set `data\.layout`"):
+        index_images(tmp_path, DataParams(layout="camvit"))
+
+
+def test_the_preview_shows_at_most_what_is_there(images, ingested):
+    assert isinstance(preview_images(images, *ingested, FOLDER), Figure)
+    small = FOLDER.model_copy(update={"image_size": (16, 24)})
+    assert isinstance(preview_images(images, *ingested, small), Figure)
+
+
+def test_paths_of_users_start_at_the_project_and_know_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('[tool.kedro]\npackage_name = "x"\n')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert from_project(Path("weights/x.pth")) == tmp_path / "weights/x.pth"
+    assert from_project(Path("~/x.pth")) == tmp_path / "home/x.pth"
+    assert from_project(tmp_path / "x") == tmp_path / "x"
+    assert images_root(tmp_path / "raw", DataParams(path=Path("mine"))) == tmp_path / "mine"
+    assert images_root(tmp_path / "raw", DataParams()) == tmp_path / "raw"
+
+
+# ---- train_teacher
+
+
+def _check(ingested, **change):
+    index, labels = ingested
+    return check_networks(
+        raw_index=index,
+        label_set=labels,
+        **{
+            "data": FOLDER,
+            "teacher": TeacherParams(network=TEACHER),
+            "student": STUDENT,
+            "teacher_recipe": RECIPE,
+            "recipe": RECIPE,
+            "rdd": RddParams(warmup=1, min_kept=0.1),
+            "methods": MethodsParams(),
+            "trainer": CPU,
+            **change,
+        },
+    )
+
+
+def test_the_plan_counts_both_networks(ingested):
+    plan = _check(ingested)
+    for role, params in (("teacher", TEACHER), ("student", STUDENT)):
+        network = network_from_params(params, num_classes=11)
+        assert plan[role]["name"] == params.name
+        assert plan[role]["parameters"] == sum(p.numel() for p in network.parameters())
+        assert plan[role]["stride"] == 16
+        assert plan[role]["macs"] > 0
+
+
+def _change(params, **fields):
+    return params.model_copy(update=fields)
+
+
+NO_AUXILIARY = TeacherParams(network=_change(TEACHER, auxiliary=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student": _change(STUDENT, name="resnet18")}, "Unknown network 'resnet18'. Choose"),
+        ({"student": _change(STUDENT, name="fcn_resnet1")}, "resnet1"),
+        ({"student": _change(STUDENT, pretrained=Path("/gone.pth"))}, "gone.pth"),
+        (
+            {"teacher": TeacherParams(network=TEACHER, weights=Path("/gone.safetensors"))},
+            "gone.safetensors",
+        ),
+        ({"recipe": _change(RECIPE, class_weights=True)}, "recipe.class_weights is on, but label"),
+        ({"teacher_recipe": _change(RECIPE, class_weights=True)}, "teacher_recipe.class_weights"),
+        ({"teacher_recipe": _change(RECIPE, batch_size=1)}, "batch_size of at least 2"),
+        (
+            {"student": TEACHER, "recipe": _change(RECIPE, batch_size=1)},
+            "batch_size of at least 2",
+        ),
+        ({"rdd": RddParams(warmup=3)}, "rdd.warmup is 3 iterations, the run has 2"),
+        ({"teacher": NO_AUXILIARY, "rdd": RddParams(warmup=2)}, "TFE compares the teacher's two"),
+        ({"teacher": NO_AUXILIARY, "rdd": RddParams(annealed=True)}, "TFE compares the teacher"),
+        ({"teacher": NO_AUXILIARY, "rdd": RddParams(warmup=0)}, "only the student has an aux"),
+        ({"methods": MethodsParams(weights={"kdd": {}})}, "no method 'kdd'"),
+        ({"methods": MethodsParams(weights={"kd": {"cwd": 1.0}})}, "but its terms are kd"),
+        ({"trainer": TrainerParams(device="gpu")}, "trainer.device is 'gpu'; expected auto"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_anything_is_trained(ingested, change, message):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        _check(ingested, **change)
+
+
+def test_a_teacher_without_auxiliary_head_will_do_where_none_is_compared(ingested):
+    student = _change(STUDENT, auxiliary=False)
+    _check(ingested, teacher=NO_AUXILIARY, student=student, rdd=RddParams(warmup=0))
+
+
+@pytest.fixture
+def teacher_file(tmp_path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "teacher.safetensors"
+    network = network_from_params(TEACHER, num_classes=11)
+    save_checkpoint(
+        NetworkCheckpoint.from_network(network, params=TEACHER, label_names=CAMVID.names), path
+    )
+    return path
+
+
+def _other_classes(path: Path) -> None:
+    network = network_from_params(TEACHER, num_classes=2)
+    save_checkpoint(
+        NetworkCheckpoint.from_network(network, params=TEACHER, label_names=("a", "b")), path
+    )
+
+
+def _other_labels(path: Path) -> None:
+    network = network_from_params(TEACHER, num_classes=11)
+    names = ("Air", *CAMVID.names[1:])
+    save_checkpoint(
+        NetworkCheckpoint.from_network(network, params=TEACHER, label_names=names), path
+    )
+
+
+def _text(path: Path) -> None:
+    path.write_text("these are no weights")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_other_classes, "Teacher has 2 classes, the label set 11. Choose weights"),
+        (_other_labels, "Class 0 is 'Air' for the teacher"),
+        (_text, "teacher.safetensors"),
+        (_cut, "teacher.safetensors"),
+    ],
+)
+def test_a_teacher_file_that_does_not_fit_is_refused(ingested, teacher_file, fault, message):
+    fault(teacher_file)
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        _check(ingested, teacher=TeacherParams(network=TEACHER, weights=teacher_file))
+
+
+def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
+    images, ingested, teacher_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_training, "train", None)
+    teacher = TeacherParams(network=TEACHER, weights=teacher_file)
+    plan = _check(ingested, teacher=teacher)
+    shared = {
+        "raw_images": images,
+        "raw_index": ingested[0],
+        "label_set": ingested[1],
+        "work_folder": tmp_path / "work",
+        "data": FOLDER,
+        "trainer": CPU,
+    }
+    weights, history, cost = train_teacher(
+        **shared,
+        network_plan=plan,
+        teacher=teacher,
+        teacher_recipe=RECIPE,
+        rdd=RddParams(),
+        methods=MethodsParams(),
+        seed=0,
+    )
+    metrics, figure = evaluate_teacher(
+        **shared, weights=weights, cost=cost, evaluation=EvaluationParams()
+    )
+    assert isinstance(figure, Figure)
+    assert metrics["about"]["method"] == "teacher"
+    assert set(metrics) == {"about", "val", "test", "cost"}
+    history.to_csv(tmp_path / "history.csv", index=False)
+    assert isinstance(draw_history(pd.read_csv(tmp_path / "history.csv")), Figure)
+
+
+# ---- scores
+
+
+@pytest.fixture
+def teacher() -> NetworkCheckpoint:
+    torch.manual_seed(0)
+    network = network_from_params(TEACHER, num_classes=11)
+    return NetworkCheckpoint.from_network(network, params=TEACHER, label_names=CAMVID.names)
+
+
+def test_scores_are_computed_once_and_looked_up_then(
+    images, ingested, teacher, tmp_path, monkeypatch
+):
+    arguments = {
+        "name": "teacher",
+        "root": images,
+        "labels": CAMVID,
+        "evaluation": EvaluationParams(splits=("val",)),
+        "trainer": CPU,
+        "comparison": "",
+        "work_folder": tmp_path / "work",
+    }
+    samples = samples_of(ingested[0])
+    first = score_network(teacher, samples, data=FOLDER, **arguments)
+    monkeypatch.setattr(_training, "score_splits", None)
+    assert score_network(teacher, samples, data=FOLDER, **arguments) == first
+    others = [
+        {"evaluation": EvaluationParams(splits=("val",), flip=True)},
+        {"evaluation": EvaluationParams(splits=("val", "test"))},
+    ]
+    for other in others:
+        with pytest.raises(TypeError):  # would be computed
+            score_network(teacher, samples, data=FOLDER, **{**arguments, **other})
+    resized = _change(FOLDER, image_size=(16, 24))
+    with pytest.raises(TypeError):
+        score_network(teacher, samples, data=resized, **arguments)
+
+
+def test_splits_that_are_not_there_are_left_out_and_one_must_be_there(
+    images, ingested, teacher, tmp_path
+):
+    arguments = {
+        "name": "teacher",
+        "root": images,
+        "labels": CAMVID,
+        "data": FOLDER,
+        "trainer": CPU,
+        "comparison": "",
+        "work_folder": tmp_path,
+    }
+    samples = samples_of(ingested[0])
+    metrics = score_network(
+        teacher, samples, evaluation=EvaluationParams(splits=("val", "later")), **arguments
+    )
+    assert set(metrics) == {"about", "cost", "val"}
+    with pytest.raises(UserError, match="None of the splits later has images"):
+        score_network(teacher, samples, evaluation=EvaluationParams(splits=("later",)), **arguments)
+
+
+def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
+    index, _ = ingested
+    base = (index, FOLDER, STUDENT, RECIPE, EvaluationParams())
+    key = comparison_key(*base)
+    assert comparison_key(*base) == key
+    irrelevant = EvaluationParams(batch_size=1, figure_images=0)
+    assert comparison_key(*base[:4], irrelevant) == key
+    for changed in (
+        (index[1:], *base[1:]),
+        (index, _change(FOLDER, image_size=(16, 16)), *base[2:]),
+        (index, FOLDER, TEACHER, *base[3:]),
+        (index, FOLDER, STUDENT, _change(RECIPE, iterations=3), base[4]),
+        (*base[:4], EvaluationParams(flip=True)),
+    ):
+        assert comparison_key(*changed) != key
+
+
+# ---- results of RDD
+
+
+def test_pixels_are_drawn_for_any_teacher_and_number_of_images(images, ingested, teacher):
+    torch.manual_seed(1)
+    student = NetworkCheckpoint.from_network(
+        network_from_params(STUDENT, num_classes=11), params=STUDENT, label_names=CAMVID.names
+    )
+    blind = NetworkCheckpoint.from_network(
+        network_from_params(NO_AUXILIARY.network, num_classes=11),
+        params=NO_AUXILIARY.network,
+        label_names=CAMVID.names,
+    )
+    for one, count, splits in (
+        (teacher, 1, ("val",)),
+        (teacher, 5, ("train",)),
+        (blind, 1, ("val",)),
+        (teacher, 0, ("val",)),
+        (teacher, 1, ("later",)),
+    ):
+        figure = draw_pixels(
+            images,
+            *ingested,
+            one,
+            student,
+            FOLDER,
+            RddParams(min_kept=100),
+            EvaluationParams(figure_images=count, splits=splits),
+        )
+        assert isinstance(figure, Figure)
+
+
+def _metrics(method: str, miou: float, *, seed: str = "0", comparison: str = "c") -> dict:
+    return {
+        "about": {
+            "method": method,
+            "title": method.upper(),
+            "network": f"net of {method}",
+            "seed": seed,
+            "comparison": comparison,
+            "data_digest": "d",
+        },
+        "val": {"miou": miou},
+        "cost": {"parameters": 1_234_567, "macs": 5, "images_per_second": 10.0},
+    }
+
+
+def test_the_summary_shows_the_student_alone_only_of_the_same_recipe_and_seed(tmp_path, capsys):
+    teacher, student = _metrics("teacher", 0.5, comparison=""), _metrics("tse", 0.4)
+    others = [
+        _metrics("baseline", 0.1, seed="1"),
+        _metrics("baseline", 0.2, comparison="other"),
+    ]
+    text = summarize(teacher, student, [*others, student], tmp_path)
+    assert "student alone" not in text
+    assert "train the student alone" in capsys.readouterr().out
+    text = summarize(teacher, student, [*others, _metrics("baseline", 0.3)], tmp_path)
+    assert text.splitlines() == [
+        "| network |  | parameters | val |",
+        "|---|---|---|---|",
+        "| teacher | net of teacher | 1.23 M | 50.0 |",
+        "| student alone | net of baseline | 1.23 M | 30.0 |",
+        "| student by RDD | net of tse | 1.23 M | 40.0 |",
+    ]
+
+
+# ---- evaluation
+
+
+def test_nothing_trained_is_said_with_what_to_do():
+    with pytest.raises(UserError, match=r"Nothing has been trained .* --pipeline=distill_tse"):
+        compare_methods([])
+
+
+def test_the_comparison_survives_its_csv_file_and_is_drawn(tmp_path, capsys):
+    results = [
+        _metrics("teacher", 0.9, comparison=""),
+        *(_metrics("baseline", 0.5 + 0.1 * s, seed=str(s)) for s in range(2)),
+        *(_metrics("tse", 0.6 + 0.1 * s, seed=str(s)) for s in range(2)),
+    ]
+    table = compare_methods(results)
+    assert "60.00" not in capsys.readouterr().err
+    table.to_csv(tmp_path / "t.csv", index=False)
+    again = pd.read_csv(tmp_path / "t.csv")
+    assert [row["method"] for row in rows_of(again)] == ["teacher", "tse", "baseline"]
+    assert isinstance(draw_comparison(again), Figure)
+
+
+def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_path, monkeypatch):
+    jobs = []
+
+    def spy(job, *args, **kwargs):
+        jobs.append(job)
+        return train(job, *args, **kwargs)
+
+    monkeypatch.setattr(_training, "train", spy)
+    node = _training.make_train_node("baseline", "whole")
+    assert node.__name__ == "train_baseline"
+    weights, history, cost, state = node(
+        raw_images=images,
+        raw_index=ingested[0],
+        label_set=ingested[1],
+        work_folder=tmp_path / "work",
+        network_plan={},
+        data=FOLDER,
+        student=STUDENT,
+        recipe=RECIPE,
+        rdd=RddParams(),
+        methods=MethodsParams(),
+        seed=5,
+        trainer=CPU,
+    )
+    (job,) = jobs
+    assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
+    assert weights.header.provenance["seed"] == "5"
+    assert list(history["iteration"])[-1] == state["iteration"] == 2
+    assert cost["images_per_second"] > 0

@@ -1,0 +1,229 @@
+"""All pipelines: names, catalog, types; nothing is run."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from pathlib import Path
+
+import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.framework.project import pipelines as registered
+from kedro.framework.project import settings
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+from pydantic import BaseModel
+
+from rdd_pipeline.config import Params
+from rdd_pipeline.distillation.methods import METHODS
+from tests.kedro_project import CONF, ROOT, bootstrap
+
+NAMES = {
+    "data_ingestion",
+    "train_teacher",
+    "distill_tfe",
+    "distill_tse",
+    "distill_baselines",
+    "evaluation",
+}
+ENVIRONMENTS = sorted(
+    path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("base",)
+)
+
+
+@pytest.fixture(scope="module")
+def pipelines() -> dict[str, Pipeline]:
+    bootstrap()
+    return {name: registered[name] for name in registered}
+
+
+@pytest.fixture(scope="module", params=ENVIRONMENTS)
+def configuration(request) -> OmegaConfigLoader:
+    bootstrap()
+    return OmegaConfigLoader(
+        conf_source=str(CONF), env=request.param, **settings.CONFIG_LOADER_ARGS
+    )
+
+
+def test_the_pipelines_that_others_call_are_there(pipelines):
+    assert NAMES | {"__default__"} <= set(pipelines)
+
+
+def test_every_package_is_a_pipeline_and_every_pipeline_a_package(pipelines):
+    folder = ROOT / "src" / "rdd_pipeline" / "pipelines"
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert set(pipelines) == packages | {"__default__"}
+
+
+def test_the_default_is_the_main_job(pipelines):
+    assert set(pipelines["__default__"].nodes) == set(pipelines["distill_tse"].nodes)
+
+
+def test_the_main_job_contains_all_that_comes_before_it(pipelines):
+    for before, after in (
+        ("data_ingestion", "train_teacher"),
+        ("train_teacher", "distill_tfe"),
+        ("distill_tfe", "distill_tse"),
+        ("train_teacher", "distill_baselines"),
+    ):
+        assert set(pipelines[before].nodes) < set(pipelines[after].nodes)
+
+
+def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
+    folders = {"raw_images", "work_folder", "reporting_folder", "trained_metrics"}
+    for name in NAMES - {"evaluation"}:
+        inputs = {i for i in pipelines[name].inputs() if not i.startswith("params:")}
+        assert inputs <= folders
+    assert pipelines["evaluation"].inputs() == {"trained_metrics"}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("tfe", "tse")])
+def test_every_method_has_the_same_nodes_and_public_datasets(pipelines, method):
+    nodes = [node for node in pipelines["distill_baselines"].nodes if node.namespace == method]
+    reference = [node for node in pipelines["distill_tse"].nodes if node.namespace == "tse"]
+
+    def without(text: str, name: str) -> str:
+        return text.replace(name, "METHOD")
+
+    assert {without(node.name, method) for node in nodes} == {
+        without(node.name, "tse") for node in reference
+    }
+    outputs = {output for node in nodes for output in node.outputs}
+    for kind in ("student", "metrics", "history", "confusion", "curves"):
+        assert f"{kind}_{method}" in outputs
+
+
+def test_node_names_are_unique_and_end_in_node(pipelines):
+    for pipeline in pipelines.values():
+        names = [node.name for node in pipeline.nodes]
+        assert len(set(names)) == len(names)
+        assert all(name.endswith("_node") for name in names)
+
+
+def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration):
+    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
+    parameters = dict(configuration["parameters"])
+    for name, pipeline in pipelines.items():
+        for dataset in pipeline.datasets():
+            if dataset.startswith("params:"):
+                assert dataset.removeprefix("params:") in parameters, (name, dataset)
+            else:
+                # In the file or by a pattern of it; not a MemoryDataset made up by Kedro.
+                assert dataset in catalog, (name, dataset)
+
+
+def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, configuration):
+    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
+    for pipeline in pipelines.values():
+        for dataset in pipeline.datasets():
+            if not dataset.startswith("params:") and "." not in dataset:
+                assert type(catalog.get(dataset)).__name__ != "MemoryDataset", dataset
+
+
+def test_results_of_one_environment_stay_in_its_own_folders(configuration):
+    name = configuration["globals"]["dataset"]
+    for entry, content in configuration["catalog"].items():
+        path = content.get("filepath", "")
+        if path and entry != "raw_images":
+            assert f"/{name}/" in f"{path}/", entry
+
+
+def test_environments_do_not_share_a_folder_of_results():
+    bootstrap()
+    names = [
+        OmegaConfigLoader(conf_source=str(CONF), env=env, **settings.CONFIG_LOADER_ARGS)["globals"][
+            "dataset"
+        ]
+        for env in ENVIRONMENTS
+        if list((CONF / env).glob("globals*"))
+    ]
+    assert len(set(names)) == len(names)
+    assert "scenes" not in names
+
+
+# ---- layers of Kedro-Viz
+
+
+def _layers(configuration: OmegaConfigLoader, datasets: set[str]) -> dict[str, str]:
+    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
+    return {
+        name: (catalog.get(name).metadata or {})["kedro-viz"]["layer"]
+        for name in datasets
+        if not name.startswith("params:")
+    }
+
+
+def test_layers_have_no_cycle(pipelines, configuration):
+    """A cycle removes all layers from the picture."""
+    for pipeline in pipelines.values():
+        layers = _layers(configuration, pipeline.datasets())
+        edges: dict[str, set[str]] = {layer: set() for layer in layers.values()}
+        for node in pipeline.nodes:
+            for one in node.inputs:
+                for other in node.outputs:
+                    if one in layers and other in layers and layers[one] != layers[other]:
+                        edges[layers[one]].add(layers[other])
+        while edges:
+            sources = [layer for layer in edges if not any(layer in e for e in edges.values())]
+            assert sources, f"a cycle among {sorted(edges)}"
+            for layer in sources:
+                del edges[layer]
+
+
+def test_every_layer_is_one_of_the_eight_folders(pipelines, configuration):
+    known = {path.name[3:] for path in (ROOT / "data").iterdir() if path.is_dir()}
+    for pipeline in pipelines.values():
+        assert set(_layers(configuration, pipeline.datasets()).values()) <= known
+
+
+# ---- types
+
+
+def test_annotations_of_all_nodes_resolve_so_that_kedro_checks_parameters(pipelines):
+    for pipeline in pipelines.values():
+        for node in pipeline.nodes:
+            hints = typing.get_type_hints(node.func)
+            for name in inspect.signature(node.func).parameters:
+                assert name in hints, f"{node.name}: {name} has no type"
+            assert "return" in hints, node.name
+
+
+def test_every_parameter_has_one_type_and_that_is_checked(pipelines):
+    types: dict[str, set[type]] = {}
+    for pipeline in pipelines.values():
+        for node in pipeline.nodes:
+            hints = typing.get_type_hints(node.func)
+            arguments = inspect.signature(node.func).bind(
+                *([] if isinstance(node._inputs, dict) else node.inputs),
+                **(node._inputs if isinstance(node._inputs, dict) else {}),
+            )
+            for argument, dataset in arguments.arguments.items():
+                if dataset.startswith("params:"):
+                    types.setdefault(dataset, set()).add(hints[argument])
+    for dataset, found in types.items():
+        assert len(found) == 1, f"{dataset} is {found}"
+        (kind,) = found
+        if dataset != "params:seed":
+            assert issubclass(kind, BaseModel), dataset
+            assert issubclass(kind, Params)
+
+
+def test_parameters_of_every_environment_are_valid(pipelines, configuration):
+    parameters = dict(configuration["parameters"])
+    hints: dict[str, type] = {}
+    for node in pipelines["distill_tse"].nodes + pipelines["distill_baselines"].nodes:
+        if isinstance(node._inputs, dict):
+            resolved = typing.get_type_hints(node.func)
+            hints |= {d: resolved[a] for a, d in node._inputs.items() if d.startswith("params:")}
+    assert {"params:recipe", "params:teacher", "params:data"} <= set(hints)
+    for dataset, kind in hints.items():
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind.model_validate(parameters[dataset.removeprefix("params:")])
+    assert isinstance(parameters["seed"], int)
+
+
+def test_no_file_names_a_path_of_this_machine():
+    for path in CONF.rglob("*.yml"):
+        text = path.read_text()
+        assert str(Path.home()) not in text or Path.home() == Path("/")
+        assert str(ROOT) not in text
