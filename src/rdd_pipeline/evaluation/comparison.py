@@ -73,7 +73,8 @@ def compare(results: Iterable[Metrics]) -> list[dict[str, Any]]:
                 for seed, value in values.items()
                 if seed in alone and split in alone[seed]
             ]
-            comparable_gain = gains and method not in ("baseline", "teacher")
+            # The TFE stage ends early in the run: no student to be compared.
+            comparable_gain = gains and method not in ("baseline", "teacher", "tfe")
             row[f"{split}_gain"] = statistics.fmean(gains) if comparable_gain else math.nan
         cost = any_result["cost"]
         row |= {
