@@ -142,7 +142,7 @@ def main() -> None:
             loss, norm, megabytes, seconds = run.result()
         print(
             f"  {shape!s:<20}{which:<6}{megabytes:7.0f} MB{seconds:8.1f} s"
-            f"   loss {loss:.6f}  gradient {norm:.6e}"
+            f"   loss {loss:.6f}" + (f"  gradient {norm:.6e}" if which != "value" else "")
         )
         if which == "ours" and megabytes > LIMIT_MEGABYTES:
             sys.exit(f"more than {LIMIT_MEGABYTES} MB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from mlflow.entities import Run
 from torch.testing import assert_close
 
 from rdd_pipeline.config import NetworkParams
-from rdd_pipeline.errors import NonFiniteLossError, UserError
+from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     load_checkpoint,
@@ -366,6 +367,36 @@ def test_a_training_that_fails_is_a_failed_child_of_a_failed_run(recorder, story
     assert "tse" not in children
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("state-*"))
+
+
+@pytest.mark.parametrize("seed", ["one", -1, 0.5])
+def test_a_wrong_seed_is_named_before_anything_is_trained(recorder, empty, seed):
+    with pytest.raises(UserError, match=rf"params:seed: .*, found {seed!r}"):
+        recorder.run(empty, "train_teacher", params={"seed": seed})
+    assert [path.name for path in _models(empty)] == ["network_plan.json"]
+    assert {run.info.status for run in recorder.new_runs()} == {"FAILED"}
+
+
+def test_a_signal_during_the_training_is_a_killed_run_and_the_next_one_goes_on(
+    recorder, story, tmp_path, monkeypatch
+):
+    shutil.copytree(story.project.folder / "data/01_raw", tmp_path / "data/01_raw")
+    project = Project(tmp_path)
+
+    def emit(iteration, values):
+        if iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_training.tracking, "emit", emit)
+        with pytest.raises(RunInterrupted, match="teacher was asked to stop after iteration 3"):
+            recorder.run(project, "train_teacher")
+    assert {run.info.status for run in recorder.new_runs()} == {"KILLED"}
+    assert not list(tmp_path.rglob("teacher.safetensors"))
+    assert recorder.run(project, "train_teacher").trained == [Trained("teacher", "whole", 1)]
+    weights = "06_models/test/teacher.safetensors"
+    mine, other = (load_checkpoint(p.newest(weights)) for p in (project, story.project))
+    assert_close(mine.tensors, other.tensors, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

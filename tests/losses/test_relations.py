@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
@@ -18,9 +17,9 @@ from rdd_pipeline.losses.relations import (
     cirkd_minibatch_loss,
     pooled_positions,
     skd_pairwise_loss,
-    soft_similarity_kl,
 )
 from tests.losses.reference import NAMES, Reference, assert_equal, features
+from tests.losses.test_similarity import plain_similarity_kl
 
 
 @pytest.fixture(params=NAMES)
@@ -100,42 +99,6 @@ def test_cirkd_memory_equals_the_reference(reference, in_order):
 
 
 # --- independent oracles --------------------------------------------------------------------------
-
-
-def plain_similarity_kl(student_rows, student_keys, teacher_rows, teacher_keys, temperature):
-    total = 0.0
-    for s_keys, t_keys in zip(student_keys, teacher_keys, strict=True):
-        student = Categorical(logits=student_rows @ s_keys.T / temperature)
-        teacher = Categorical(logits=teacher_rows @ t_keys.T / temperature)
-        total = total + kl_divergence(teacher, student).sum()
-    return total
-
-
-@pytest.mark.parametrize("similarities", [1, 24, 2**22])
-def test_soft_similarity_kl_equals_plain_torch_however_it_is_cut(monkeypatch, similarities):
-    monkeypatch.setattr(relations, "_SIMILARITIES_CPU", similarities)
-    rows, keys = features(0, (7, 3)).requires_grad_(), features(1, (2, 6, 3)).requires_grad_()
-    others = features(2, (7, 4)), features(3, (2, 6, 4))
-    ours = soft_similarity_kl(rows, keys, *others, temperature=0.5)
-    plain = plain_similarity_kl(rows, keys, *others, 0.5)
-    assert_close(ours, plain, rtol=1e-5, atol=1e-5)
-    for found, expected in zip(
-        torch.autograd.grad(3 * ours, (rows, keys)),
-        torch.autograd.grad(3 * plain, (rows, keys)),
-        strict=True,
-    ):
-        assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_soft_similarity_kl_computes_only_gradients_that_are_asked_for():
-    rows, keys = features(0, (7, 3)), features(1, (2, 6, 3))
-    others = features(2, (7, 4)), features(3, (2, 6, 4))
-    assert not soft_similarity_kl(rows, keys, *others, temperature=1.0).requires_grad
-    loss = soft_similarity_kl(rows.requires_grad_(), keys, *others, temperature=1.0)
-    loss.backward()
-    assert rows.grad is not None
-    with torch.no_grad():
-        assert not soft_similarity_kl(rows, keys, *others, temperature=1.0).requires_grad
 
 
 def test_minibatch_is_the_mean_over_ordered_pairs_of_images():

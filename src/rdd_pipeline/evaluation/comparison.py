@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,7 +44,8 @@ def compare(results: Iterable[Metrics]) -> list[dict[str, Any]]:
         and for each split mean and sample standard deviation of the mIoU in percent
         (``SPLIT_miou``, ``SPLIT_miou_sd``; NaN with one seed), the mean gain over the student
         alone with the same seeds (``SPLIT_gain``), parameters, MACs and images/s of training.
-        Teachers first, then students of the largest comparison, best first.
+        Data set by data set: teachers first, then students, those of the largest comparison before
+        others, best first (by the last split).
     """
     groups: dict[tuple[str, str, str], dict[str, Metrics]] = {}
     for result in results:
@@ -85,9 +87,17 @@ def compare(results: Iterable[Metrics]) -> list[dict[str, Any]]:
             "data_digest": data,
         }
         rows.append(row)
-    return sorted(rows, key=_order)
+    sizes = Counter((row["data_digest"], row["comparison"]) for row in rows)
 
+    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        data, comparison = row["data_digest"], row["comparison"]
+        score = row[[name for name in row if name.endswith("_miou")][-1]]
+        return (
+            data,
+            row["method"] != "teacher",
+            -sizes[data, comparison] if row["method"] != "teacher" else 0,
+            comparison,
+            -score if score == score else math.inf,
+        )
 
-def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    last = [name for name in row if name.endswith("_miou")][-1]
-    return (row["data_digest"], row["method"] != "teacher", row["comparison"], -row[last])
+    return sorted(rows, key=order)

@@ -5,9 +5,6 @@ in width, unless said otherwise. A student of another stride is resized (bilinea
 teacher's size. Computing is done in float32 (float64 stays), whatever comes in; only the layers
 that are trained follow autocast. No gradient reaches the teacher.
 
-Relations of all positions with all others are large: one image pair at 64 x 128 has 67 million.
-`soft_similarity_kl` never holds more than a few rows of them.
-
 Modules here hold what a checkpoint has to hold: projection heads (trained with the student) and
 queues of teacher vectors (buffers). Under DDP set ``broadcast_buffers=False``: with 19 classes the
 queues are 400 MB that would otherwise be sent at every step; each rank keeps its own.
@@ -16,22 +13,17 @@ queues are 400 MB that would otherwise be sent at every step; each rank keeps it
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import as_float, no_autocast, paired_maps, resize_labels, rows_of
+from rdd_pipeline.losses.similarity import soft_similarity_kl
 
 MemoryPreset = Literal["class_pixels", "cirkd_published"]
-
-# Similarities held at once by soft_similarity_kl, a handful of times each. CPU: measured, larger
-# ones gain nothing. Elsewhere: few large kernels.
-_SIMILARITIES_CPU = 2**22
-_SIMILARITIES_OTHER = 2**25
 
 
 class MemoryTerms(NamedTuple):
@@ -96,94 +88,6 @@ def cirkd_minibatch_loss(
         rows_of(F.normalize(feature, dim=1)) for feature in (student, teacher)
     )
     return _relations_in_batch(student_NPD, teacher_NPD, temperature)
-
-
-def soft_similarity_kl(
-    student_rows: Tensor,
-    student_keys: Tensor,
-    teacher_rows: Tensor,
-    teacher_keys: Tensor,
-    *,
-    temperature: float,
-) -> Tensor:
-    """Sum of KL(teacher || student), in nats, of the rows' softmaxes over their similarities.
-
-    ``sum over groups g and rows m of KL(p_t || p_s)`` with p = softmax over the keys of g of
-    ``row_m . key / T``, computed in chunks of rows. Where a gradient is needed it is computed in
-    the same go, while the similarities are there: storing them would take gigabytes, and computing
-    them again in the backward pass two matrix products more than the four it takes. Differentiable
-    once in the student's rows and keys.
-
-    Args:
-        student_rows: (M, Ds).
-        student_keys: (G, K, Ds), G groups with a softmax of their own.
-        teacher_rows: (M, Dt).
-        teacher_keys: (G, K, Dt).
-        temperature: T.
-    """
-    result: Tensor = _SoftSimilarityKL.apply(
-        student_rows,
-        student_keys,
-        teacher_rows.detach(),
-        teacher_keys.detach(),
-        temperature,
-        torch.is_grad_enabled() and student_rows.requires_grad,
-        torch.is_grad_enabled() and student_keys.requires_grad,
-    )
-    return result
-
-
-class _SoftSimilarityKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_rows: Tensor,
-        student_keys: Tensor,
-        teacher_rows: Tensor,
-        teacher_keys: Tensor,
-        temperature: float,
-        rows_need_grad: bool,
-        keys_need_grad: bool,
-    ) -> Tensor:
-        total = student_rows.new_zeros(())
-        grad_rows = torch.zeros_like(student_rows) if rows_need_grad else None
-        grad_keys = torch.zeros_like(student_keys) if keys_need_grad else None
-        on_cpu = student_rows.device.type == "cpu"
-        similarities = _SIMILARITIES_CPU if on_cpu else _SIMILARITIES_OTHER
-        rows_in_chunk = max(1, similarities // max(1, student_keys.shape[1]))
-        with no_autocast(student_rows):
-            for start in range(0, len(student_rows), rows_in_chunk):
-                rows = slice(start, start + rows_in_chunk)
-                for group in range(len(student_keys)):
-                    student_log_p, teacher_log_p = (
-                        (some_rows[rows] @ keys[group].T).div_(temperature).log_softmax(1)
-                        for some_rows, keys in (
-                            (student_rows, student_keys),
-                            (teacher_rows, teacher_keys),
-                        )
-                    )
-                    teacher_p = teacher_log_p.exp()
-                    total += teacher_log_p.sub_(student_log_p).mul_(teacher_p).sum()
-                    if grad_rows is None and grad_keys is None:
-                        continue
-                    # d KL / d similarity = (p_student - p_teacher) / T
-                    grad = student_log_p.exp_().sub_(teacher_p).div_(temperature)
-                    if grad_rows is not None:
-                        grad_rows[rows].addmm_(grad, student_keys[group])
-                    if grad_keys is not None:
-                        grad_keys[group].addmm_(grad.T, student_rows[rows])
-        ctx.save_for_backward(grad_rows, grad_keys)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_rows, grad_keys = ctx.saved_tensors
-        return (
-            None if grad_rows is None else grad_rows * grad,
-            None if grad_keys is None else grad_keys * grad,
-            *(None,) * 5,
-        )
 
 
 class ProjectionHead(nn.Sequential):

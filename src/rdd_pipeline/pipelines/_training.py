@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from kedro.pipeline import Node, Pipeline
 from matplotlib.figure import Figure
+from pydantic import ValidationError
 
 from rdd_pipeline import tracking
 from rdd_pipeline.config import (
@@ -27,6 +28,7 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.comparison import splits_of
 from rdd_pipeline.evaluation.cost import count_macs, count_parameters
 from rdd_pipeline.evaluation.figures import confusion_figure, training_curves
@@ -76,9 +78,13 @@ def run_training(
     teacher: NetworkCheckpoint | None,
     start: State | None = None,
 ) -> TrainingResult:
-    """Build the job, find its work folder, and train, resume or load."""
-    job = prepare_job(
-        TrainingJob(
+    """Build the job, find its work folder, and train, resume or load.
+
+    Raises:
+        UserError: Parameters that do not fit together.
+    """
+    try:
+        job = TrainingJob(
             method=method,
             stage=stage,
             seed=seed,
@@ -89,9 +95,17 @@ def run_training(
             recipe=recipe,
             rdd=rdd,
             weights=methods.weights.get(method, {}),
-        ),
-        trainer,
-    )
+        )
+    except ValidationError as error:
+        # Kedro checks the types of models only; the seed is a plain number.
+        faults = (
+            f"params:{'.'.join(map(str, fault['loc']))}: {fault['msg']}, found {fault['input']!r}"
+            if fault["loc"]
+            else fault["msg"].removeprefix("Value error, ")
+            for fault in error.errors()
+        )
+        raise UserError(" ".join(faults)) from error
+    job = prepare_job(job, trainer)
     samples = samples_of(raw_index)
     if not job.definition.needs_teacher:
         teacher = None

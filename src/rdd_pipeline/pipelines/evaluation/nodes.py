@@ -38,7 +38,8 @@ def draw_comparison(comparison_table: pd.DataFrame) -> Figure:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    splits = [name.removesuffix("_miou") for name in rows[-1] if name.endswith("_miou")]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    splits = [name.removesuffix("_miou") for name in columns if name.endswith("_miou")]
     table = Table(title="mIoU in %: mean (standard deviation), gain over the student alone")
     for name in ("method", "network", "seeds", *splits):
         table.add_column(name)
