@@ -353,7 +353,7 @@ class _Database:
         if self._identity is None:
             self._identity = self._look()
         elif self._look() != self._identity:
-            raise ConnectionError(f"the database {self._path} was deleted or replaced")
+            raise ConnectionError(f"the database was deleted or replaced: {self._path}")
 
 
 def clean_name(name: str) -> str:
