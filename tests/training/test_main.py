@@ -89,7 +89,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     )
     try:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("out/work/*/state-*.ckpt")):
+        while not list((tmp_path / "out").glob("work/*/state-*.ckpt")):
             assert process.poll() is None, "ended before its first state"
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -98,9 +98,9 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert not list(tmp_path.glob("out/work/*/done.json"))
+    assert not list((tmp_path / "out").glob("work/*/done.json"))
 
-    (folder,) = tmp_path.glob("out/work/*")
+    (folder,) = (tmp_path / "out").glob("work/*")
     reached = WorkFolder(folder.parent, folder.name).latest()["iteration"]
     assert 1 <= reached < 24
     run_job_file(path)

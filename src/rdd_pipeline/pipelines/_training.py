@@ -139,18 +139,17 @@ def score_network(
     Returns:
         ``about`` (text), one block of scores for each split, ``cost`` (numbers).
     """
+    weights, images = network.digest(), index_digest(samples)
     key = json_digest(
         [
-            network.digest(),
-            index_digest(samples),
+            weights,
+            images,
             evaluation.model_dump(mode="json", exclude={"figure_images", "batch_size"}),
             data.image_size,
         ]
     )
     provenance = network.header.provenance
-    work = WorkFolder(
-        work_folder, provenance.get("fingerprint", f"imported-{network.digest()[:8]}")
-    )
+    work = WorkFolder(work_folder, provenance.get("fingerprint", f"imported-{weights[:8]}"))
     scores = work.recall(f"scores-{key}")
     if scores is None:
         scores = score_splits(
@@ -165,22 +164,22 @@ def score_network(
         work.remember(f"scores-{key}", scores)
     first = samples[0]
     size = data.image_size or (first.height, first.width)
-    model = network.header.network
+    built = network.build()
     return {
         "about": {
             "method": name,
             "title": find_method(name).title,
-            "network": model.name,
+            "network": network.header.network.name,
             "seed": provenance.get("seed", ""),
             "iteration": provenance.get("iteration", ""),
             "fingerprint": work.fingerprint,
             "comparison": comparison,
-            "data_digest": index_digest(samples),
+            "data_digest": images,
         },
         **scores,
         "cost": {
-            "parameters": count_parameters(network.build()),
-            "macs": count_macs(network.build(), size),
+            "parameters": count_parameters(built),
+            "macs": count_macs(built, size),
         },
     }
 

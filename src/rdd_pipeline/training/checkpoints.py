@@ -41,7 +41,7 @@ class DamagedStateError(UserError):
 def dumps(state: Mapping[str, Any]) -> bytes:
     """Serialize nested dicts and lists of tensors, numbers, strings and None."""
     buffer = io.BytesIO()
-    torch.save(_to_cpu(state), buffer)
+    torch.save(copy_to_cpu(state), buffer)
     payload = buffer.getvalue()
     return MAGIC + hashlib.sha256(payload).digest() + payload
 
@@ -104,14 +104,15 @@ def _pieces(value: Any) -> Iterator[bytes]:
         yield f"{type(value).__name__}{value!r}".encode()
 
 
-def _to_cpu(value: Any) -> Any:
+def copy_to_cpu(value: Any) -> Any:
+    """Copy nested tensors to the CPU, so that later steps change none of them."""
     if isinstance(value, Tensor):
         # clone(): a view would carry its whole storage into the file.
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, Mapping):
-        return {key: _to_cpu(item) for key, item in value.items()}
+        return {key: copy_to_cpu(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_to_cpu(item) for item in value)
+        return type(value)(copy_to_cpu(item) for item in value)
     return value
 
 

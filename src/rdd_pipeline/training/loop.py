@@ -34,9 +34,9 @@ from rdd_pipeline.networks import (
     Preprocessing,
     network_from_params,
 )
-from rdd_pipeline.segmentation.index import Sample, index_digest
+from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
-from rdd_pipeline.training.checkpoints import State, WorkFolder, digest
+from rdd_pipeline.training.checkpoints import State, WorkFolder, copy_to_cpu, digest
 from rdd_pipeline.training.device import (
     resolve_device,
     resolve_precision,
@@ -174,8 +174,8 @@ class _Run:
         self.observe = observe or (lambda iteration, values: None)
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world = dist.get_world_size(group) if group is not None else 1
-        self.train_samples = [sample for sample in samples if sample.split == "train"]
-        self.val_samples = [sample for sample in samples if sample.split == "val"]
+        self.train_samples = of_split(samples, "train")
+        self.val_samples = of_split(samples, "val")
         self.fingerprint = (
             work.fingerprint if work else job_fingerprint(job, samples, teacher, start)
         )
@@ -265,7 +265,7 @@ class _Run:
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
         # A copy: the optimizer goes on in the very tensors it is given, here the caller's.
-        self.optimizer.load_state_dict(_on_cpu(state["optimizer"]))
+        self.optimizer.load_state_dict(copy_to_cpu(state["optimizer"]))
         progression.iteration = state["iteration"]
         progression.best = state["best"]
         progression.history = list(state["history"])
@@ -276,9 +276,9 @@ class _Run:
     def _state(self, progression: _Progression) -> State:
         return {
             "iteration": progression.iteration,
-            "student": _on_cpu(self.student.state_dict()),
-            "objective": _on_cpu(self.objective.state_dict()),
-            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "student": copy_to_cpu(self.student.state_dict()),
+            "objective": copy_to_cpu(self.objective.state_dict()),
+            "optimizer": copy_to_cpu(self.optimizer.state_dict()),
             "best": progression.best,
             "history": list(progression.history),
             "cost": {
@@ -438,7 +438,7 @@ class _Run:
             progression.best = {
                 "miou": scores.miou,
                 "iteration": progression.iteration,
-                "tensors": _on_cpu(self.student.state_dict()),
+                "tensors": copy_to_cpu(self.student.state_dict()),
             }
 
     def _scores(self) -> Scores:
@@ -531,7 +531,7 @@ def check_inputs(
     world: int = 1,
 ) -> None:
     """Raise a UserError when the pieces of a job do not fit together."""
-    if not any(sample.split == "train" for sample in samples):
+    if not of_split(samples, "train"):
         raise UserError("The index has no image in split `train`. Add some or fix the layout.")
     if job.recipe.batch_size % world:
         raise UserError(
@@ -599,17 +599,6 @@ def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) 
     module.to(device)
     if trainer.channels_last:
         module.to(memory_format=torch.channels_last)
-
-
-def _on_cpu(value: Any) -> Any:
-    """Copies that later steps do not change."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True).contiguous()
-    if isinstance(value, Mapping):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(item) for item in value)
-    return value
 
 
 @contextmanager
