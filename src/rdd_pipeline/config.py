@@ -23,6 +23,7 @@ from pydantic import (
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Size = tuple[PositiveInt, PositiveInt]
+Option = bool | int | float | str
 
 
 class Params(BaseModel):
@@ -229,6 +230,16 @@ class TrainerParams(Params):
 class MethodsParams(Params):
     """Changes to the methods' definitions in `distillation/methods.py`."""
 
+    preset: Literal["paper", "published"] = Field(
+        "paper",
+        description="`published`: what the code behind the published tables computes, where it "
+        "deviates from its paper (CWD's divisor, CIRKD's pixel queue).",
+    )
     weights: dict[str, dict[str, NonNegativeFloat]] = Field(
-        {}, description="Other weights by method and loss term, e.g. {cwd: {cwd_logits: 2.0}}."
+        {}, description="Other weights by method and loss, e.g. {cwd: {cwd_logits: 2.0}}."
+    )
+    options: dict[str, dict[str, dict[str, Option]]] = Field(
+        {},
+        description="Settings of a method's modules (arguments in `distillation/terms.py`), e.g. "
+        "{cirkd: {cirkd_memory: {pixel_slots: 2000}}}.",
     )

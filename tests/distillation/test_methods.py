@@ -1,41 +1,94 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from rdd_pipeline.distillation.methods import METHODS, Term, find_method
-from rdd_pipeline.distillation.terms import TERMS, LossTerm, build_term
+from rdd_pipeline.config import MethodsParams, RddParams
+from rdd_pipeline.distillation.methods import (
+    ABLATIONS,
+    BASELINES,
+    COMPANIONS,
+    METHODS,
+    Term,
+    check_changes,
+    find_method,
+)
+from rdd_pipeline.distillation.terms import TERMS, LossTerm, TermContext, build_term
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.networks import NetworkOutput
+
+EVERY = METHODS | COMPANIONS | ABLATIONS
 
 
-def test_the_methods_of_the_main_job_are_there():
-    assert {"baseline", "kd", "tfe", "tse"} <= set(METHODS)
+def _maps(width: int, size: tuple[int, int] = (8, 8)) -> NetworkOutput:
+    def maps(channels: int):
+        return torch.zeros(1, channels, *size, device="meta")
+
+    return NetworkOutput(maps(5), maps(5), maps(width), (maps(width), maps(2 * width)))
 
 
-@pytest.mark.parametrize("name", METHODS)
+CONTEXT = TermContext(_maps(16), _maps(32))
+
+
+def test_the_methods_that_others_call_are_there():
+    names = "baseline kd fitnet at skd ifvd cwd dsd cirkd dist mgd af_dcd cirkdv2 bpkd tfe tse"
+    assert list(METHODS) == names.split()
+    assert set(BASELINES) == set(METHODS) - {"tfe", "tse"}
+    assert {"tse_cwd", "tse_cirkd", "tse_at", "tse_dsd"} <= set(COMPANIONS)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_every_term_of_a_method_exists_once_and_can_be_built(name):
-    terms = METHODS[name].terms
-    losses = [term.loss for term in terms]
-    assert len(set(losses)) == len(losses)  # an objective keeps them by that name
-    for term in terms:
-        assert term.loss in TERMS
-        assert term.weight >= 0
+    method = EVERY[name]
+    modules = [term.module for term in method.terms]
+    losses = [loss for term in method.terms for loss in term.weights]
+    assert len(set(modules)) == len(modules)  # an objective keeps them by that name
+    assert len(set(losses)) == len(losses)  # and their losses by theirs
+    for term in method.terms:
+        assert set(term.weights) == set(TERMS[term.module].losses)
+        assert all(weight >= 0 for weight in term.weights.values())
+        with torch.device("meta"):
+            assert isinstance(build_term(term, CONTEXT), LossTerm)
 
 
-def test_kd_has_weight_and_temperature_one_in_rdd():
-    for name in ("kd", "tfe", "tse"):
-        assert METHODS[name].terms[0] == Term("kd", 1.0, {"temperature": 1.0})
+# methods.md, section 2: the weights of the CIRKD code base on Cityscapes.
+PUBLISHED = {
+    "kd": {"kd": 1},
+    "fitnet": {"kd": 1, "fitnet": 10},
+    "at": {"kd": 1, "at": 10_000},
+    "skd": {"kd": 1, "skd_pairwise": 10, "skd_generator": 0.001, "skd_discriminator": 0.1},
+    "ifvd": {"kd": 1, "ifvd": 20},
+    "cwd": {"kd": 1, "cwd_logits": 3, "cwd_feature": 50},
+    "dsd": {"psd": 1000, "csd": 10},
+    "cirkd": {"kd": 1, "cirkd_minibatch": 1, "cirkd_pixel": 0.1, "cirkd_region": 0.1},
+    "mgd": {"kd": 1, "mgd": 2e-5},
+    "af_dcd": {"kd": 1, "af_dcd_feature": 2e-6, "af_dcd_contrast": 0.005},
+    "bpkd": {"bpkd_edge": 50, "bpkd_body": 20},
+    "tse": {"kd": 1},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_weights_are_the_published_ones(name):
+    assert METHODS[name].weights == PUBLISHED[name]
 
 
 def test_only_the_student_alone_and_the_teacher_need_no_teacher():
-    assert {name for name in METHODS if not METHODS[name].needs_teacher} == {"baseline"}
+    assert {name for name in EVERY if not EVERY[name].needs_teacher} == {"baseline"}
     assert not find_method("teacher").needs_teacher
     assert find_method("teacher").task == "plain"
     assert find_method("teacher").terms == ()
 
 
 def test_every_method_has_a_title_of_its_own():
-    titles = [method.title for method in METHODS.values()]
+    titles = [method.title for method in EVERY.values()]
     assert len(set(titles)) == len(titles)
+
+
+def test_a_companion_replaces_the_task_loss_only():
+    for name, method in COMPANIONS.items():
+        alone = METHODS[name.removeprefix("tse_")]
+        assert (method.task, method.terms) == ("rdd", alone.terms)
 
 
 def test_the_two_stages_of_rdd_are_the_same_method():
@@ -43,16 +96,40 @@ def test_the_two_stages_of_rdd_are_the_same_method():
     assert (tfe.task, tfe.terms) == (tse.task, tse.terms)
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_its_one_setting_and_leaves_the_others_as_the_run_has_them(name):
+    run = RddParams(warmup=0.15, mode="or", threshold=0.31, min_kept=0.17, annealed=False)
+    changed = ABLATIONS[name].settings(run)
+    assert len(ABLATIONS[name].rdd) == 1
+    differing = {k for k, v in changed.model_dump().items() if v != run.model_dump()[k]}
+    assert differing <= set(ABLATIONS[name].rdd)
+
+
 def test_other_weights_replace_those_of_the_table_and_leave_it_as_it_is():
-    changed = find_method("tse", {"kd": 0.25})
-    assert [term.weight for term in changed.terms] == [0.25]
-    assert changed.terms[0].options == METHODS["tse"].terms[0].options
-    assert find_method("tse") == METHODS["tse"]
-    assert find_method("tse").terms[0].weight == 1.0
+    changed = find_method("cwd", MethodsParams(weights={"cwd": {"cwd_logits": 0.25}}))
+    assert changed.weights == {"kd": 1, "cwd_logits": 0.25, "cwd_feature": 50}
+    assert METHODS["cwd"].weights == PUBLISHED["cwd"]
 
 
 def test_a_weight_of_zero_is_a_weight():
-    assert find_method("kd", {"kd": 0.0}).terms[0].weight == 0.0
+    changes = MethodsParams(weights={"kd": {"kd": 0.0}})
+    assert find_method("kd", changes).weights == {"kd": 0.0}
+
+
+def test_the_preset_puts_the_published_settings_on_and_options_have_the_last_word():
+    published = MethodsParams(preset="published")
+    cwd = {term.module: term.options for term in find_method("cwd", published).terms}
+    assert cwd["cwd_feature"] == {"divisor": "student"}
+    cirkd = {term.module: term.options for term in find_method("cirkd", published).terms}
+    assert cirkd["cirkd_memory"] == {"preset": "cirkd_published"}
+    both = MethodsParams(
+        preset="published",
+        options={"cwd": {"cwd_feature": {"divisor": "teacher", "temperature": 2.0}}},
+    )
+    options = {term.module: term.options for term in find_method("cwd", both).terms}
+    assert options["cwd_feature"] == {"divisor": "teacher", "temperature": 2.0}
+    paper = find_method("cwd", MethodsParams())
+    assert all(not term.options for term in paper.terms)
 
 
 def test_an_unknown_method_is_refused_and_the_choices_are_named():
@@ -61,20 +138,45 @@ def test_an_unknown_method_is_refused_and_the_choices_are_named():
 
 
 def test_a_weight_for_a_term_the_method_does_not_have_is_refused():
+    def find(name, weights):
+        return find_method(name, MethodsParams(weights={name: weights}))
+
     with pytest.raises(
         UserError, match=r"params:methods gives 'kd' weights for at, cwd, but its terms are kd\."
     ):
-        find_method("kd", {"cwd": 1.0, "at": 2.0, "kd": 1.0})
+        find("kd", {"cwd": 1.0, "at": 2.0, "kd": 1.0})
     with pytest.raises(UserError, match=r"but its terms are \(none\)"):
-        find_method("baseline", {"kd": 1.0})
+        find("baseline", {"kd": 1.0})
+
+
+def test_changes_of_methods_that_do_not_exist_are_refused():
+    check_changes(MethodsParams(weights={"tse_cwd": {"cwd_logits": 1.0}}))
+    with pytest.raises(UserError, match="no method 'kdd'"):
+        check_changes(MethodsParams(weights={"kdd": {}}))
+    with pytest.raises(UserError, match="first part of RDD: say it of 'tse'"):
+        check_changes(MethodsParams(options={"tfe": {"kd": {"temperature": 2.0}}}))
 
 
 def test_a_term_is_built_with_its_options():
-    term = build_term("kd", {"temperature": 4.0})
-    assert isinstance(term, LossTerm)
+    term = build_term(Term("kd", {"kd": 1.0}, {"temperature": 4.0}), CONTEXT)
     assert term.temperature == 4.0
+    wide = build_term(METHODS["cwd"].terms[2], CONTEXT)
+    narrow = build_term(Term("cwd_feature", {}, {"divisor": "student"}), CONTEXT)
+    assert (wide.channels, narrow.channels) == (32, 16)
 
 
-def test_an_unknown_term_is_refused_and_the_choices_are_named():
+def test_an_unknown_term_or_option_is_refused():
     with pytest.raises(UserError, match=r"no loss term 'kdd'. The terms are: .*kd"):
-        build_term("kdd", {})
+        build_term(Term("kdd", {}), CONTEXT)
+    with pytest.raises(UserError, match=r"does not suit the term 'kd' .*temprature"):
+        build_term(Term("kd", {}, {"temprature": 4.0}), CONTEXT)
+    with pytest.raises(UserError, match="divisor of cwd_feature is 'both'"):
+        build_term(Term("cwd_feature", {}, {"divisor": "both"}), CONTEXT)
+
+
+def test_maps_that_are_too_small_are_refused_before_training():
+    tiny = TermContext(_maps(16, (3, 3)), _maps(32, (3, 3)))
+    with pytest.raises(UserError, match="at least 4 x 4 positions, the teacher's last stage has 3"):
+        build_term(Term("af_dcd", {}), tiny)
+    with pytest.raises(UserError, match=r"logits of at least 8 x 8 positions, got 3 x 3"):
+        build_term(Term("skd_holistic", {}), tiny)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from rdd_pipeline.config import RddParams
+from rdd_pipeline.config import MethodsParams, RddParams
 from rdd_pipeline.distillation import terms as terms_module
 from rdd_pipeline.distillation.methods import Method, Term, find_method
 from rdd_pipeline.distillation.objective import (
@@ -15,7 +15,7 @@ from rdd_pipeline.distillation.objective import (
     check_auxiliary_heads,
     tfe_share,
 )
-from rdd_pipeline.distillation.terms import LossTerm
+from rdd_pipeline.distillation.terms import LossTerm, Module, TermContext
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.logits import kd_loss
 from rdd_pipeline.losses.rdd import tfe_task_loss, tse_task_loss
@@ -58,6 +58,7 @@ def _objective(method: Method, *, rdd: dict | None = None, **settings) -> Object
             "aux_weight": 0.4,
             "class_weights": None,
             "ignore_index": 255,
+            "context": TermContext(STUDENT, TEACHER),
             **settings,
         },
     )
@@ -200,38 +201,50 @@ def test_the_student_alone_minimizes_the_cross_entropy_of_its_heads(labels, auxi
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("method", ["kd", "tse"])
 def test_total_is_the_task_plus_the_weighted_terms(labels, method, weight):
-    output = _objective(find_method(method, {"kd": weight}))(STUDENT, TEACHER, labels, 1)
+    changes = MethodsParams(weights={method: {"kd": weight}})
+    output = _objective(find_method(method, changes))(STUDENT, TEACHER, labels, 1)
     assert set(output.parts) == {"task", "kd"}
     assert_close(output.parts["kd"], kd_loss(STUDENT.logits, TEACHER.logits))  # unweighted
     assert_close(output.total, output.parts["task"] + weight * output.parts["kd"])
 
 
 def test_several_terms_add_up_and_see_all_outputs(labels, monkeypatch):
-    class Distance(LossTerm):
-        def forward(self, student, teacher, labels):
-            return (student.feature - teacher.feature).square().mean()
+    class Distances(LossTerm):
+        def __init__(self, context) -> None:
+            super().__init__()
 
-    monkeypatch.setitem(terms_module.TERMS, "distance", Distance)
-    method = Method("two", terms=(Term("kd", 2.0, {"temperature": 4.0}), Term("distance", 3.0)))
+        def forward(self, student, teacher, labels):
+            difference = student.feature - teacher.feature
+            return {"l2": difference.square().mean(), "l1": difference.abs().mean()}
+
+    monkeypatch.setitem(terms_module.TERMS, "distances", Module(Distances, ("l2", "l1")))
+    method = Method(
+        "two",
+        terms=(
+            Term("kd", {"kd": 2.0}, {"temperature": 4.0}),
+            Term("distances", {"l2": 3.0, "l1": 0.5}),
+        ),
+    )
     output = _objective(method)(STUDENT, TEACHER, labels, 1)
     expected = (
         _cross_entropy(STUDENT, labels)
         + 2 * kd_loss(STUDENT.logits, TEACHER.logits, temperature=4.0)
         + 3 * F.mse_loss(STUDENT.feature, TEACHER.feature)
+        + 0.5 * F.l1_loss(STUDENT.feature, TEACHER.feature)
     )
     assert_close(output.total, expected)
-    assert set(output.parts) == {"task", "kd", "distance"}
+    assert set(output.parts) == {"task", "kd", "l2", "l1"}
 
 
 def test_what_a_term_trains_is_part_of_the_objective(monkeypatch):
     class Adapter(LossTerm):
-        def __init__(self) -> None:
+        def __init__(self, context) -> None:
             super().__init__()
             self.conv = torch.nn.Conv2d(8, 8, 1)
             self.register_buffer("queue", torch.zeros(3))
 
-    monkeypatch.setitem(terms_module.TERMS, "adapter", Adapter)
-    objective = _objective(Method("with adapter", terms=(Term("adapter", 1.0),)))
+    monkeypatch.setitem(terms_module.TERMS, "adapter", Module(Adapter, ("adapter",)))
+    objective = _objective(Method("with adapter", terms=(Term("adapter", {"adapter": 1.0}),)))
     assert set(objective.state_dict()) == {
         f"terms.adapter.{name}" for name in ("conv.weight", "conv.bias", "queue")
     }
@@ -261,7 +274,8 @@ def test_only_the_student_gets_gradients(labels, iteration):
 def test_with_all_pixels_ignored_the_task_is_zero_with_zero_gradient(method, iteration):
     student = _output(1, gradient=True)
     labels = torch.full((2, *SIZE), 255, dtype=torch.uint8)
-    objective = _objective(find_method(method, {} if method == "baseline" else {"kd": 0.0}))
+    changes = MethodsParams(weights={} if method == "baseline" else {method: {"kd": 0.0}})
+    objective = _objective(find_method(method, changes))
     output = objective(student, TEACHER, labels, iteration)
     assert output.parts["task"] == 0
     for gradient in _gradients(output, student):

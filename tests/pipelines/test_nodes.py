@@ -202,6 +202,8 @@ def _check(ingested, **change):
             "recipe": RECIPE,
             "rdd": RddParams(warmup=1, min_kept=0.1),
             "methods": MethodsParams(),
+            "seed": 0,
+            "seeds": 1,
             "trainer": CPU,
             **change,
         },
@@ -248,6 +250,11 @@ NO_AUXILIARY = TeacherParams(network=_change(TEACHER, auxiliary=False))
         ({"teacher": NO_AUXILIARY, "rdd": RddParams(warmup=0)}, "only the student has an aux"),
         ({"methods": MethodsParams(weights={"kdd": {}})}, "no method 'kdd'"),
         ({"methods": MethodsParams(weights={"kd": {"cwd": 1.0}})}, "but its terms are kd"),
+        ({"methods": MethodsParams(options={"cwd": {"at": {}}})}, "but its terms are kd, cwd_log"),
+        ({"methods": MethodsParams(weights={"tfe": {"kd": 1.0}})}, "say it of 'tse'"),
+        ({"seeds": 0}, r"params:seeds is 0; it is the number of seeds, 1 or more"),
+        ({"seeds": [1, 2]}, r"params:seeds is \[1, 2\]; it is the number of seeds"),
+        ({"seed": -1}, r"params:seed is -1; expected a whole number"),
         ({"trainer": TrainerParams(device="gpu")}, "trainer.device is 'gpu'; expected auto"),
     ],
 )
@@ -517,7 +524,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     monkeypatch.setattr(_training, "train", spy)
     node = _training.make_train_node("baseline", "whole")
     assert node.__name__ == "train_baseline"
-    weights, history, cost, state = node(
+    weights, history, cost, state, repeats = node(
         raw_images=images,
         raw_index=ingested[0],
         label_set=ingested[1],
@@ -529,10 +536,106 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         rdd=RddParams(),
         methods=MethodsParams(),
         seed=5,
+        seeds=1,
         trainer=CPU,
     )
     (job,) = jobs
+    assert repeats == []
     assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
     assert weights.header.provenance["seed"] == "5"
     assert list(history["iteration"])[-1] == state["iteration"] == 2
     assert cost["images_per_second"] > 0
+
+
+def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ingested, tmp_path):
+    """Each of them ends as it does in a run of its own; TSE goes on from its own TFE stage."""
+    teacher = NetworkCheckpoint.from_network(
+        network_from_params(TEACHER, num_classes=11), params=TEACHER, label_names=CAMVID.names
+    )
+    shared = {
+        "raw_images": images,
+        "raw_index": ingested[0],
+        "label_set": ingested[1],
+        "work_folder": tmp_path / "work",
+        "data": FOLDER,
+        "student": STUDENT,
+        "recipe": RECIPE,
+        "trainer": CPU,
+    }
+    training = {
+        **shared,
+        "network_plan": {},
+        "rdd": RddParams(warmup=2, min_kept=0.1),
+        "methods": MethodsParams(),
+        "teacher_weights": teacher,
+    }
+    tfe, tse = (_training.make_train_node(name, name) for name in ("tfe", "tse"))
+    *_, start, _ = tfe(**training, seed=4, seeds=2)
+    weights, history, cost, _, repeats = tse(**training, seed=4, seeds=2, start=start)
+    assert weights.header.provenance["seed"] == "4"
+    assert [repeat.network.header.provenance["seed"] for repeat in repeats] == ["5"]
+    assert set(history["seed"]) == {4, 5}
+
+    # The same seed in a folder of its own, nothing to look up.
+    training["work_folder"] = tmp_path / "other"
+    *_, start, _ = tfe(**training, seed=5, seeds=1)
+    alone, *_ = tse(**training, seed=5, seeds=1, start=start)
+    assert alone.digest() == repeats[0].network.digest() != weights.digest()
+
+    metrics, _ = _training.make_evaluate_node("tse")(
+        **shared, weights=weights, cost=cost, repeats=repeats, evaluation=EvaluationParams()
+    )
+    assert metrics["about"]["seed"] == "4"
+    (other,) = metrics["repeats"]
+    assert other["about"]["seed"] == "5"
+    assert other["about"]["comparison"] == metrics["about"]["comparison"]
+    assert set(other) == set(metrics) - {"repeats"}
+    assert other["cost"]["images_per_second"] > 0
+
+
+def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested, tmp_path):
+    with pytest.raises(UserError, match="goes on from the state of stage `tfe`; none was given"):
+        _training.make_train_node("tse", "tse")(
+            raw_images=images,
+            raw_index=ingested[0],
+            label_set=ingested[1],
+            work_folder=tmp_path,
+            network_plan={},
+            data=FOLDER,
+            student=STUDENT,
+            recipe=RECIPE,
+            rdd=RddParams(warmup=2, min_kept=0.1),
+            methods=MethodsParams(),
+            seed=4,
+            seeds=1,
+            trainer=CPU,
+            teacher_weights=NetworkCheckpoint.from_network(
+                network_from_params(TEACHER, num_classes=11),
+                params=TEACHER,
+                label_names=CAMVID.names,
+            ),
+            start=None,
+        )
+
+
+@pytest.mark.parametrize("methods", [("skd", "af_dcd"), ("cwd", "tse_cirkd", "rdd_or")])
+def test_a_family_of_methods_is_checked_as_a_whole(ingested, methods):
+    check = _training.make_check_node(methods)
+    arguments = {
+        "label_set": ingested[1],
+        "network_plan": {},
+        "teacher": TeacherParams(network=TEACHER),
+        "student": STUDENT,
+        "recipe": RECIPE,
+        "rdd": RddParams(warmup=1, min_kept=0.1),
+        "methods_params": MethodsParams(),
+        "seed": 0,
+        "seeds": 1,
+    }
+    if "skd" in methods:  # the crop of this recipe is too small for a discriminator
+        with pytest.raises(UserError, match="at least 8 x 8 positions"):
+            check(**arguments)
+    else:
+        plan = check(**arguments)
+        assert list(plan) == list(methods)
+        assert plan["cwd"]["weights"] == {"kd": 1.0, "cwd_logits": 3.0, "cwd_feature": 50.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from kedro.pipeline import Pipeline
 from pydantic import BaseModel
 
 from rdd_pipeline.config import Params
-from rdd_pipeline.distillation.methods import METHODS
+from rdd_pipeline.distillation.methods import ABLATIONS, BASELINES, COMPANIONS
 from tests.kedro_project import CONF, ROOT, bootstrap
 
 NAMES = {
@@ -24,6 +25,8 @@ NAMES = {
     "distill_tfe",
     "distill_tse",
     "distill_baselines",
+    "distill_companions",
+    "ablations",
     "evaluation",
 }
 ENVIRONMENTS = sorted(
@@ -77,13 +80,20 @@ def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
     assert pipelines["evaluation"].inputs() == {"trained_metrics"}
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("tfe", "tse")])
-def test_every_method_has_the_same_nodes_and_public_datasets(pipelines, method):
-    nodes = [node for node in pipelines["distill_baselines"].nodes if node.namespace == method]
+@pytest.mark.parametrize(
+    ("pipeline", "method"),
+    [
+        *[("distill_baselines", name) for name in BASELINES],
+        *[("distill_companions", name) for name in COMPANIONS],
+        *[("ablations", name) for name in ("baseline", *ABLATIONS)],
+    ],
+)
+def test_every_method_has_the_same_nodes_and_public_datasets(pipelines, pipeline, method):
+    nodes = [node for node in pipelines[pipeline].nodes if node.namespace == method]
     reference = [node for node in pipelines["distill_tse"].nodes if node.namespace == "tse"]
 
     def without(text: str, name: str) -> str:
-        return text.replace(name, "METHOD")
+        return re.sub(rf"(?<![a-z0-9]){name}(?![a-z0-9])", "METHOD", text)
 
     assert {without(node.name, method) for node in nodes} == {
         without(node.name, "tse") for node in reference
@@ -203,7 +213,7 @@ def test_every_parameter_has_one_type_and_that_is_checked(pipelines):
     for dataset, found in types.items():
         assert len(found) == 1, f"{dataset} is {found}"
         (kind,) = found
-        if dataset != "params:seed":
+        if dataset not in ("params:seed", "params:seeds"):
             assert issubclass(kind, BaseModel), dataset
             assert issubclass(kind, Params)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rdd_pipeline.config import AugmentParams, OptimizerParams
+from rdd_pipeline.config import AugmentParams, MethodsParams, OptimizerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import job as job_module
 from rdd_pipeline.training.job import TrainingJob, file_digest, json_digest
@@ -20,7 +20,9 @@ def _fingerprint(job: TrainingJob, **digests) -> str:
 
 
 def test_a_job_survives_json_with_its_fingerprint(make_job):
-    job = make_job(rdd={"warmup": 0.5, "min_kept": 100}, weights={"kd": 2.0})
+    job = make_job(
+        rdd={"warmup": 0.5, "min_kept": 100}, methods=MethodsParams(weights={"tse": {"kd": 2.0}})
+    )
     again = TrainingJob.model_validate_json(job.model_dump_json())
     assert again == job
     assert _fingerprint(again) == _fingerprint(job)
@@ -45,7 +47,8 @@ DECIDING = {
     "precision": {"precision": "bfloat16"},
     "stage": {"stage": "tfe"},
     "method": {"method": "kd"},
-    "weight of a term": {"weights": {"kd": 0.5}},
+    "weight of a term": {"methods": MethodsParams(weights={"tse": {"kd": 0.5}})},
+    "option of a term": {"methods": MethodsParams(options={"tse": {"kd": {"temperature": 2.0}}})},
     "iterations": {"recipe": {"iterations": 9}},
     "batch size": {"recipe": {"batch_size": 3}},
     "optimizer": {"recipe": {"optimizer": OptimizerParams(name="adamw", lr=0.05)}},
@@ -182,4 +185,20 @@ def test_an_unknown_method_and_a_weight_for_no_term_are_refused(make_job):
     with pytest.raises(ValidationError, match=r"There is no method 'kdd'. The methods are: .*kd"):
         make_job("kdd")
     with pytest.raises(ValidationError, match=r"gives 'kd' weights for cwd, but its terms are kd"):
-        make_job("kd", weights={"cwd": 1.0})
+        make_job("kd", methods=MethodsParams(weights={"kd": {"cwd": 1.0}}))
+
+
+def test_what_is_said_of_tse_reaches_its_tfe_stage(make_job):
+    """Both are parts of one training; before, the TFE stage kept the weights of the table."""
+    changes = MethodsParams(weights={"tse": {"kd": 0.5}})
+    tfe, tse = (make_job(name, methods=changes).definition for name in ("tfe", "tse"))
+    assert tfe.terms == tse.terms
+    assert tfe.weights == {"kd": 0.5}
+
+
+def test_changes_of_other_methods_do_not_touch_a_job(make_job):
+    changes = MethodsParams(
+        preset="published", weights={"cwd": {"kd": 0.5}}, options={"cwd": {"kd": {}}}
+    )
+    assert _fingerprint(make_job("kd", methods=changes)) == _fingerprint(make_job("kd"))
+    assert _fingerprint(make_job("cwd", methods=changes)) != _fingerprint(make_job("cwd"))

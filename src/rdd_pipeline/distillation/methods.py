@@ -1,25 +1,36 @@
 """Every method as data: its task loss and its weighted distillation terms.
 
-Weights are those of the CIRKD code base on Cityscapes; ``params:methods`` overrides them by
-method and term. Nothing here computes: `terms.py` says what a term is, `objective.py` adds up.
+Weights are those of the CIRKD code base on Cityscapes, where every run but DSD's adds plain KD.
+``params:methods`` overrides weights and options by method. Nothing here computes: `terms.py` says
+what a term is, `objective.py` adds up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
+from rdd_pipeline.config import MethodsParams, Option, RddParams
 from rdd_pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
 class Term:
-    """One weighted distillation loss; `loss` is a key of `terms.TERMS`."""
+    """One distillation module and the weights of the losses it returns.
 
-    loss: str
-    weight: float
-    options: Mapping[str, float | str | bool] = field(default_factory=dict)
+    Attributes:
+        module: Key of `terms.TERMS`.
+        weights: Weight by name of a loss; the names are those of the curves.
+        options: Settings of the module.
+        published: Settings on top of `options` under ``methods.preset=published``: where the
+            published code deviates from its paper.
+    """
+
+    module: str
+    weights: Mapping[str, float]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    published: Mapping[str, Option] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,53 +41,197 @@ class Method:
         title: What tables and figures call it.
         task: `plain`: cross-entropy on all valid pixels; `rdd`: TFE, then TSE.
         terms: Distillation losses added to the task loss; with any, a teacher is needed.
+        rdd: Settings of RDD that make this method, by field of `RddParams`.
     """
 
     title: str
     task: Literal["plain", "rdd"] = "plain"
     terms: tuple[Term, ...] = ()
+    rdd: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a frozen network has to see every batch."""
         return self.task == "rdd" or bool(self.terms)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every loss by its name."""
+        return {name: weight for term in self.terms for name, weight in term.weights.items()}
 
-KD = Term("kd", 1.0, {"temperature": 1.0})
+    def settings(self, rdd: RddParams) -> RddParams:
+        """The run's settings of RDD with those that make this method put on top."""
+        return RddParams.model_validate({**rdd.model_dump(), **self.rdd})
+
+
+KD = Term("kd", {"kd": 1.0})
 
 METHODS: dict[str, Method] = {
     "baseline": Method("student alone"),
     "kd": Method("KD", terms=(KD,)),
+    "fitnet": Method("FitNet", terms=(KD, Term("fitnet", {"fitnet": 10.0}))),
+    "at": Method("AT", terms=(KD, Term("at", {"at": 10_000.0}))),
+    "skd": Method(
+        "SKD",
+        terms=(
+            KD,
+            Term("skd_pairwise", {"skd_pairwise": 10.0}),
+            Term("skd_holistic", {"skd_generator": 0.001, "skd_discriminator": 0.1}),
+        ),
+    ),
+    "ifvd": Method("IFVD", terms=(KD, Term("ifvd", {"ifvd": 20.0}))),
+    "cwd": Method(
+        "CWD",
+        terms=(
+            KD,
+            Term("cwd_logits", {"cwd_logits": 3.0}),
+            Term("cwd_feature", {"cwd_feature": 50.0}, published={"divisor": "student"}),
+        ),
+    ),
+    "dsd": Method("DSD", terms=(Term("psd", {"psd": 1000.0}), Term("csd", {"csd": 10.0}))),
+    "cirkd": Method(
+        "CIRKD",
+        terms=(
+            KD,
+            Term("cirkd_minibatch", {"cirkd_minibatch": 1.0}),
+            Term(
+                "cirkd_memory",
+                {"cirkd_pixel": 0.1, "cirkd_region": 0.1},
+                published={"preset": "cirkd_published"},
+            ),
+        ),
+    ),
+    "dist": Method("DIST", terms=(KD, Term("dist", {"dist": 1.0}))),
+    "mgd": Method("MGD", terms=(KD, Term("mgd", {"mgd": 2e-5}))),
+    "af_dcd": Method(
+        "Af-DCD", terms=(KD, Term("af_dcd", {"af_dcd_feature": 2e-6, "af_dcd_contrast": 0.005}))
+    ),
+    "cirkdv2": Method(
+        "CIRKDv2",
+        terms=(
+            KD,
+            Term(
+                "cirkdv2",
+                {
+                    "cirkd_minibatch": 1.0,
+                    "cirkd_pixel": 0.1,
+                    "cirkd_region": 0.1,
+                    "fitnet": 10.0,
+                    "channel_minibatch": 1.0,
+                    "channel_memory": 0.1,
+                    "channel_mse": 100.0,
+                },
+                published={"preset": "cirkd_published"},
+            ),
+        ),
+    ),
+    # Splits KD itself in edge and body, hence none beside it.
+    "bpkd": Method("BPKD", terms=(Term("bpkd", {"bpkd_edge": 50.0, "bpkd_body": 20.0}),)),
     "tfe": Method("RDD, TFE stage", task="rdd", terms=(KD,)),
     "tse": Method("RDD", task="rdd", terms=(KD,)),
 }
 
+RDD_STAGES = ("tfe", "tse")
+"""The two stages of the main job; they have pipelines of their own."""
 
-def find_method(name: str, weights: Mapping[str, float] | None = None) -> Method:
-    """Look a method up and put other weights on its terms.
+BASELINES = tuple(name for name in METHODS if name not in RDD_STAGES)
+"""The student alone and every method beside RDD."""
+
+COMPANIONS: dict[str, Method] = {
+    f"tse_{name}": Method(f"RDD + {METHODS[name].title}", task="rdd", terms=METHODS[name].terms)
+    for name in BASELINES
+    if name not in ("baseline", "kd")  # RDD's own form has KD
+}
+"""Every method with RDD in the place of its task loss."""
+
+# Rows of the ablation tables of Liang et al. 2024; `tse` under the run's settings is their best.
+ABLATIONS: dict[str, Method] = {
+    f"rdd_{name}": Method(f"RDD, {title}", task="rdd", terms=(KD,), rdd=settings)
+    for name, title, settings in (
+        ("warmup_00", "warm-up 0 %", {"warmup": 0}),
+        ("warmup_10", "warm-up 10 %", {"warmup": 0.1}),
+        ("warmup_20", "warm-up 20 %", {"warmup": 0.2}),
+        ("warmup_30", "warm-up 30 %", {"warmup": 0.3}),
+        ("xor", "hard XOR", {"mode": "xor"}),
+        ("or", "hard OR", {"mode": "or"}),
+        ("and", "hard AND", {"mode": "and"}),
+        ("ohem", "OHEM (student only)", {"mode": "ohem"}),
+        ("threshold_50", "threshold 0.5", {"threshold": 0.5}),
+        ("threshold_70", "threshold 0.7", {"threshold": 0.7}),
+        ("threshold_90", "threshold 0.9", {"threshold": 0.9}),
+        ("kept_05", "5 % kept", {"min_kept": 0.05}),
+        ("kept_10", "10 % kept", {"min_kept": 0.1}),
+        ("kept_20", "20 % kept", {"min_kept": 0.2}),
+        ("annealed", "annealed", {"annealed": True}),
+    )
+}
+"""RDD with one setting changed."""
+
+
+def find_method(name: str, changes: MethodsParams | None = None) -> Method:
+    """Look a method up and put the run's weights and options on its terms.
 
     Args:
-        name: Key of `METHODS`; ``teacher`` is the plain task without distillation.
-        weights: New weight by term name.
+        name: Key of `METHODS`, `COMPANIONS` or `ABLATIONS`; ``teacher`` is the plain task without
+            distillation.
+        changes: Other weights and options by method, and the preset. The TFE stage is the first
+            part of ``tse`` and follows what is said of that.
 
     Raises:
-        UserError: Unknown method, or a weight for a term the method does not have.
+        UserError: Unknown method, or a weight or option of a term the method does not have.
     """
     if name == "teacher":
         return Method("teacher")
-    if name not in METHODS:
+    every = METHODS | COMPANIONS | ABLATIONS
+    if name not in every:
         raise UserError(
-            f"There is no method {name!r}. The methods are: {', '.join(sorted(METHODS))}."
+            f"There is no method {name!r}. The methods are: {', '.join(sorted(METHODS))}; with RDD "
+            f"as companion: {', '.join(sorted(COMPANIONS))}; ablations of RDD: "
+            f"{', '.join(sorted(ABLATIONS))}."
         )
-    method = METHODS[name]
-    known = [term.loss for term in method.terms]
-    unknown = sorted(set(weights or {}) - set(known))
-    if unknown:
-        raise UserError(
-            f"params:methods gives {name!r} weights for {', '.join(unknown)}, but its terms are "
-            f"{', '.join(known) or '(none)'}."
-        )
+    method = every[name]
+    if changes is None:
+        return method
+    key = "tse" if name == "tfe" else name
+    weights, options = changes.weights.get(key, {}), changes.options.get(key, {})
+    _require_known(name, "weights", weights, list(method.weights))
+    _require_known(name, "options", options, [term.module for term in method.terms])
+    published = changes.preset == "published"
     terms = tuple(
-        replace(term, weight=(weights or {}).get(term.loss, term.weight)) for term in method.terms
+        replace(
+            term,
+            weights={loss: weights.get(loss, weight) for loss, weight in term.weights.items()},
+            options={
+                **term.options,
+                **(term.published if published else {}),
+                **options.get(term.module, {}),
+            },
+            published={},
+        )
+        for term in method.terms
     )
     return replace(method, terms=terms)
+
+
+def check_changes(changes: MethodsParams) -> None:
+    """Refuse weights and options of methods that do not exist, or of terms they do not have.
+
+    Raises:
+        UserError: As `find_method`, or something was said of ``tfe``.
+    """
+    for name in {*changes.weights, *changes.options}:
+        if name == "tfe":
+            raise UserError(
+                "params:methods names the method 'tfe'. The TFE stage is the first part of RDD: "
+                "say it of 'tse', and both stages follow."
+            )
+        find_method(name, changes)
+
+
+def _require_known(method: str, what: str, given: Mapping[str, Any], known: list[str]) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise UserError(
+            f"params:methods gives {method!r} {what} for {', '.join(unknown)}, but its terms are "
+            f"{', '.join(known) or '(none)'}."
+        )

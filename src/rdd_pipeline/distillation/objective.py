@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
-from rdd_pipeline.distillation.terms import LossTerm, build_term
+from rdd_pipeline.distillation.terms import LossTerm, TermContext, build_term
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.rdd import (
     cross_entropy_task_terms,
@@ -45,6 +45,10 @@ class Objective(nn.Module):
         aux_weight: Weight of the auxiliary head in the task loss.
         class_weights: (C,) weights of the task loss, or None.
         ignore_index: Label that is not looked at.
+        context: What the terms are built for; None: the method has none.
+
+    Raises:
+        UserError: A term does not suit the networks.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Objective(nn.Module):
         aux_weight: float,
         class_weights: Tensor | None,
         ignore_index: int,
+        context: TermContext | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -68,8 +73,9 @@ class Objective(nn.Module):
         self.class_weights: Tensor | None
         # Not persistent: the weights belong to the label set, not to the training state.
         self.register_buffer("class_weights", class_weights, persistent=False)
+        assert context is not None or not method.terms
         self.terms = nn.ModuleDict(
-            {term.loss: build_term(term.loss, term.options) for term in method.terms}
+            {term.module: build_term(term, context) for term in method.terms if context}
         )
 
     def forward(
@@ -88,12 +94,20 @@ class Objective(nn.Module):
         total, parts = task, {"task": task.detach()}
         for spec in self.method.terms:
             assert teacher is not None
-            term = self.terms[spec.loss]
-            assert isinstance(term, LossTerm)
-            loss = term(student, teacher, labels)
-            parts[spec.loss] = loss.detach()
-            total = total + spec.weight * loss
+            losses = self.terms[spec.module](student, teacher, labels)
+            for name, weight in spec.weights.items():
+                parts[name] = losses[name].detach()
+                total = total + weight * losses[name]
         return ObjectiveOutput(total, parts, statistics)
+
+    def adversaries(self) -> list[nn.Module]:
+        """Modules that learn against the student and have an optimizer of their own."""
+        return [
+            module
+            for term in self.terms.values()
+            if isinstance(term, LossTerm)
+            for module in term.adversaries()
+        ]
 
     def _plain_task(
         self, student: NetworkOutput, labels: Tensor
@@ -186,3 +200,14 @@ def check_auxiliary_heads(
             "auxiliary head. Set teacher.network.auxiliary=true, student.auxiliary=false or "
             "rdd.mode=ohem."
         )
+
+
+def check_terms(method: Method, context: TermContext) -> None:
+    """Refuse a method whose terms do not suit the networks, before anything is trained.
+
+    Raises:
+        UserError: As `build_term`.
+    """
+    with torch.device("meta"):  # CIRKD's queues alone are hundreds of megabytes
+        for term in method.terms:
+            build_term(term, context)

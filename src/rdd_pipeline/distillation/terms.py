@@ -1,26 +1,71 @@
 """Distillation losses as modules with one signature, so that an objective can add them up.
 
-A term turns the outputs of both networks into one scalar. Most hold no state and only name the
-tensors a pure function of `rdd_pipeline.losses` wants; adapters, projection heads and queues are
-ordinary submodules and buffers, hence trained, moved and checkpointed with the student.
+A term turns the outputs of both networks into named scalars. Most hold no state and only name the
+tensors that a pure function of `rdd_pipeline.losses` wants; adapters, projection heads,
+discriminators and queues are ordinary submodules and buffers, hence trained, moved and
+checkpointed with the student. Every width and size is read from the networks' own outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from rdd_pipeline.config import Option
+from rdd_pipeline.distillation.methods import Term
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.logits import kd_loss
+from rdd_pipeline.losses import features, logits, relations
+from rdd_pipeline.losses.adversarial import (
+    HolisticDiscriminator,
+    discriminator_loss,
+    generator_loss,
+)
 from rdd_pipeline.networks import NetworkOutput
 
 
-class LossTerm(nn.Module):
-    """Base of all terms."""
+@dataclass(frozen=True)
+class TermContext:
+    """What the terms of a training are built for.
 
-    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Tensor:
-        """Return the unweighted loss, a float32 scalar.
+    Attributes:
+        student: Outputs for one training sample; only the shapes count (meta device).
+        teacher: The same of the teacher.
+        ignore_index: Label that is not looked at.
+        aux_weight: Weight of the auxiliary heads beside the main ones.
+    """
+
+    student: NetworkOutput
+    teacher: NetworkOutput
+    ignore_index: int = 255
+    aux_weight: float = 0.4
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits."""
+        return self.student.logits.shape[1]
+
+    @property
+    def feature_widths(self) -> tuple[int, int]:
+        """Channels of both networks' features, the student's first."""
+        return self.student.feature.shape[1], self.teacher.feature.shape[1]
+
+    @property
+    def stage_widths(self) -> tuple[int, int]:
+        """Channels of both backbones' last stages, the student's first."""
+        return self.student.stages[1].shape[1], self.teacher.stages[1].shape[1]
+
+
+class LossTerm(nn.Module):
+    """Base of all terms; the constructor takes the `TermContext`, then the term's options."""
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the unweighted losses by name, float32 scalars.
 
         Args:
             student: Outputs of the trained network for the batch.
@@ -29,30 +74,461 @@ class LossTerm(nn.Module):
         """
         raise NotImplementedError
 
+    def adversaries(self) -> Iterator[nn.Module]:
+        """Submodules with an optimizer of their own, see `training.schedule`."""
+        return iter(())
+
 
 class KnowledgeDistillation(LossTerm):
     """Pixel-wise KL between the class distributions of both networks (Hinton et al. 2015)."""
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, context: TermContext, *, temperature: float = 1.0) -> None:
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Tensor:
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
         """See `LossTerm.forward`."""
-        return kd_loss(student.logits, teacher.logits, temperature=self.temperature)
+        kd = logits.kd_loss(student.logits, teacher.logits, temperature=self.temperature)
+        return {"kd": kd}
 
 
-TERMS: dict[str, Callable[..., LossTerm]] = {"kd": KnowledgeDistillation}
+class FitNet(LossTerm):
+    """The student's adapted feature close to the teacher's."""
+
+    def __init__(self, context: TermContext) -> None:
+        super().__init__()
+        self.adapter = features.channel_adapter(*context.feature_widths)
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        return {"fitnet": features.fitnet_loss(self.adapter(student.feature), teacher.feature)}
 
 
-def build_term(name: str, options: Mapping[str, float | str | bool]) -> LossTerm:
-    """Build the term `name` of a method.
+class AttentionTransfer(LossTerm):
+    """Maps of attention."""
+
+    def __init__(self, context: TermContext) -> None:
+        super().__init__()
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        return {"at": features.at_loss(student.feature, teacher.feature)}
+
+
+class PairwiseSimilarity(LossTerm):
+    """SKD's pair-wise term."""
+
+    def __init__(self, context: TermContext) -> None:
+        super().__init__()
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        loss = relations.skd_pairwise_loss(student.feature, teacher.feature)
+        return {"skd_pairwise": loss}
+
+
+class HolisticAdversary(LossTerm):
+    """SKD's holistic term: student and discriminator learn in one backward pass.
+
+    The student's loss goes through a discriminator whose parameters count as constants, the
+    discriminator's through detached logits, so each gradient reaches one of them only. The
+    published code alternates two passes; with plain gradient steps of both it is the same.
+    """
+
+    def __init__(self, context: TermContext) -> None:
+        super().__init__()
+        height, width = (
+            min(context.student.logits.shape[axis], context.teacher.logits.shape[axis])
+            for axis in (2, 3)
+        )
+        self.discriminator = HolisticDiscriminator(context.num_classes, (height, width))
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        fooled = functional_call(self.discriminator, constant, (student.logits,))
+        return {
+            "skd_generator": generator_loss(fooled),
+            "skd_discriminator": discriminator_loss(
+                self.discriminator(teacher.logits.detach()),
+                self.discriminator(student.logits.detach()),
+            ),
+        }
+
+    def adversaries(self) -> Iterator[nn.Module]:
+        """The discriminator."""
+        yield self.discriminator
+
+
+class IntraClassVariation(LossTerm):
+    """IFVD: cosines of pixels to the means of their classes."""
+
+    def __init__(self, context: TermContext) -> None:
+        super().__init__()
+        self.num_classes = context.num_classes
+        self.ignore_index = context.ignore_index
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        loss = features.ifvd_loss(
+            student.feature,
+            teacher.feature,
+            labels,
+            num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
+        )
+        return {"ifvd": loss}
+
+
+class ChannelWiseLogits(LossTerm):
+    """CWD on logits."""
+
+    def __init__(self, context: TermContext, *, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        loss = logits.cwd_loss(student.logits, teacher.logits, temperature=self.temperature)
+        return {"cwd_logits": loss}
+
+
+class ChannelWiseFeature(LossTerm):
+    """CWD on features, the student's adapted to the teacher's width."""
+
+    def __init__(
+        self,
+        context: TermContext,
+        *,
+        temperature: float = 4.0,
+        divisor: Literal["teacher", "student"] = "teacher",
+    ) -> None:
+        super().__init__()
+        if divisor not in ("teacher", "student"):
+            raise UserError(f"divisor of cwd_feature is {divisor!r}; expected teacher or student.")
+        narrow, wide = context.feature_widths
+        self.temperature = temperature
+        self.channels = narrow if divisor == "student" else wide
+        self.adapter = features.channel_adapter(narrow, wide)
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        loss = features.cwd_feature_loss(
+            self.adapter(student.feature),
+            teacher.feature,
+            temperature=self.temperature,
+            student_channels=self.channels,
+        )
+        return {"cwd_feature": loss}
+
+
+class PixelSimilarity(LossTerm):
+    """DSD's pixel-wise similarity; without two auxiliary heads over feature and logits only."""
+
+    def __init__(self, context: TermContext) -> None:
+        super().__init__()
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        ours, theirs = [student.feature, student.logits], [teacher.feature, teacher.logits]
+        if student.aux_logits is not None and teacher.aux_logits is not None:
+            ours.insert(0, student.aux_logits)
+            theirs.insert(0, teacher.aux_logits)
+        return {"psd": features.psd_loss(ours, theirs)}
+
+
+class CategorySimilarity(LossTerm):
+    """DSD's category-wise similarity."""
+
+    def __init__(self, context: TermContext, *, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        loss = features.csd_loss(student.logits, teacher.logits, temperature=self.temperature)
+        return {"csd": loss}
+
+
+class CirkdMinibatch(LossTerm):
+    """CIRKD's relations across the images of the batch."""
+
+    def __init__(self, context: TermContext, *, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        loss = relations.cirkd_minibatch_loss(
+            student.feature, teacher.feature, temperature=self.temperature
+        )
+        return {"cirkd_minibatch": loss}
+
+
+class CirkdMemory(LossTerm):
+    """CIRKD's relations with earlier batches; options are those of `relations.CirkdMemory`."""
+
+    def __init__(self, context: TermContext, **options: Option) -> None:
+        super().__init__()
+        self.memory = _memory(context, options)
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        terms = self.memory(student.feature, teacher.feature, labels)
+        return {"cirkd_pixel": terms.pixel, "cirkd_region": terms.region}
+
+
+class Dist(LossTerm):
+    """DIST on the logits, and with the auxiliary weight on the auxiliary ones."""
+
+    def __init__(
+        self, context: TermContext, *, inter_weight: float = 1.0, intra_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.inter_weight, self.intra_weight = inter_weight, intra_weight
+        self.aux_weight = context.aux_weight
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        loss = self._of(student.logits, teacher.logits)
+        if student.aux_logits is not None and teacher.aux_logits is not None:
+            loss = loss + self.aux_weight * self._of(student.aux_logits, teacher.aux_logits)
+        return {"dist": loss}
+
+    def _of(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return logits.dist_loss(
+            student, teacher, inter_weight=self.inter_weight, intra_weight=self.intra_weight
+        )
+
+
+class MaskedGeneration(LossTerm):
+    """MGD: the backbone's last stage completed from a quarter of its positions."""
+
+    def __init__(self, context: TermContext, *, mask_ratio: float = 0.75) -> None:
+        super().__init__()
+        self.generator = features.MaskedGeneration(*context.stage_widths, mask_ratio=mask_ratio)
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        target = teacher.stages[1]
+        return {"mgd": features.mgd_loss(_complete(self.generator, student, teacher), target)}
+
+
+class AfDcd(LossTerm):
+    """Af-DCD: MGD's completion, and a contrast between the parts of the completed stage.
+
+    The published 16 groups of channels become as many as divide the teacher's width.
+    """
+
+    def __init__(
+        self,
+        context: TermContext,
+        *,
+        mask_ratio: float = 0.75,
+        temperature: float = 0.07,
+        groups: int = 16,
+        pool: int = 4,
+        patch: int = 4,
+    ) -> None:
+        super().__init__()
+        width = context.stage_widths[1]
+        self.generator = features.MaskedGeneration(*context.stage_widths, mask_ratio=mask_ratio)
+        self.groups = max(g for g in range(1, groups + 1) if width % g == 0)
+        self.temperature, self.pool, self.patch = temperature, pool, patch
+        height, wide = context.teacher.stages[1].shape[2:]
+        if min(height, wide) < patch:
+            raise UserError(
+                f"Af-DCD needs maps of at least {patch} x {patch} positions, the teacher's last "
+                f"stage has {height} x {wide} for a training sample. Use a larger "
+                "recipe.augment.crop or methods.options={af_dcd: {af_dcd: {patch: 2}}}."
+            )
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        completed, target = _complete(self.generator, student, teacher), teacher.stages[1]
+        contrast = features.af_dcd_contrast_loss(
+            completed,
+            target,
+            temperature=self.temperature,
+            groups=self.groups,
+            pool=self.pool,
+            patch=self.patch,
+        )
+        return {
+            "af_dcd_feature": features.mgd_loss(completed, target),
+            "af_dcd_contrast": contrast,
+        }
+
+
+class CirkdV2(LossTerm):
+    """CIRKDv2: CIRKD, FitNet and channel relations, all on a refined feature of the student.
+
+    Options are those of `relations.CirkdMemory`; those of `relations.ChannelRelations` begin with
+    ``channel_``.
+    """
+
+    def __init__(self, context: TermContext, **options: Option) -> None:
+        super().__init__()
+        narrow, wide = context.feature_widths
+        height, width = context.teacher.feature.shape[2:]
+        of_channels = {
+            name.removeprefix("channel_"): options.pop(name)
+            for name in list(options)
+            if name.startswith("channel_")
+        }
+        self.refine = relations.SelfAttentionBlock(narrow)
+        self.memory = _memory(context, options)
+        self.adapter = features.channel_adapter(narrow, wide)
+        pool = int(of_channels.get("pool", 4))
+        self.channels = relations.ChannelRelations(
+            narrow,
+            wide,
+            relations.pooled_positions(height, width, pool=pool),
+            **of_channels,  # type: ignore[arg-type]
+        )
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        refined, target = self.refine(student.feature), teacher.feature
+        memory = self.memory(refined, target, labels)
+        channels = self.channels(refined, target)
+        return {
+            "cirkd_minibatch": relations.cirkd_minibatch_loss(refined, target),
+            "cirkd_pixel": memory.pixel,
+            "cirkd_region": memory.region,
+            "fitnet": features.fitnet_loss(self.adapter(refined), target),
+            "channel_minibatch": channels.minibatch,
+            "channel_memory": channels.memory,
+            "channel_mse": channels.mse,
+        }
+
+
+class Bpkd(LossTerm):
+    """BPKD: edges and bodies of the classes apart."""
+
+    def __init__(self, context: TermContext, *, temperature: float = 4.0, kernel: int = 7) -> None:
+        super().__init__()
+        self.temperature, self.kernel = temperature, kernel
+        self.ignore_index = context.ignore_index
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `LossTerm.forward`."""
+        terms = logits.bpkd_terms(
+            student.logits,
+            teacher.logits,
+            labels,
+            temperature=self.temperature,
+            kernel=self.kernel,
+            ignore_index=self.ignore_index,
+        )
+        return {"bpkd_edge": terms.edge, "bpkd_body": terms.body}
+
+
+class Module(NamedTuple):
+    """An entry of `TERMS`: how a module is built and which losses it returns."""
+
+    build: Callable[..., LossTerm]
+    losses: tuple[str, ...]
+
+
+TERMS: dict[str, Module] = {
+    "kd": Module(KnowledgeDistillation, ("kd",)),
+    "fitnet": Module(FitNet, ("fitnet",)),
+    "at": Module(AttentionTransfer, ("at",)),
+    "skd_pairwise": Module(PairwiseSimilarity, ("skd_pairwise",)),
+    "skd_holistic": Module(HolisticAdversary, ("skd_generator", "skd_discriminator")),
+    "ifvd": Module(IntraClassVariation, ("ifvd",)),
+    "cwd_logits": Module(ChannelWiseLogits, ("cwd_logits",)),
+    "cwd_feature": Module(ChannelWiseFeature, ("cwd_feature",)),
+    "psd": Module(PixelSimilarity, ("psd",)),
+    "csd": Module(CategorySimilarity, ("csd",)),
+    "cirkd_minibatch": Module(CirkdMinibatch, ("cirkd_minibatch",)),
+    "cirkd_memory": Module(CirkdMemory, ("cirkd_pixel", "cirkd_region")),
+    "dist": Module(Dist, ("dist",)),
+    "mgd": Module(MaskedGeneration, ("mgd",)),
+    "af_dcd": Module(AfDcd, ("af_dcd_feature", "af_dcd_contrast")),
+    "cirkdv2": Module(
+        CirkdV2,
+        (
+            "cirkd_minibatch",
+            "cirkd_pixel",
+            "cirkd_region",
+            "fitnet",
+            "channel_minibatch",
+            "channel_memory",
+            "channel_mse",
+        ),
+    ),
+    "bpkd": Module(Bpkd, ("bpkd_edge", "bpkd_body")),
+}
+
+
+def build_term(term: Term, context: TermContext) -> LossTerm:
+    """Build a term's module for the networks of a training.
 
     Raises:
-        UserError: No term has that name.
+        UserError: There is no such module or option, or the networks' maps do not suit it.
     """
-    if name not in TERMS:
+    if term.module not in TERMS:
         raise UserError(
-            f"There is no loss term {name!r}. The terms are: {', '.join(sorted(TERMS))}."
+            f"There is no loss term {term.module!r}. The terms are: {', '.join(sorted(TERMS))}."
         )
-    return TERMS[name](**options)
+    try:
+        return TERMS[term.module].build(context, **term.options)
+    except TypeError as error:
+        raise UserError(
+            f"params:methods.options does not suit the term {term.module!r} ({error}). Its options "
+            "are the arguments of the class in distillation/terms.py."
+        ) from error
+
+
+def _memory(context: TermContext, options: Mapping[str, Option]) -> relations.CirkdMemory:
+    return relations.CirkdMemory(
+        *context.feature_widths,
+        context.num_classes,
+        ignore_index=context.ignore_index,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _complete(
+    generator: features.MaskedGeneration, student: NetworkOutput, teacher: NetworkOutput
+) -> Tensor:
+    """The student's last stage, completed at the teacher's size."""
+    height, width = teacher.stages[1].shape[2:]
+    completed: Tensor = generator(student.stages[1], (height, width))
+    return completed

@@ -10,7 +10,7 @@ from typing import Any
 
 Metrics = dict[str, Any]
 
-NOT_SPLITS = ("about", "cost")
+NOT_SPLITS = ("about", "cost", "repeats")
 
 
 def splits_of(metrics: Mapping[str, Any]) -> list[str]:
@@ -22,9 +22,18 @@ def splits_of(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def flatten(results: Iterable[Metrics]) -> list[Metrics]:
+    """Every training as a result of its own: `repeats` holds those with further seeds."""
+    flat = []
+    for result in results:
+        flat.append({key: value for key, value in result.items() if key != "repeats"})
+        flat += result.get("repeats", [])
+    return flat
+
+
 def comparable(results: Iterable[Metrics], key: str) -> list[Metrics]:
     """Students trained on the same data, with the same network and recipe as `key` stands for."""
-    return [result for result in results if result.get("about", {}).get("comparison") == key]
+    return [r for r in flatten(results) if r.get("about", {}).get("comparison") == key]
 
 
 def latest_by_seed(results: Iterable[Metrics]) -> dict[tuple[str, str], Metrics]:
@@ -48,7 +57,7 @@ def compare(results: Iterable[Metrics]) -> list[dict[str, Any]]:
         others, best first (by the last split).
     """
     groups: dict[tuple[str, str, str], dict[str, Metrics]] = {}
-    for result in results:
+    for result in flatten(results):
         about = result["about"]
         # A teacher is not compared by recipe; its own work tells one from another.
         which = about["comparison"] or f"{about['network']}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from typing import NamedTuple
@@ -10,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from rdd_pipeline.networks.probe import on_meta
 
 
 class Latency(NamedTuple):
@@ -57,7 +58,7 @@ def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
     Half of what torch's FLOP counter finds. Runs on a copy without storage: any size takes
     milliseconds, and the network is left as it is.
     """
-    meta = _on_meta(network)
+    meta = on_meta(network)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         meta(torch.zeros(1, 3, *size, device="meta"))
     return int(counter.get_total_flops()) // 2
@@ -77,7 +78,7 @@ def published_macs(network: nn.Module, size: tuple[int, int]) -> int:
         assert isinstance(module, nn.Conv2d)
         total += _published_operations(module, inputs[0], output)
 
-    meta = _on_meta(network)
+    meta = on_meta(network)
     for module in meta.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(add)
@@ -143,17 +144,6 @@ def measure_latency(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _on_meta(network: nn.Module) -> nn.Module:
-    # A copy through the meta device: a deep copy on the real one would double the memory.
-    memo = {
-        id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False)
-        if isinstance(tensor, nn.Parameter)
-        else tensor.to("meta")
-        for tensor in [*network.parameters(), *network.buffers()]
-    }
-    return copy.deepcopy(network, memo).eval()
 
 
 def _published_operations(conv: nn.Conv2d, given: Tensor, output: Tensor) -> int:

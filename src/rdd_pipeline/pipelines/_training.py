@@ -1,19 +1,13 @@
-"""Nodes and wiring that every trained network shares: train, evaluate, draw.
-
-One factory makes the pipeline of a method in its own namespace, so that each of them has the same
-nodes, the same data set names (`student_{method}`, `metrics_{method}`, `history_{method}`) and the
-same MLflow keys.
-"""
+"""Nodes that every trained network shares: check, train, evaluate, draw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from kedro.pipeline import Node, Pipeline
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
@@ -25,19 +19,27 @@ from rdd_pipeline.config import (
     NetworkParams,
     RddParams,
     RecipeParams,
+    TeacherParams,
     TrainerParams,
 )
 from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_terms
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.comparison import splits_of
 from rdd_pipeline.evaluation.cost import count_macs, count_parameters
 from rdd_pipeline.evaluation.figures import confusion_figure, training_curves
 from rdd_pipeline.evaluation.scoring import score_splits
-from rdd_pipeline.networks import NetworkCheckpoint
+from rdd_pipeline.networks import (
+    NetworkCheckpoint,
+    SegmentationNetwork,
+    import_teacher,
+    network_from_params,
+)
 from rdd_pipeline.pipelines._shared import (
     images_root,
     label_set_of,
     local_network,
+    local_teacher,
     rows_of,
     samples_of,
 )
@@ -46,18 +48,20 @@ from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.training.checkpoints import State, WorkFolder
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import Stage, TrainingJob, json_digest
-from rdd_pipeline.training.loop import TrainingResult, job_fingerprint, prepare_job, train
+from rdd_pipeline.training.loop import (
+    TrainingResult,
+    job_fingerprint,
+    prepare_job,
+    term_context,
+    train,
+)
 
-SHARED_PARAMETERS = {
-    "params:data",
-    "params:student",
-    "params:recipe",
-    "params:rdd",
-    "params:methods",
-    "params:seed",
-    "params:trainer",
-    "params:evaluation",
-}
+
+class Repeat(NamedTuple):
+    """One training of a method with one of the further seeds of `params:seeds`."""
+
+    network: NetworkCheckpoint
+    cost: dict[str, float]
 
 
 def run_training(
@@ -77,8 +81,11 @@ def run_training(
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
     start: State | None = None,
+    prefix: str = "",
 ) -> TrainingResult:
     """Build the job, find its work folder, and train, resume or load.
+
+    `prefix` is what the names of the curves begin with.
 
     Raises:
         UserError: Parameters that do not fit together.
@@ -94,7 +101,7 @@ def run_training(
             image_size=data.image_size,
             recipe=recipe,
             rdd=rdd,
-            weights=methods.weights.get(method, {}),
+            methods=methods,
         )
     except ValidationError as error:
         # Kedro checks the types of models only; the seed is a plain number.
@@ -117,8 +124,26 @@ def run_training(
         teacher=teacher,
         start=start,
         work=work,
-        observe=tracking.emit,
+        observe=lambda iteration, values: tracking.emit(
+            iteration, {prefix + name: value for name, value in values.items()}
+        ),
     )
+
+
+def seeds_from(seed: int, seeds: int) -> range:
+    """The seeds of a run: `seeds` of them, from `seed` on.
+
+    Raises:
+        UserError: They are no whole numbers, or there is none.
+    """
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise UserError(
+            f"params:seeds is {seeds!r}; it is the number of seeds, 1 or more (seed, seed + 1, "
+            "...), not a list."
+        )
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"params:seed is {seed!r}; expected a whole number, 0 or more.")
+    return range(seed, seed + seeds)
 
 
 def score_network(
@@ -215,7 +240,7 @@ def training_cost(state: State) -> dict[str, float]:
 
 
 def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
-    """Node function that trains the student by `method`."""
+    """Node function that trains the student by `method`, once for each seed."""
 
     def train_student(
         raw_images: Path,
@@ -229,36 +254,48 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
         rdd: RddParams,
         methods: MethodsParams,
         seed: int,
+        seeds: int,
         trainer: TrainerParams,
         teacher_weights: NetworkCheckpoint | None = None,
         start: dict[str, Any] | None = None,
-    ) -> tuple[NetworkCheckpoint, pd.DataFrame, dict[str, float], dict[str, Any]]:
-        result = run_training(
-            method=method,
-            stage=stage,
-            raw_images=raw_images,
-            raw_index=raw_index,
-            label_set=label_set,
-            work_folder=work_folder,
-            data=data,
-            network=student,
-            recipe=recipe,
-            rdd=rdd,
-            methods=methods,
-            seed=seed,
-            trainer=trainer,
-            teacher=teacher_weights,
-            start=start,
+    ) -> tuple[NetworkCheckpoint, pd.DataFrame, dict[str, float], dict[str, Any], list[Repeat]]:
+        starts = [None] * seeds if start is None else [start, *start.get("repeats", [])]
+        results = [
+            run_training(
+                method=method,
+                stage=stage,
+                raw_images=raw_images,
+                raw_index=raw_index,
+                label_set=label_set,
+                work_folder=work_folder,
+                data=data,
+                network=student,
+                recipe=recipe,
+                rdd=rdd,
+                methods=methods,
+                seed=number,
+                trainer=trainer,
+                teacher=teacher_weights,
+                start=starts[number - seed] if number - seed < len(starts) else None,
+                prefix="" if number == seed else f"seed_{number}.",
+            )
+            for number in seeds_from(seed, seeds)
+        ]
+        first, *others = results
+        history = pd.concat(
+            [pd.DataFrame(r.history).assign(seed=seed + n) for n, r in enumerate(results)],
+            ignore_index=True,
         )
-        history = pd.DataFrame(result.history)
-        return result.network, history, training_cost(result.state), result.state
+        state = {**first.state, "repeats": [other.state for other in others]}
+        repeats = [Repeat(other.network, training_cost(other.state)) for other in others]
+        return first.network, history, training_cost(first.state), state, repeats
 
     train_student.__name__ = f"train_{method}"
     return train_student
 
 
 def make_evaluate_node(method: str) -> Callable[..., Any]:
-    """Node function that scores the student of `method`."""
+    """Node function that scores the students of `method`, one for each seed."""
 
     def evaluate_student(
         raw_images: Path,
@@ -267,6 +304,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         work_folder: Path,
         weights: NetworkCheckpoint,
         cost: dict[str, float],
+        repeats: list[Repeat],
         data: DataParams,
         student: NetworkParams,
         recipe: RecipeParams,
@@ -274,19 +312,28 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         trainer: TrainerParams,
     ) -> tuple[dict[str, Any], Figure]:
         labels = label_set_of(label_set)
-        metrics = score_network(
-            weights,
-            samples_of(raw_index),
-            name=method,
-            root=images_root(raw_images, data),
-            labels=labels,
-            data=data,
-            evaluation=evaluation,
-            trainer=trainer,
-            comparison=comparison_key(raw_index, data, student, recipe, evaluation),
-            work_folder=work_folder,
-        )
-        metrics["cost"] |= cost
+        samples = samples_of(raw_index)
+        comparison = comparison_key(raw_index, data, student, recipe, evaluation)
+
+        def score(network: NetworkCheckpoint, cost: dict[str, float]) -> dict[str, Any]:
+            metrics = score_network(
+                network,
+                samples,
+                name=method,
+                root=images_root(raw_images, data),
+                labels=labels,
+                data=data,
+                evaluation=evaluation,
+                trainer=trainer,
+                comparison=comparison,
+                work_folder=work_folder,
+            )
+            metrics["cost"] |= cost
+            return metrics
+
+        metrics = score(weights, cost)
+        if repeats:
+            metrics["repeats"] = [score(repeat.network, repeat.cost) for repeat in repeats]
         return metrics, confusion_of(metrics, labels)
 
     evaluate_student.__name__ = f"evaluate_{method}"
@@ -301,99 +348,53 @@ def confusion_of(metrics: dict[str, Any], labels: LabelSet) -> Figure:
 
 
 def draw_history(history: pd.DataFrame) -> Figure:
-    """Loss, learning rate and validation mIoU over the iterations."""
+    """Loss, learning rate and validation mIoU over the iterations, of the first seed."""
+    if "seed" in history and len(history):
+        history = history[history["seed"] == history["seed"].iloc[0]].drop(columns="seed")
     return training_curves(rows_of(history))
 
 
-def method_pipeline(
-    method: str,
-    *,
-    stage: Stage = "whole",
-    start: str | None = None,
-    keep_state: bool = False,
-    namespace: str | None = None,
-) -> Pipeline:
-    """Train and evaluate the student by one method, in a namespace of its own.
+def make_check_node(methods: Sequence[str]) -> Callable[..., Any]:
+    """Node function that refuses what one of several methods would fail with after the others."""
 
-    Args:
-        method: Key of `distillation.methods.METHODS`.
-        stage: Stage of an RDD run.
-        start: Data set with the training state of the stage before.
-        keep_state: Put the training state into the catalog as ``state_{method}``.
-        namespace: Of the nodes; None: the method's name.
-    """
-    inputs = {
-        "raw_images": "raw_images",
-        "raw_index": "raw_index",
-        "label_set": "label_set",
-        "work_folder": "work_folder",
-    }
-    training_inputs = {
-        **inputs,
-        "network_plan": "network_plan",
-        "data": "params:data",
-        "student": "params:student",
-        "recipe": "params:recipe",
-        "rdd": "params:rdd",
-        "methods": "params:methods",
-        "seed": "params:seed",
-        "trainer": "params:trainer",
-    }
-    upstream = {"network_plan"}
-    if find_method(method).needs_teacher:
-        training_inputs["teacher_weights"] = "teacher_weights"
-        upstream.add("teacher_weights")
-    if start is not None:
-        training_inputs["start"] = start
-        upstream.add(start)
-    nodes = Pipeline(
-        [
-            Node(
-                make_train_node(method, stage),
-                name=f"train_{method}_node",
-                inputs=training_inputs,
-                outputs=["weights", "history", "training_cost", "state"],
-                tags=["gpu", "training"],
-            ),
-            Node(
-                make_evaluate_node(method),
-                name=f"evaluate_{method}_node",
-                inputs={
-                    **inputs,
-                    "weights": "weights",
-                    "cost": "training_cost",
-                    "data": "params:data",
-                    "student": "params:student",
-                    "recipe": "params:recipe",
-                    "evaluation": "params:evaluation",
-                    "trainer": "params:trainer",
-                },
-                outputs=["metrics", "confusion"],
-                tags=["gpu", "evaluation"],
-            ),
-            Node(
-                draw_history,
-                name=f"draw_{method}_history_node",
-                inputs="history",
-                outputs="curves",
-                tags=["figures"],
-            ),
-        ]
-    )
-    outputs = {
-        "weights": f"student_{method}",
-        "history": f"history_{method}",
-        "metrics": f"metrics_{method}",
-        "confusion": f"confusion_{method}",
-        "curves": f"curves_{method}",
-    }
-    if keep_state:
-        outputs["state"] = f"state_{method}"
-    return Pipeline(
-        nodes,
-        namespace=namespace or method,
-        tags=[f"method_{method}"],
-        inputs={*inputs, *upstream},
-        outputs=outputs,
-        parameters=SHARED_PARAMETERS,
-    )
+    def check_methods(
+        label_set: dict[str, Any],
+        network_plan: dict[str, Any],
+        teacher: TeacherParams,
+        student: NetworkParams,
+        recipe: RecipeParams,
+        rdd: RddParams,
+        methods_params: MethodsParams,
+        seed: int,
+        seeds: int,
+    ) -> dict[str, Any]:
+        seeds_from(seed, seeds)
+        labels = label_set_of(label_set)
+        small = network_from_params(local_network(student), num_classes=labels.num_classes)
+        big = teacher_network(teacher, labels)
+        plan = {}
+        for name in methods:
+            method = find_method(name, methods_params)
+            settings = method.settings(rdd)
+            if method.task == "rdd":
+                check_auxiliary_heads(
+                    settings,
+                    warmup=settings.warmup_iterations(recipe.iterations),
+                    iterations=recipe.iterations,
+                    teacher=big.auxiliary is not None,
+                    student=small.auxiliary is not None,
+                )
+            check_terms(method, term_context(small, big, recipe, labels))
+            plan[name] = {"title": method.title, "task": method.task, "weights": method.weights}
+        return plan
+
+    check_methods.__name__ = "check_methods"
+    return check_methods
+
+
+def teacher_network(teacher: TeacherParams, labels: LabelSet) -> SegmentationNetwork:
+    """The teacher as it will be: imported, or new with random weights."""
+    teacher = local_teacher(teacher)
+    if teacher.weights is not None:
+        return import_teacher(teacher, labels.names).build()
+    return network_from_params(teacher.network, num_classes=labels.num_classes)

@@ -9,12 +9,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from rdd_pipeline.config import NetworkParams, Params, RddParams, RecipeParams, Size
+from rdd_pipeline.config import MethodsParams, NetworkParams, Params, RddParams, RecipeParams, Size
 from rdd_pipeline.distillation.methods import Method, find_method
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.segmentation.labels import LabelSet
 
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 """Raised whenever the same job would give other weights than before: old work is not reused."""
 
 Stage = Literal["whole", "tfe", "tse"]
@@ -31,8 +31,10 @@ class TrainingJob(Params):
     root: Path = Field(description="Folder the sample paths start at.")
     image_size: Size | None = None
     recipe: RecipeParams
-    rdd: RddParams = RddParams()
-    weights: dict[str, float] = Field({}, description="Other weights of the method's terms.")
+    rdd: RddParams = Field(
+        RddParams(), description="Settings of the run; an ablation puts its own on top."
+    )
+    methods: MethodsParams = MethodsParams()
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -53,13 +55,18 @@ class TrainingJob(Params):
 
     @property
     def definition(self) -> Method:
-        """The method's task loss and terms, with this job's weights."""
-        return find_method(self.method, self.weights)
+        """The method's task loss and terms, with this job's weights and options."""
+        return find_method(self.method, self.methods)
+
+    @property
+    def rdd_settings(self) -> RddParams:
+        """Settings of RDD as this method has them."""
+        return self.definition.settings(self.rdd)
 
     @property
     def warmup(self) -> int:
         """First iteration of the TSE stage."""
-        return self.rdd.warmup_iterations(self.recipe.iterations)
+        return self.rdd_settings.warmup_iterations(self.recipe.iterations)
 
     @property
     def first_iteration(self) -> int:
@@ -80,12 +87,21 @@ class TrainingJob(Params):
         counts by its content. The TFE stage does not look at the settings of TSE, so runs that
         differ in those share it.
         """
-        facts = self.model_dump(mode="json", exclude={"root", "method", "weights"})
-        facts["definition"] = repr((self.definition.task, self.definition.terms))
-        if self.definition.task != "rdd":
-            del facts["rdd"]
-        elif self.stage == "tfe":
-            facts["rdd"] = {"warmup": self.warmup, "reduction": self.rdd.reduction}
+        definition, rdd = self.definition, self.rdd_settings
+        facts = self.model_dump(mode="json", exclude={"root", "method", "methods", "rdd"})
+        facts["definition"] = {
+            "task": definition.task,
+            "terms": [
+                {"module": t.module, "weights": t.weights, "options": t.options}
+                for t in definition.terms
+            ],
+        }
+        if definition.task == "rdd":
+            facts["rdd"] = rdd.model_dump(mode="json")
+            # Two ways to say the same: a fraction of the run and a count.
+            facts["rdd"]["warmup"] = self.warmup
+            if self.stage == "tfe":
+                facts["rdd"] = {"warmup": self.warmup, "reduction": rdd.reduction}
         if isinstance(self.network.pretrained, Path):
             facts["network"]["pretrained"] = file_digest(self.network.pretrained)
         facts |= {

@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.config import RecipeParams, TrainerParams
 from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads, tfe_share
+from rdd_pipeline.distillation.terms import TermContext
 from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
@@ -32,12 +33,17 @@ from rdd_pipeline.networks import (
     NetworkCheckpoint,
     NetworkHeader,
     Preprocessing,
+    SegmentationNetwork,
     network_from_params,
 )
+from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
+from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
 from rdd_pipeline.training.checkpoints import State, WorkFolder, copy_to_cpu, digest
 from rdd_pipeline.training.device import (
+    peak_memory,
+    reset_peak_memory,
     resolve_device,
     resolve_precision,
     resolve_workers,
@@ -45,7 +51,7 @@ from rdd_pipeline.training.device import (
 )
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.progress import TrainingProgress
-from rdd_pipeline.training.schedule import build_optimizer, learning_rate
+from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer, learning_rate
 from rdd_pipeline.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
@@ -82,7 +88,7 @@ class TrainingResult:
 
 def state_digest(state: Mapping[str, Any]) -> str:
     """Digest of what decides how the training goes on; curves and clocks are left out."""
-    deciding = ("iteration", "student", "objective", "optimizer", "best")
+    deciding = ("iteration", "student", "objective", "optimizer", "adversary_optimizer", "best")
     return digest({key: state[key] for key in deciding})
 
 
@@ -216,26 +222,30 @@ class _Run:
         self.student = network_from_params(job.network, num_classes=job.labels.num_classes)
         self.preprocessing = Preprocessing.for_network(job.network)
         weights = job.labels.class_weights if job.recipe.class_weights else None
-        self.objective = Objective(
-            job.definition,
-            rdd=job.rdd,
-            warmup=job.warmup,
-            iterations=job.recipe.iterations,
-            aux_weight=job.recipe.aux_weight,
-            class_weights=None if weights is None else torch.tensor(weights),
-            ignore_index=job.labels.ignore_index,
-        )
         teacher_network = None
         if self.teacher is not None and job.definition.needs_teacher:
             teacher_network = self.teacher.build().requires_grad_(False)
             if job.definition.task == "rdd":
                 check_auxiliary_heads(
-                    job.rdd,
+                    job.rdd_settings,
                     warmup=job.warmup,
                     iterations=job.recipe.iterations,
                     teacher=teacher_network.auxiliary is not None,
                     student=self.student.auxiliary is not None,
                 )
+        self.objective = Objective(
+            job.definition,
+            rdd=job.rdd_settings,
+            warmup=job.warmup,
+            iterations=job.recipe.iterations,
+            aux_weight=job.recipe.aux_weight,
+            class_weights=None if weights is None else torch.tensor(weights),
+            ignore_index=job.labels.ignore_index,
+            context=None
+            if teacher_network is None
+            else term_context(self.student, teacher_network, job.recipe, job.labels),
+        )
+        if teacher_network is not None:
             _to_device(teacher_network, self.device, self.trainer)
         self.step = TrainingStep(
             self.student,
@@ -246,7 +256,11 @@ class _Run:
             autocast=torch.bfloat16 if job.precision == "bfloat16" else None,
         )
         _to_device(self.step, self.device, self.trainer)
-        self.optimizer = build_optimizer(job.recipe.optimizer, self.step.parameters())
+        against = [p for module in self.objective.adversaries() for p in module.parameters()]
+        ids = {id(parameter) for parameter in against}
+        self.parameters = [p for p in self.step.parameters() if id(p) not in ids]
+        self.optimizer = build_optimizer(job.recipe.optimizer, self.parameters)
+        self.adversary_optimizer = build_adversary_optimizer(against)
         self.wrapped: nn.Module = self.step
         if self.world > 1:
             if self.device.type == "cuda":
@@ -266,6 +280,8 @@ class _Run:
         self.objective.load_state_dict(state["objective"])
         # A copy: the optimizer goes on in the very tensors it is given, here the caller's.
         self.optimizer.load_state_dict(copy_to_cpu(state["optimizer"]))
+        if self.adversary_optimizer is not None:
+            self.adversary_optimizer.load_state_dict(copy_to_cpu(state["adversary_optimizer"]))
         progression.iteration = state["iteration"]
         progression.best = state["best"]
         progression.history = list(state["history"])
@@ -279,6 +295,9 @@ class _Run:
             "student": copy_to_cpu(self.student.state_dict()),
             "objective": copy_to_cpu(self.objective.state_dict()),
             "optimizer": copy_to_cpu(self.optimizer.state_dict()),
+            "adversary_optimizer": None
+            if self.adversary_optimizer is None
+            else copy_to_cpu(self.adversary_optimizer.state_dict()),
             "best": progression.best,
             "history": list(progression.history),
             "cost": {
@@ -319,6 +338,7 @@ class _Run:
             world_size=self.world,
             pin_memory=self.device.type == "cuda",
         )
+        reset_peak_memory(self.device)
         window = _Window()
         saved = time.monotonic()
         self.wrapped.train()
@@ -369,7 +389,7 @@ class _Run:
         output.total.backward()
         norm = self.job.recipe.clip_norm
         if norm is not None:
-            scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.step.parameters(), norm)
+            scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, norm)
         numbers = torch.stack([value.float() for value in scalars.values()])
         if self.group is not None:
             # All ranks log the mean of all, and all of them stop where one meets a NaN.
@@ -378,8 +398,10 @@ class _Run:
         # One transfer, and the only wait for the device in a step.
         values = dict(zip(scalars, numbers.tolist(), strict=True))
         self._require_finite(values, iteration)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in (self.optimizer, self.adversary_optimizer):
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         return values
 
     def _require_finite(self, values: Mapping[str, float], iteration: int) -> None:
@@ -400,14 +422,14 @@ class _Run:
         self, progression: _Progression, window: _Window, lr: float, progress: TrainingProgress
     ) -> None:
         means, images, seconds = window.close()
-        if self.device.type == "cuda":
-            progression.peak_memory = max(
-                progression.peak_memory, torch.cuda.max_memory_allocated(self.device)
-            )
+        progression.peak_memory = max(progression.peak_memory, peak_memory(self.device))
         row = {"iteration": progression.iteration, "lr": lr, **means}
         if self.job.definition.task == "rdd":
             row["tfe_share"] = tfe_share(
-                self.job.rdd, progression.iteration, self.job.warmup, self.job.recipe.iterations
+                self.job.rdd_settings,
+                progression.iteration,
+                self.job.warmup,
+                self.job.recipe.iterations,
             )
         progression.history.append(row)
         rate = images / seconds if seconds > 0 else 0.0
@@ -552,6 +574,22 @@ def check_inputs(
             )
 
 
+def term_context(
+    student: SegmentationNetwork,
+    teacher: SegmentationNetwork,
+    recipe: RecipeParams,
+    labels: LabelSet,
+) -> TermContext:
+    """What distillation terms are built for: both networks' maps of a training sample."""
+    crop = recipe.augment.crop
+    return TermContext(
+        student=output_shapes(student, crop),
+        teacher=output_shapes(teacher, crop),
+        ignore_index=labels.ignore_index,
+        aux_weight=recipe.aux_weight,
+    )
+
+
 def check_teacher(header: NetworkHeader, job: TrainingJob) -> None:
     """Raise a UserError when a teacher does not fit a job's label set."""
     if len(header.label_names) != job.labels.num_classes:
@@ -587,7 +625,8 @@ def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
 
 
 def _title(job: TrainingJob) -> str:
-    return job.method if job.stage == "whole" else f"{job.method} ({job.stage} stage)"
+    stage = "" if job.stage == "whole" else f" ({job.stage} stage)"
+    return job.method + stage + (f", seed {job.seed}" if job.seed else "")
 
 
 def _step_seed(seed: int, iteration: int, rank: int) -> int:

@@ -23,6 +23,18 @@ def learning_rate(params: OptimizerParams, iteration: int, iterations: int) -> f
     return rate
 
 
+ADVERSARY_LR, ADVERSARY_BETAS = 4e-4, (0.9, 0.99)
+"""Adam of SKD's discriminator (Liu et al. 2019); its rate stays as it is."""
+
+
+def build_adversary_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """Adam over the modules that learn against the student; None where there are none."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trainable:
+        return None
+    return torch.optim.Adam(trainable, lr=ADVERSARY_LR, betas=ADVERSARY_BETAS)
+
+
 def build_optimizer(
     params: OptimizerParams, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:

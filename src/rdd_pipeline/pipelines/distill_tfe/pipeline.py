@@ -5,7 +5,7 @@ from typing import Any
 from kedro.pipeline import Pipeline
 
 from rdd_pipeline.pipelines import train_teacher
-from rdd_pipeline.pipelines._training import method_pipeline
+from rdd_pipeline.pipelines._wiring import method_pipeline
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:

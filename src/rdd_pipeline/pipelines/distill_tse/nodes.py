@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from rdd_pipeline.config import DataParams, EvaluationParams, RddParams
-from rdd_pipeline.evaluation.comparison import comparable, latest_by_seed, splits_of
+from rdd_pipeline.evaluation.comparison import comparable, flatten, latest_by_seed, splits_of
 from rdd_pipeline.evaluation.figures import RddRow, rdd_figure
 from rdd_pipeline.losses.rdd import chosen_pixels, teacher_confidence
 from rdd_pipeline.networks import NetworkCheckpoint
@@ -92,32 +93,36 @@ def summarize(
     Returns:
         The same as a Markdown table.
     """
-    seed = metrics_tse["about"]["seed"]
-    peers = latest_by_seed(comparable(trained_metrics, metrics_tse["about"]["comparison"]))
-    alone = peers.get(("baseline", seed))
+    about = metrics_tse["about"]
+    students = flatten([metrics_tse])
+    seeds = [result["about"]["seed"] for result in students]
+    peers = latest_by_seed(comparable(trained_metrics, about["comparison"]))
+    alone = [peers[key] for seed in seeds if (key := ("baseline", seed)) in peers]
     splits = splits_of(metrics_tse)
-    entries = [("teacher", metrics_teacher)]
-    if alone is not None:
+    entries = [("teacher", [metrics_teacher])]
+    if len(alone) == len(seeds):
         entries.append(("student alone", alone))
-    entries.append(("student by RDD", metrics_tse))
+    entries.append(("student by RDD", students))
 
-    table = Table(title=f"mIoU in % (seed {seed})", title_justify="left")
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"students: mean of seeds {', '.join(seeds)}"
+    table = Table(title=f"mIoU in % ({which})", title_justify="left")
     header = ["network", "", "parameters", *splits]
     for name in header:
         table.add_column(name, justify="left" if name in ("network", "") else "right")
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    for title, metrics in entries:
+    for title, results in entries:
+        first = results[0]
         cells = [
             title,
-            metrics["about"]["network"],
-            f"{metrics['cost']['parameters'] / 1e6:.2f} M",
-            *(f"{100 * metrics[s]['miou']:.1f}" if s in metrics else "-" for s in splits),
+            first["about"]["network"],
+            f"{first['cost']['parameters'] / 1e6:.2f} M",
+            *(_mean_miou(results, split) for split in splits),
         ]
         table.add_row(*cells)
         lines.append(f"| {' | '.join(cells)} |")
     console = rich.get_console()
     console.print(table)
-    if alone is None:
+    if len(alone) < len(seeds):
         console.print(
             "To see what distillation gains, train the student alone: "
             "kedro run --pipeline=distill_baselines --to-outputs=metrics_baseline"
@@ -125,3 +130,12 @@ def summarize(
     console.print(f"Figures and tables: {reporting_folder}", soft_wrap=True)
     console.print("All runs side by side: kedro mlflow ui")
     return "\n".join(lines) + "\n"
+
+
+def _mean_miou(results: list[dict[str, Any]], split: str) -> str:
+    """Mean over seeds in percent, with the standard deviation where there are several."""
+    values = [100 * result[split]["miou"] for result in results if split in result]
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean + (f" ({statistics.stdev(values):.1f})" if len(values) > 1 else "")

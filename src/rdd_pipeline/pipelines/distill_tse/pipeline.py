@@ -5,7 +5,7 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from rdd_pipeline.pipelines import distill_tfe
-from rdd_pipeline.pipelines._training import method_pipeline
+from rdd_pipeline.pipelines._wiring import method_pipeline
 
 from .nodes import draw_pixels, summarize
 

@@ -18,7 +18,7 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
-from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.distillation.methods import check_changes
 from rdd_pipeline.distillation.objective import check_auxiliary_heads
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import count_macs, count_parameters
@@ -34,6 +34,8 @@ from rdd_pipeline.pipelines._training import (
     confusion_of,
     run_training,
     score_network,
+    seeds_from,
+    teacher_network,
     training_cost,
 )
 from rdd_pipeline.training.device import resolve_device
@@ -49,6 +51,8 @@ def check_networks(
     recipe: RecipeParams,
     rdd: RddParams,
     methods: MethodsParams,
+    seed: int,
+    seeds: int,
     trainer: TrainerParams,
 ) -> dict[str, dict[str, Any]]:
     """Build both networks once, so that what does not fit is found before anything is trained.
@@ -61,8 +65,8 @@ def check_networks(
     """
     labels = label_set_of(label_set)
     resolve_device(trainer.device)
-    for method, weights in methods.weights.items():
-        find_method(method, weights)
+    seeds_from(seed, seeds)
+    check_changes(methods)
     warmup = rdd.warmup_iterations(recipe.iterations)
     if warmup > recipe.iterations:
         raise UserError(
@@ -75,11 +79,8 @@ def check_networks(
                 f"{name}.class_weights is on, but label set {labels.name!r} has no class weights. "
                 "Turn it off."
             )
-    teacher = local_teacher(teacher)
-    if teacher.weights is not None:
-        big = import_teacher(teacher, labels.names).build()
-    else:
-        big = network_from_params(teacher.network, num_classes=labels.num_classes)
+    big = teacher_network(teacher, labels)
+    if teacher.weights is None:
         big.check_trainable(teacher_recipe.batch_size)
     small = network_from_params(local_network(student), num_classes=labels.num_classes)
     small.check_trainable(recipe.batch_size)

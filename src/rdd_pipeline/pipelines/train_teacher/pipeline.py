@@ -32,6 +32,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             "recipe": "params:recipe",
             "rdd": "params:rdd",
             "methods": "params:methods",
+            "seed": "params:seed",
+            "seeds": "params:seeds",
             "trainer": "params:trainer",
         },
         outputs="network_plan",

@@ -1,0 +1,160 @@
+"""Wiring that every trained network shares.
+
+One factory makes the pipeline of a method in its own namespace, so that each of them has the same
+nodes, the same data set names (`student_{method}`, `metrics_{method}`, `history_{method}`) and the
+same MLflow keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kedro.pipeline import Node, Pipeline
+
+from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.pipelines._training import (
+    draw_history,
+    make_check_node,
+    make_evaluate_node,
+    make_train_node,
+)
+from rdd_pipeline.training.job import Stage
+
+SHARED_PARAMETERS = {
+    "params:data",
+    "params:student",
+    "params:recipe",
+    "params:rdd",
+    "params:methods",
+    "params:seed",
+    "params:seeds",
+    "params:trainer",
+    "params:evaluation",
+}
+
+
+def method_pipeline(
+    method: str,
+    *,
+    stage: Stage = "whole",
+    start: str | None = None,
+    keep_state: bool = False,
+    plan: str | None = None,
+) -> Pipeline:
+    """Train and evaluate the student by one method, in a namespace of its own.
+
+    Args:
+        method: Key of `distillation.methods.METHODS`.
+        stage: Stage of an RDD run.
+        start: Data set with the training state of the stage before.
+        keep_state: Put the training state into the catalog as ``state_{method}``.
+        plan: Data set the training waits for: the plan of a family of methods.
+    """
+    inputs = {
+        "raw_images": "raw_images",
+        "raw_index": "raw_index",
+        "label_set": "label_set",
+        "work_folder": "work_folder",
+    }
+    training_inputs = {
+        **inputs,
+        "network_plan": "network_plan",
+        "data": "params:data",
+        "student": "params:student",
+        "recipe": "params:recipe",
+        "rdd": "params:rdd",
+        "methods": "params:methods",
+        "seed": "params:seed",
+        "seeds": "params:seeds",
+        "trainer": "params:trainer",
+    }
+    upstream = {"network_plan"}
+    if find_method(method).needs_teacher:
+        training_inputs["teacher_weights"] = "teacher_weights"
+        upstream.add("teacher_weights")
+    if start is not None:
+        training_inputs["start"] = start
+        upstream.add(start)
+    if plan is not None:
+        training_inputs["network_plan"] = plan
+        upstream = {plan} | (upstream - {"network_plan"})
+    nodes = Pipeline(
+        [
+            Node(
+                make_train_node(method, stage),
+                name=f"train_{method}_node",
+                inputs=training_inputs,
+                outputs=["weights", "history", "training_cost", "state", "repeats"],
+                tags=["gpu", "training"],
+            ),
+            Node(
+                make_evaluate_node(method),
+                name=f"evaluate_{method}_node",
+                inputs={
+                    **inputs,
+                    "weights": "weights",
+                    "cost": "training_cost",
+                    "repeats": "repeats",
+                    "data": "params:data",
+                    "student": "params:student",
+                    "recipe": "params:recipe",
+                    "evaluation": "params:evaluation",
+                    "trainer": "params:trainer",
+                },
+                outputs=["metrics", "confusion"],
+                tags=["gpu", "evaluation"],
+            ),
+            Node(
+                draw_history,
+                name=f"draw_{method}_history_node",
+                inputs="history",
+                outputs="curves",
+                tags=["figures"],
+            ),
+        ]
+    )
+    outputs = {
+        "weights": f"student_{method}",
+        "history": f"history_{method}",
+        "metrics": f"metrics_{method}",
+        "confusion": f"confusion_{method}",
+        "curves": f"curves_{method}",
+    }
+    if keep_state:
+        outputs["state"] = f"state_{method}"
+    return Pipeline(
+        nodes,
+        namespace=method,
+        tags=[f"method_{method}"],
+        inputs={*inputs, *upstream},
+        outputs=outputs,
+        parameters=SHARED_PARAMETERS,
+    )
+
+
+def methods_pipeline(family: str, methods: Sequence[str]) -> Pipeline:
+    """Several methods, all of them checked before the first is trained.
+
+    Args:
+        family: Names the plan ``plan_{family}`` that the trainings wait for.
+        methods: Names of the methods.
+    """
+    plan = f"plan_{family}"
+    check = Node(
+        make_check_node(methods),
+        name=f"check_{family}_node",
+        inputs={
+            "label_set": "label_set",
+            "network_plan": "network_plan",
+            "teacher": "params:teacher",
+            "student": "params:student",
+            "recipe": "params:recipe",
+            "rdd": "params:rdd",
+            "methods_params": "params:methods",
+            "seed": "params:seed",
+            "seeds": "params:seeds",
+        },
+        outputs=plan,
+        tags=["checks"],
+    )
+    return sum((method_pipeline(name, plan=plan) for name in methods), start=Pipeline([check]))

@@ -1,0 +1,5 @@
+"""RDD with one setting changed: the rows of the published ablation tables."""
+
+from .pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,14 @@
+"""Wiring of ablations."""
+
+from typing import Any
+
+from kedro.pipeline import Pipeline
+
+from rdd_pipeline.distillation.methods import ABLATIONS
+from rdd_pipeline.pipelines import train_teacher
+from rdd_pipeline.pipelines._wiring import methods_pipeline
+
+
+def create_pipeline(**kwargs: Any) -> Pipeline:
+    """The teacher, the student alone for comparison, and every ablation of RDD."""
+    return train_teacher.create_pipeline() + methods_pipeline("ablations", ("baseline", *ABLATIONS))

@@ -1,0 +1,14 @@
+"""Wiring of distill_companions."""
+
+from typing import Any
+
+from kedro.pipeline import Pipeline
+
+from rdd_pipeline.distillation.methods import COMPANIONS
+from rdd_pipeline.pipelines import train_teacher
+from rdd_pipeline.pipelines._wiring import methods_pipeline
+
+
+def create_pipeline(**kwargs: Any) -> Pipeline:
+    """The teacher and every method with RDD as its task loss."""
+    return train_teacher.create_pipeline() + methods_pipeline("companions", tuple(COMPANIONS))
