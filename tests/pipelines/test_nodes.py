@@ -529,7 +529,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         raw_index=ingested[0],
         label_set=ingested[1],
         work_folder=tmp_path / "work",
-        network_plan={},
+        method_plan={},
         data=FOLDER,
         student=STUDENT,
         recipe=RECIPE,
@@ -564,7 +564,7 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
     }
     training = {
         **shared,
-        "network_plan": {},
+        "method_plan": {},
         "rdd": RddParams(warmup=2, min_kept=0.1),
         "methods": MethodsParams(),
         "teacher_weights": teacher,
@@ -600,7 +600,7 @@ def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested
             raw_index=ingested[0],
             label_set=ingested[1],
             work_folder=tmp_path,
-            network_plan={},
+            method_plan={},
             data=FOLDER,
             student=STUDENT,
             recipe=RECIPE,
@@ -618,24 +618,30 @@ def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested
         )
 
 
-@pytest.mark.parametrize("methods", [("skd", "af_dcd"), ("cwd", "tse_cirkd", "rdd_or")])
-def test_a_family_of_methods_is_checked_as_a_whole(ingested, methods):
-    check = _training.make_check_node(methods)
+@pytest.mark.parametrize("teacher_file", [False, True])
+def test_a_method_is_checked_before_anything_is_trained(ingested, tmp_path, teacher_file):
+    path = tmp_path / "teacher.safetensors"
+    if teacher_file:  # its own architecture counts
+        network = network_from_params(TEACHER, num_classes=11)
+        save_checkpoint(
+            NetworkCheckpoint.from_network(network, params=TEACHER, label_names=CAMVID.names), path
+        )
     arguments = {
         "label_set": ingested[1],
         "network_plan": {},
-        "teacher": TeacherParams(network=TEACHER),
+        "teacher": TeacherParams(network=TEACHER, weights=path if teacher_file else None),
         "student": STUDENT,
         "recipe": RECIPE,
         "rdd": RddParams(warmup=1, min_kept=0.1),
-        "methods_params": MethodsParams(),
-        "seed": 0,
-        "seeds": 1,
+        "methods": MethodsParams(weights={"cwd": {"cwd_logits": 2.0}}),
     }
-    if "skd" in methods:  # the crop of this recipe is too small for a discriminator
-        with pytest.raises(UserError, match="at least 8 x 8 positions"):
-            check(**arguments)
-    else:
-        plan = check(**arguments)
-        assert list(plan) == list(methods)
-        assert plan["cwd"]["weights"] == {"kd": 1.0, "cwd_logits": 3.0, "cwd_feature": 50.0}
+    plan = _training.make_check_node("cwd")(**arguments)
+    assert plan["weights"] == {"kd": 1.0, "cwd_logits": 2.0, "cwd_feature": 50.0}
+    assert _training.make_check_node("rdd_or")(**arguments)["rdd"]["mode"] == "or"
+    # The crop of this recipe is too small for a discriminator.
+    with pytest.raises(UserError, match=r"'skd' cannot be trained\. .*at least 8 x 8 positions"):
+        _training.make_check_node("skd")(**arguments)
+    without = TeacherParams(network=_change(TEACHER, auxiliary=False))
+    if not teacher_file:
+        with pytest.raises(UserError, match="only the student has an auxiliary head"):
+            _training.make_check_node("tse_cwd")(**{**arguments, "teacher": without})

@@ -247,7 +247,7 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
         raw_index: pd.DataFrame,
         label_set: dict[str, Any],
         work_folder: Path,
-        network_plan: dict[str, Any],
+        method_plan: dict[str, Any],
         data: DataParams,
         student: NetworkParams,
         recipe: RecipeParams,
@@ -354,42 +354,54 @@ def draw_history(history: pd.DataFrame) -> Figure:
     return training_curves(rows_of(history))
 
 
-def make_check_node(methods: Sequence[str]) -> Callable[..., Any]:
-    """Node function that refuses what one of several methods would fail with after the others."""
+def make_check_node(method: str) -> Callable[..., Any]:
+    """Node function that refuses what a method's training would fail with after all others."""
 
-    def check_methods(
+    def check_method(
         label_set: dict[str, Any],
         network_plan: dict[str, Any],
         teacher: TeacherParams,
         student: NetworkParams,
         recipe: RecipeParams,
         rdd: RddParams,
-        methods_params: MethodsParams,
-        seed: int,
-        seeds: int,
+        methods: MethodsParams,
     ) -> dict[str, Any]:
-        seeds_from(seed, seeds)
         labels = label_set_of(label_set)
-        small = network_from_params(local_network(student), num_classes=labels.num_classes)
-        big = teacher_network(teacher, labels)
-        plan = {}
-        for name in methods:
-            method = find_method(name, methods_params)
-            settings = method.settings(rdd)
-            if method.task == "rdd":
-                check_auxiliary_heads(
-                    settings,
-                    warmup=settings.warmup_iterations(recipe.iterations),
-                    iterations=recipe.iterations,
-                    teacher=big.auxiliary is not None,
-                    student=small.auxiliary is not None,
-                )
-            check_terms(method, term_context(small, big, recipe, labels))
-            plan[name] = {"title": method.title, "task": method.task, "weights": method.weights}
-        return plan
+        definition = find_method(method, methods)
+        settings = definition.settings(rdd)
+        with torch.device("meta"):  # shapes are enough; the weights were looked at before
+            small = network_from_params(student, num_classes=labels.num_classes, pretrained=False)
+            big = network_from_params(
+                _teacher_params(teacher, labels), num_classes=labels.num_classes, pretrained=False
+            )
+        if definition.task == "rdd":
+            check_auxiliary_heads(
+                settings,
+                warmup=settings.warmup_iterations(recipe.iterations),
+                iterations=recipe.iterations,
+                teacher=big.auxiliary is not None,
+                student=small.auxiliary is not None,
+            )
+        try:
+            check_terms(definition, term_context(small, big, recipe, labels))
+        except UserError as error:
+            raise UserError(f"Method {method!r} cannot be trained. {error}") from error
+        return {
+            "title": definition.title,
+            "task": definition.task,
+            "weights": definition.weights,
+            "rdd": settings.model_dump(mode="json") if definition.task == "rdd" else None,
+        }
 
-    check_methods.__name__ = "check_methods"
-    return check_methods
+    check_method.__name__ = f"check_{method}"
+    return check_method
+
+
+def _teacher_params(teacher: TeacherParams, labels: LabelSet) -> NetworkParams:
+    """Architecture of the teacher: of its checkpoint where there is one."""
+    if teacher.weights is None:
+        return teacher.network
+    return import_teacher(local_teacher(teacher), labels.names).header.network
 
 
 def teacher_network(teacher: TeacherParams, labels: LabelSet) -> SegmentationNetwork:

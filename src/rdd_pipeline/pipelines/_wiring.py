@@ -22,6 +22,7 @@ from rdd_pipeline.training.job import Stage
 
 SHARED_PARAMETERS = {
     "params:data",
+    "params:teacher",
     "params:student",
     "params:recipe",
     "params:rdd",
@@ -39,7 +40,6 @@ def method_pipeline(
     stage: Stage = "whole",
     start: str | None = None,
     keep_state: bool = False,
-    plan: str | None = None,
 ) -> Pipeline:
     """Train and evaluate the student by one method, in a namespace of its own.
 
@@ -48,7 +48,6 @@ def method_pipeline(
         stage: Stage of an RDD run.
         start: Data set with the training state of the stage before.
         keep_state: Put the training state into the catalog as ``state_{method}``.
-        plan: Data set the training waits for: the plan of a family of methods.
     """
     inputs = {
         "raw_images": "raw_images",
@@ -58,7 +57,7 @@ def method_pipeline(
     }
     training_inputs = {
         **inputs,
-        "network_plan": "network_plan",
+        "method_plan": "plan",
         "data": "params:data",
         "student": "params:student",
         "recipe": "params:recipe",
@@ -75,11 +74,23 @@ def method_pipeline(
     if start is not None:
         training_inputs["start"] = start
         upstream.add(start)
-    if plan is not None:
-        training_inputs["network_plan"] = plan
-        upstream = {plan} | (upstream - {"network_plan"})
     nodes = Pipeline(
         [
+            Node(
+                make_check_node(method),
+                name=f"check_{method}_node",
+                inputs={
+                    "label_set": "label_set",
+                    "network_plan": "network_plan",
+                    "teacher": "params:teacher",
+                    "student": "params:student",
+                    "recipe": "params:recipe",
+                    "rdd": "params:rdd",
+                    "methods": "params:methods",
+                },
+                outputs="plan",
+                tags=["checks"],
+            ),
             Node(
                 make_train_node(method, stage),
                 name=f"train_{method}_node",
@@ -132,29 +143,6 @@ def method_pipeline(
     )
 
 
-def methods_pipeline(family: str, methods: Sequence[str]) -> Pipeline:
-    """Several methods, all of them checked before the first is trained.
-
-    Args:
-        family: Names the plan ``plan_{family}`` that the trainings wait for.
-        methods: Names of the methods.
-    """
-    plan = f"plan_{family}"
-    check = Node(
-        make_check_node(methods),
-        name=f"check_{family}_node",
-        inputs={
-            "label_set": "label_set",
-            "network_plan": "network_plan",
-            "teacher": "params:teacher",
-            "student": "params:student",
-            "recipe": "params:recipe",
-            "rdd": "params:rdd",
-            "methods_params": "params:methods",
-            "seed": "params:seed",
-            "seeds": "params:seeds",
-        },
-        outputs=plan,
-        tags=["checks"],
-    )
-    return sum((method_pipeline(name, plan=plan) for name in methods), start=Pipeline([check]))
+def methods_pipeline(methods: Sequence[str]) -> Pipeline:
+    """Several methods side by side."""
+    return sum((method_pipeline(name) for name in methods), start=Pipeline([]))

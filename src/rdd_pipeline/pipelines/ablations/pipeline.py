@@ -11,4 +11,4 @@ from rdd_pipeline.pipelines._wiring import methods_pipeline
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """The teacher, the student alone for comparison, and every ablation of RDD."""
-    return train_teacher.create_pipeline() + methods_pipeline("ablations", ("baseline", *ABLATIONS))
+    return train_teacher.create_pipeline() + methods_pipeline(("baseline", *ABLATIONS))

@@ -11,4 +11,4 @@ from rdd_pipeline.pipelines._wiring import methods_pipeline
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """The teacher, the student alone and every method beside RDD."""
-    return train_teacher.create_pipeline() + methods_pipeline("baselines", BASELINES)
+    return train_teacher.create_pipeline() + methods_pipeline(BASELINES)

@@ -11,4 +11,4 @@ from rdd_pipeline.pipelines._wiring import methods_pipeline
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """The teacher and every method with RDD as its task loss."""
-    return train_teacher.create_pipeline() + methods_pipeline("companions", tuple(COMPANIONS))
+    return train_teacher.create_pipeline() + methods_pipeline(tuple(COMPANIONS))
