@@ -1,0 +1,234 @@
+"""Terms name the right tensors of both networks, and RDD as companion weighs pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from rdd_pipeline.config import RddParams
+from rdd_pipeline.distillation.methods import COMPANIONS, METHODS, Term, find_method
+from rdd_pipeline.distillation.objective import Objective
+from rdd_pipeline.distillation.terms import TermContext, build_term
+from rdd_pipeline.losses import features, logits, relations
+from rdd_pipeline.losses.adversarial import discriminator_loss, generator_loss
+from rdd_pipeline.networks import NetworkOutput
+
+CLASSES, SIZE = 4, (32, 32)
+
+
+def _output(
+    seed: int, width: int, side: int = 8, *, auxiliary: bool = True, gradient: bool = False
+) -> NetworkOutput:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(channels: int) -> Tensor:
+        maps = torch.randn(2, channels, side, side, generator=generator)
+        return maps.requires_grad_(gradient)
+
+    main, aux = draw(CLASSES), draw(CLASSES)
+    return NetworkOutput(
+        main, aux if auxiliary else None, draw(width), (draw(width // 2), draw(width + 4))
+    )
+
+
+STUDENT, TEACHER = _output(1, 8), _output(2, 12)
+CONTEXT = TermContext(STUDENT, TEACHER)
+LABELS = torch.randint(0, CLASSES, (2, *SIZE), generator=torch.Generator().manual_seed(3))
+LABELS[:, :5] = 255
+
+
+def _term(name: str, context: TermContext = CONTEXT, **options):
+    torch.manual_seed(0)
+    return build_term(Term(name, {}, options), context)
+
+
+def _losses(name: str, **options) -> dict[str, Tensor]:
+    return _term(name, **options)(STUDENT, TEACHER, LABELS)
+
+
+STATELESS = {
+    "kd": lambda: logits.kd_loss(STUDENT.logits, TEACHER.logits),
+    "at": lambda: features.at_loss(STUDENT.feature, TEACHER.feature),
+    "skd_pairwise": lambda: relations.skd_pairwise_loss(STUDENT.feature, TEACHER.feature),
+    "ifvd": lambda: features.ifvd_loss(
+        STUDENT.feature, TEACHER.feature, LABELS, num_classes=CLASSES
+    ),
+    "cwd_logits": lambda: logits.cwd_loss(STUDENT.logits, TEACHER.logits),
+    "psd": lambda: features.psd_loss(
+        [STUDENT.aux_logits, STUDENT.feature, STUDENT.logits],
+        [TEACHER.aux_logits, TEACHER.feature, TEACHER.logits],
+    ),
+    "csd": lambda: features.csd_loss(STUDENT.logits, TEACHER.logits),
+    "cirkd_minibatch": lambda: relations.cirkd_minibatch_loss(STUDENT.feature, TEACHER.feature),
+    "dist": lambda: (
+        logits.dist_loss(STUDENT.logits, TEACHER.logits)
+        + 0.4 * logits.dist_loss(STUDENT.aux_logits, TEACHER.aux_logits)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_a_term_without_state_is_its_function_of_the_right_maps(name):
+    assert_close(_losses(name), {name: STATELESS[name]()})
+
+
+def test_adapters_bring_the_student_to_the_teachers_width():
+    for name, function in (
+        ("fitnet", features.fitnet_loss),
+        ("cwd_feature", features.cwd_feature_loss),
+    ):
+        term = _term(name)
+        assert term.adapter.weight.shape == (12, 8, 1, 1)
+        expected = function(term.adapter(STUDENT.feature), TEACHER.feature)
+        assert_close(term(STUDENT, TEACHER, LABELS), {name: expected})
+
+
+def test_the_published_divisor_of_cwd_is_the_students_width():
+    ours, published = (
+        _losses("cwd_feature", divisor=d)["cwd_feature"] for d in ("teacher", "student")
+    )
+    assert_close(published * 8, ours * 12)
+
+
+def test_masked_generation_sees_the_last_stages():
+    term = _term("mgd", mask_ratio=0.0)  # no randomness
+    completed = term.generator(STUDENT.stages[1], (8, 8))
+    assert completed.shape == TEACHER.stages[1].shape
+    expected = (completed - TEACHER.stages[1]).square().sum() / 2
+    assert_close(term(STUDENT, TEACHER, LABELS)["mgd"], expected)
+
+
+def test_af_dcd_takes_as_many_groups_as_divide_the_width():
+    term = _term("af_dcd", mask_ratio=0.0)
+    assert term.groups == 16  # the last stage has 16 channels
+    odd = TermContext(
+        STUDENT, TEACHER._replace(stages=(TEACHER.stages[0], torch.zeros(2, 14, 8, 8)))
+    )
+    assert _term("af_dcd", odd).groups == 14
+    losses = term(STUDENT, TEACHER, LABELS)
+    completed = term.generator(STUDENT.stages[1], (8, 8))
+    assert_close(
+        losses["af_dcd_contrast"],
+        features.af_dcd_contrast_loss(completed, TEACHER.stages[1], groups=16),
+    )
+    assert_close(losses["af_dcd_feature"], features.mgd_loss(completed, TEACHER.stages[1]))
+
+
+def test_dsd_and_dist_do_without_auxiliary_heads():
+    student = _output(1, 8, auxiliary=False)
+    psd = _term("psd")(student, TEACHER, LABELS)["psd"]
+    maps = [[n.feature, n.logits] for n in (student, TEACHER)]
+    assert_close(psd, features.psd_loss(*maps))
+    dist = _term("dist")(student, TEACHER, LABELS)["dist"]
+    assert_close(dist, logits.dist_loss(student.logits, TEACHER.logits))
+
+
+def test_each_side_of_the_adversary_learns_from_its_own_loss_only():
+    student = _output(1, 8, gradient=True)
+    term = _term("skd_holistic")
+    weights = dict(term.discriminator.named_parameters())
+    losses = term(student, TEACHER, LABELS)
+
+    losses["skd_generator"].backward(retain_graph=True)
+    assert student.logits.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in weights.values())
+
+    student.logits.grad = None
+    losses["skd_discriminator"].backward()
+    assert student.logits.grad is None
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in weights.values())
+
+
+def test_the_adversary_plays_the_hinge_game():
+    """In evaluation mode, where scoring changes nothing, against the plain functions."""
+    term = _term("skd_holistic").eval()
+    score = term.discriminator
+    losses = term(STUDENT, TEACHER, LABELS)
+    assert_close(losses["skd_generator"], generator_loss(score(STUDENT.logits)))
+    expected = discriminator_loss(score(TEACHER.logits), score(STUDENT.logits))
+    assert_close(losses["skd_discriminator"], expected)
+
+
+def test_cirkdv2_sees_the_refined_feature():
+    term = _term("cirkdv2", pixel_slots=20, region_slots=10, channel_slots=9).eval()
+    refined = term.refine(STUDENT.feature)
+    losses = term(STUDENT, TEACHER, LABELS)
+    expected = relations.cirkd_minibatch_loss(refined, TEACHER.feature)
+    assert_close(losses["cirkd_minibatch"], expected)
+    assert_close(losses["fitnet"], features.fitnet_loss(term.adapter(refined), TEACHER.feature))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(8, 16), (16, 8), (10, 8)])
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].terms])
+def test_networks_of_other_stride_and_width_suit_every_term(name, ours, theirs):
+    student, teacher = _output(1, 10, ours, gradient=True), _output(2, 24, theirs)
+    context = TermContext(student, teacher)
+    memory = {"pixel_slots": 20, "region_slots": 10}
+    for term in METHODS[name].terms:
+        options = {"cirkd_memory": memory, "cirkdv2": memory}.get(term.module, {})
+        losses = _term(term.module, context, **options)(student, teacher, LABELS)
+        assert set(losses) == set(term.weights)
+        for loss in losses.values():
+            assert loss.dim() == 0
+            assert loss.isfinite()
+            loss.backward(retain_graph=True)
+
+
+# ---- RDD as companion
+
+
+def _pixel_gradient(name: str, iteration: int) -> Tensor:
+    """Gradient of a method's total with respect to the student's logits."""
+    student = _output(1, 8, gradient=True)
+    torch.manual_seed(0)  # the same adapters for both
+    objective = Objective(
+        find_method(name),
+        rdd=RddParams(warmup=5, min_kept=0.1),
+        warmup=5,
+        iterations=10,
+        aux_weight=0.4,
+        class_weights=None,
+        ignore_index=255,
+        context=CONTEXT,
+    )
+    objective(student, TEACHER, LABELS, iteration).total.backward()
+    return student.logits.grad
+
+
+@pytest.mark.parametrize("iteration", [1, 7], ids=["TFE", "TSE"])
+@pytest.mark.parametrize("name", ["cwd", "at", "dsd", "cirkd", "dist"])
+def test_rdd_as_companion_weighs_pixels_and_does_not_only_scale(name, iteration):
+    plain, companion = (_pixel_gradient(n, iteration) for n in (name, f"tse_{name}"))
+    # The terms are the same in both: what is left is the gradient of the task loss. The first
+    # rows of positions hold no label. A task loss that is only scaled has the same direction.
+    task = _pixel_gradient("baseline", iteration)[:, :, 2:]
+    weighed = companion[:, :, 2:] - (plain[:, :, 2:] - task)
+    norms = weighed.norm(dim=1) / task.norm(dim=1)
+    assert norms.max() > 1.5 * norms.min()
+    assert F.cosine_similarity(weighed.flatten(), task.flatten(), dim=0) < 0.99
+
+
+def test_the_tfe_weight_of_a_companion_is_that_of_each_pixel():
+    """In the published scripts the cross-entropy was a number already when it was weighed."""
+    sure, unsure = TEACHER.aux_logits.clone(), TEACHER.aux_logits.clone()
+    sure[..., :4] = TEACHER.logits[..., :4]  # heads agree on the left half of the image
+    student = _output(1, 8, gradient=True)
+    objective = Objective(
+        COMPANIONS["tse_cwd"],
+        rdd=RddParams(warmup=5),
+        warmup=5,
+        iterations=10,
+        aux_weight=0.0,
+        class_weights=None,
+        ignore_index=255,
+        context=CONTEXT,
+    )
+    gradients = []
+    for aux in (sure, unsure):
+        output = objective(student, TEACHER._replace(aux_logits=aux), LABELS, 1)
+        gradients.append(torch.autograd.grad(output.total, student.logits)[0].abs().sum((0, 1)))
+    change = (gradients[0] - gradients[1]).abs()
+    assert change[:, :3].mean() > 10 * change[:, 5:].mean()
