@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 from kedro.framework.hooks.manager import _create_hook_manager, _register_hooks
-from kedro.io import DatasetError
+from kedro.io import DataCatalog, DatasetError
+from kedro.pipeline import Node, Pipeline
 from kedro.validation import ParameterValidationError
+from kedro_datasets.json import JSONDataset
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from pydantic import BaseModel
@@ -28,7 +30,7 @@ from rdd_pipeline import tracking
 from rdd_pipeline.config import RecipeParams
 from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks import ExperimentHook
-from rdd_pipeline.hooks.configuration import check_environment
+from rdd_pipeline.hooks.configuration import check_environment, check_upstream
 from rdd_pipeline.hooks.facts import (
     command,
     flat_params,
@@ -585,3 +587,29 @@ def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     before = sys.excepthook
     show_user_errors_as_one_line()
     assert sys.excepthook is before
+
+
+def test_a_part_of_a_pipeline_that_lacks_what_it_reads_is_refused(tmp_path):
+    made = JSONDataset(filepath=str(tmp_path / "made.json"))
+    made.save({})
+    catalog = DataCatalog(
+        {
+            "made": made,
+            "teacher_weights": JSONDataset(filepath=str(tmp_path / "teacher.json")),
+            "metrics_cwd": JSONDataset(filepath=str(tmp_path / "metrics.json")),
+        }
+    )
+    part = Pipeline(
+        [Node(lambda *x: x, ["made", "teacher_weights", "params:x"], "metrics_cwd", name="n")]
+    )
+    with pytest.raises(
+        UserError,
+        match=r"reads teacher_weights, which nothing .*--to-outputs=metrics_cwd: it makes",
+    ):
+        check_upstream(part, catalog)
+    catalog["teacher_weights"].save({})
+    check_upstream(part, catalog)
+    check_upstream(part, None)
+    # What its own nodes make, and what is not a file of the project, is none of its business.
+    check_upstream(Pipeline([Node(lambda x: x, "params:x", "metrics_cwd", name="n")]), catalog)
+    check_upstream(Pipeline([Node(lambda x: x, "elsewhere", "y", name="n")]), catalog)

@@ -11,6 +11,9 @@ from typing import Any
 
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
+from kedro.io import CatalogProtocol
+from kedro.io.core import AbstractVersionedDataset
+from kedro.pipeline import Pipeline
 
 from rdd_pipeline.errors import UserError
 
@@ -98,3 +101,31 @@ def anchor_paths(context: KedroContext) -> str:
         creation["artifact_location"] = None
     loader["mlflow"] = config
     return uri
+
+
+def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
+    """Refuse a part of a pipeline (``--namespaces``, ``--from-nodes``) that lacks what it reads.
+
+    Raises:
+        UserError: Files that other nodes would have made are not there.
+    """
+    if catalog is None:
+        return
+    missing = sorted(
+        name
+        for name in pipeline.inputs()
+        if not name.startswith("params:")
+        and name != "parameters"
+        and name in catalog
+        and isinstance(dataset := catalog.get(name), AbstractVersionedDataset)
+        and not dataset.exists()
+    )
+    if missing:
+        wanted = sorted(name for name in pipeline.outputs() if name.startswith("metrics_"))
+        complete = f" --to-outputs={','.join(wanted)}" if wanted else ""
+        raise UserError(
+            f"This part of the pipeline reads {', '.join(missing)}, which nothing has made yet for "
+            "this --env. Run the pipeline without --namespaces, --from-nodes or --nodes"
+            + (f", for instance with{complete}: it makes" if complete else "; it makes")
+            + " what is needed and trains nothing twice."
+        )

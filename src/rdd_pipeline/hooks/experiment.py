@@ -34,6 +34,7 @@ from rdd_pipeline.hooks.configuration import (
     anchor_paths,
     calm_mlflow,
     check_environment,
+    check_upstream,
     section,
 )
 from rdd_pipeline.hooks.facts import (
@@ -125,7 +126,12 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
-        """Open the MLflow run, and stop for signals in an orderly way."""
+        """Open the MLflow run, and stop for signals in an orderly way.
+
+        Raises:
+            UserError: A part of a pipeline was asked for, and what it reads is not there.
+        """
+        check_upstream(pipeline, self._catalog)
         self._process = os.getpid()
         self._run = self._failed_node = None
         self._warned = set()
