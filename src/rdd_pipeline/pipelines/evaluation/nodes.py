@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.comparison import compare
-from rdd_pipeline.evaluation.figures import iou_bars
+from rdd_pipeline.evaluation.comparison_figures import iou_bars
 from rdd_pipeline.pipelines._shared import rows_of
 
 
