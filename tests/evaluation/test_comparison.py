@@ -11,6 +11,7 @@ from rdd_pipeline.evaluation.comparison import (
     comparable,
     compare,
     compare_classes,
+    counted,
     flatten,
     latest_by_seed,
     mixed_settings,
@@ -165,6 +166,12 @@ def test_cost_is_that_of_the_newest_even_when_a_seed_is_run_again():
     first, other, again = (_result("kd", 0.1, seed=seed) for seed in (0, 1, 0))
     again["cost"] = {"parameters": 99, "macs": 1}
     assert _rows(first, other, again)["kd"]["parameters"] == 99
+
+
+def test_only_the_newest_of_a_seed_counts():
+    old, other, new = _result("kd", 0.1), _result("kd", 0.2, seed=1), _result("kd", 0.3)
+    assert counted([old, other, new]) == [new, other]
+    assert len(counted([_with_repeats("kd", [0.5, 0.6])])) == 2
 
 
 # ---- intervals

@@ -110,7 +110,7 @@ def compare_classes(results: Iterable[Metrics]) -> list[Row]:
             "method": method,
             "title": newest["about"].get("title", method),
             "network": newest["about"]["network"],
-            "seeds": ",".join(sorted((s for s in scores if scores[s]), key=_natural)),
+            "seeds": ",".join(sorted((s for s in scores if scores[s]), key=seed_order)),
             "split": split,
         }
         for name in names:
@@ -197,6 +197,15 @@ def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, An
     return [*blocks, *teachers.values()]
 
 
+def counted(results: Iterable[Metrics]) -> list[Metrics]:
+    """The results that the tables are made of: of equal method, seed and comparison the newest."""
+    return [
+        by_seed[seed]
+        for by_seed in _groups(results).values()
+        for seed in sorted(by_seed, key=seed_order)
+    ]
+
+
 def mixed_settings(results: Iterable[Metrics], jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Sentences on results that share a row or a block though they were not trained alike.
 
@@ -211,7 +220,7 @@ def mixed_settings(results: Iterable[Metrics], jobs: Mapping[str, Mapping[str, A
     blocks: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for (data, comparison, method), by_seed in _groups(results).items():
         known = {}
-        for seed in sorted(by_seed, key=_natural):
+        for seed in sorted(by_seed, key=seed_order):
             job = jobs.get(by_seed[seed]["about"].get("fingerprint", ""))
             if job is not None:
                 known[f"seed {seed}"] = flat(job)
@@ -229,6 +238,11 @@ def mixed_settings(results: Iterable[Metrics], jobs: Mapping[str, Mapping[str, A
             for difference in _differences(members, lambda name: name == "precision")
         ]
     return sentences
+
+
+def seed_order(seed: str) -> tuple[bool, int, str]:
+    """Seed 10 after seed 9; an imported network has none."""
+    return (not seed.isdigit(), int(seed) if seed.isdigit() else 0, seed)
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -265,7 +279,7 @@ def _rows(groups: _Groups) -> list[Row]:
     for (data, comparison, method), by_seed in groups.items():
         alone = groups.get((data, comparison, "baseline"), {}) if has_gain(method) else {}
         newest = next(reversed(by_seed.values()))
-        seeds = sorted(by_seed, key=_natural)
+        seeds = sorted(by_seed, key=seed_order)
         row: Row = {
             "method": method,
             "title": newest["about"].get("title", method),
@@ -347,11 +361,6 @@ def _class_scores(result: Metrics, split: str) -> dict[str, float]:
     """IoU by class in percent, NaN for a class that does not occur."""
     scores = result.get(split, {}).get("iou", {})
     return {name: _percent(value) for name, value in scores.items()}
-
-
-def _natural(seed: str) -> tuple[bool, int, str]:
-    """Seed 10 after seed 9; an imported network has none."""
-    return (not seed.isdigit(), int(seed) if seed.isdigit() else 0, seed)
 
 
 def _differences(

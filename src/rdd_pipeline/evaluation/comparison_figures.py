@@ -342,7 +342,7 @@ def _cost_panel(
 def _apart(wanted: Sequence[float]) -> list[float]:
     """Places in [0, 1] near those wanted (falling), far enough from each other to be read."""
     gap = min(0.09, 1.0 / max(len(wanted) - 1, 1))
-    places = []
+    places: list[float] = []
     for place in wanted:
         places.append(min(place, places[-1] - gap) if places else place)
     # What was pushed below the edge comes back up, and pushes those above it.
