@@ -95,14 +95,15 @@ def test_methods_are_compared_with_spread_and_gain() -> None:
 
 def test_a_gain_whose_interval_covers_0_is_marked() -> None:
     table = [
-        _method("tse", 75.5, val_gain=1.5, val_gain_low=-0.1, val_gain_high=3.1),
-        _method("kd", 75.0, val_gain=1.0, val_gain_low=0.1, val_gain_high=1.9),
+        _method("tse", 75.5, seed_count=3, val_gain=1.5, val_gain_low=-0.1, val_gain_high=3.1),
+        _method("kd", 75.0, seed_count=3, val_gain=1.0, val_gain_low=0.1, val_gain_high=1.9),
         _method("baseline", 74.0),
     ]
     text = _texts(iou_bars(table))
     assert "75.50  (+1.50, n.s.)" in text
     assert "75.00  (+1.00)" in text
     assert "n.s.: its 95 % interval covers 0" in text
+    assert "one seed has no interval" in _texts(iou_bars([_method("kd", 75.0, val_gain=1.0)]))
 
 
 def test_every_seed_is_a_point_of_its_own() -> None:

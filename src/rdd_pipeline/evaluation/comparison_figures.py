@@ -191,8 +191,8 @@ def _bar_legend(figure: Figure, rows: Rows, columns: int) -> None:
     note = None
     if any(math.isfinite(row[name]) for row in rows for name in row if name.endswith("_gain")):
         note = "in parentheses: difference to the student alone"
-        note += "\nn.s.: its 95 % interval covers 0" if columns == 1 else ""
-        note += " (n.s.: its 95 % interval covers 0)" if columns > 1 else ""
+        note += "\n" if columns == 1 else ", "
+        note += "n.s.: its 95 % interval covers 0" if several else "one seed has no interval"
     figure.legend(
         handles=handles,
         title=note,

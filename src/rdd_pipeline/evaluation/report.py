@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rdd_pipeline import __version__
+import rdd_pipeline
 from rdd_pipeline.evaluation.comparison import (
     STAGES,
     Metrics,
@@ -130,7 +130,7 @@ def render_report(
         singles=_singles(results),
         single_splits=list(dict.fromkeys(name for r in results for name in splits_of(r))),
         versions=[
-            ("rdd_pipeline", __version__),
+            ("rdd_pipeline", rdd_pipeline.__version__),
             ("torch", torch.__version__),
             ("Python", platform.python_version()),
         ],
@@ -263,7 +263,7 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
             Cell(
                 gain_text(row, split),
                 _float(row.get(f"{split}_gain")),
-                f"number {kind}",
+                f"number {kind}".rstrip(),
                 f"{MEANING[kind]}{interval}" if kind else "",
             )
         )
