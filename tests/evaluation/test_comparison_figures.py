@@ -65,6 +65,8 @@ def _method(method: str, miou: float, **more: Any) -> dict[str, Any]:
     ("figure", "reason"),
     [
         (iou_bars([]), "Nothing has been trained"),
+        (iou_bars([_method("kd", NAN)]), "Nothing was evaluated"),
+        (cost_figure([_method("kd", NAN, images_per_second=3.0)]), "No student's speed"),
         (class_figure([]), "No method was evaluated by class"),
         (cost_figure([]), "No student's speed"),
         (cost_figure([_method("teacher", 50.0, images_per_second=3.0)]), "No student's speed"),
@@ -218,6 +220,13 @@ def test_accuracy_over_speed_shows_students_with_a_known_speed() -> None:
     _draw(figure)
     assert [text.get_text() for text in figure.axes[0].texts] == ["TSE", "KD"]
     assert figure.axes[0].get_xscale() == "log"
+
+
+def test_a_comparison_that_lacks_the_last_split_is_shown_on_its_own_last_one() -> None:
+    both = _method("tse", 75.0, images_per_second=30.0, test_miou=70.0)
+    only_val = _method("kd", 74.0, images_per_second=9.0, comparison="x", test_miou=NAN)
+    figure = cost_figure([both, only_val])  # as after a file, where every row has every column
+    assert [axes.get_ylabel() for axes in figure.axes] == ["test mIoU in %", "val mIoU in %"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 20])

@@ -178,8 +178,14 @@ def seed_values(row: Mapping[str, Any], split: str) -> list[float]:
 
 def split_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Splits that any row of `compare` was evaluated on."""
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return [name.removesuffix("_miou") for name in columns if name.endswith("_miou")]
+    # A table read from its file has every column in every row: only values tell.
+    columns = dict.fromkeys(
+        name
+        for row in rows
+        for name, value in row.items()
+        if name.endswith("_miou") and math.isfinite(value)
+    )
+    return [name.removesuffix("_miou") for name in columns]
 
 
 def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

@@ -44,6 +44,8 @@ def iou_bars(table: Rows) -> Figure:
     if not groups:
         return empty_figure("Nothing has been trained yet.")
     splits = split_names(row for group in groups for row in group)
+    if not splits:
+        return empty_figure("Nothing was evaluated.")
     sizes = [len(group) for group in groups]
     figure = Figure(
         figsize=(2.2 + 4.0 * len(splits), 1.1 + sum(0.7 + 0.28 * size for size in sizes)),
