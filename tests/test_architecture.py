@@ -40,8 +40,12 @@ RIM = {
 RIM_LIBRARIES = {"kedro", "kedro_datasets", "kedro_mlflow", "mlflow", "pandas", "fsspec"}
 EVERYWHERE = {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich", "numpy", "PIL"}
 EVERYWHERE |= {"huggingface_hub", "yaml"}  # timm cannot do without them
-# Figures are drawn by these modules only; nothing that trains needs them.
-MATPLOTLIB = {"evaluation.figures", "pipelines"}
+# Figures, statistics and reports are made by these modules only; nothing that trains needs them.
+ONLY_IN = {
+    "matplotlib": {"evaluation.figures", "evaluation.comparison_figures", "pipelines"},
+    "scipy": {"evaluation.comparison"},
+    "jinja2": {"evaluation.report"},
+}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -87,8 +91,9 @@ def test_only_the_rim_knows_kedro_mlflow_and_pandas(path):
     allowed = sys.stdlib_module_names | EVERYWHERE | {"rdd_pipeline"}
     if part in RIM:
         allowed |= RIM_LIBRARIES
-    if any(_name(path).split(".")[: len(m.split("."))] == m.split(".") for m in MATPLOTLIB):
-        allowed |= {"matplotlib"}
+    for library, modules in ONLY_IN.items():
+        if any(_name(path).split(".")[: len(m.split("."))] == m.split(".") for m in modules):
+            allowed |= {library}
     assert {name.split(".")[0] for name in _imports(path)} <= allowed
 
 
@@ -134,7 +139,7 @@ def test_pipelines_of_methods_do_not_import_each_others_nodes():
 
 def test_training_runs_where_there_is_no_kedro_mlflow_pandas_or_matplotlib():
     """`python -m rdd_pipeline.training --help`, with those blocked."""
-    blocked = sorted(RIM_LIBRARIES | {"matplotlib", "jinja2", "pyarrow", "omegaconf"})
+    blocked = sorted(RIM_LIBRARIES | {"matplotlib", "jinja2", "scipy", "pyarrow", "omegaconf"})
     program = f"""
 import runpy, sys
 for name in {blocked!r}:

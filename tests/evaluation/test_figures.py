@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from rdd_pipeline.evaluation.figures import (
     colorize,
     confusion_figure,
     dataset_preview,
-    iou_bars,
     rdd_figure,
     training_curves,
 )
@@ -116,7 +114,6 @@ def test_figures_open_no_pyplot_window() -> None:
         (rdd_figure([], SCENES), "No image"),
         (dataset_preview([], SCENES), "no training images"),
         (confusion_figure(torch.zeros(2, 2).long(), ("a", "b")), "No labeled pixel"),
-        (iou_bars([]), "Nothing has been trained"),
         (training_curves([]), "No training history"),
         (class_shares([]), "no labeled pixels"),
     ],
@@ -178,52 +175,6 @@ def test_confusion_of_many_classes_is_drawn() -> None:
 def test_confusion_wants_a_name_for_each_class() -> None:
     with pytest.raises(ValueError, match="needs 2 class names, found 3"):
         confusion_figure(torch.zeros(2, 2), ("a", "b", "c"))
-
-
-def _method(method: str, miou: float, **more: Any) -> dict[str, Any]:
-    return {
-        "method": method,
-        "title": method.upper(),
-        "network": "net",
-        "seeds": "0",
-        "comparison": "c",
-        "data_digest": "d",
-        "val_miou": miou,
-        "val_miou_sd": NAN,
-        "val_gain": NAN,
-        **more,
-    }
-
-
-def test_methods_are_compared_with_spread_and_gain() -> None:
-    table = [
-        _method("teacher", 78.0, comparison="net"),
-        _method("tse", 75.5, val_miou_sd=0.3, val_gain=1.5),
-        _method("baseline", 74.0),
-    ]
-    figure = iou_bars(table)
-    _draw(figure)
-    text = _texts(figure)
-    assert "75.50  (+1.50)" in text
-    assert "TEACHER · net" in text
-    assert len(figure.axes) == 1
-
-
-def test_each_comparison_and_split_has_a_panel() -> None:
-    table = [
-        _method("tse", 75.0, test_miou=70.0, test_miou_sd=NAN, test_gain=NAN),
-        _method("tse", 65.0, comparison="other", test_miou=NAN, test_miou_sd=NAN, test_gain=NAN),
-    ]
-    figure = iou_bars(table)
-    _draw(figure)
-    assert len(figure.axes) == 4
-    assert "not evaluated" in _texts(figure)
-
-
-def test_a_teacher_alone_is_shown() -> None:
-    figure = iou_bars([_method("teacher", 50.0)])
-    _draw(figure)
-    assert "50.00" in _texts(figure)
 
 
 def _history(*, rdd: bool) -> list[dict[str, float]]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Metrics = dict[str, Any]
+Row = dict[str, Any]
 
 NOT_SPLITS = ("about", "cost", "repeats")
+STAGES = ("tfe",)
+"""Methods that end early in a run: weights on the way, no student to be compared with others."""
+
+CONFIDENCE = 0.95
+"""Of the intervals of differences."""
 
 
 def splits_of(metrics: Mapping[str, Any]) -> list[str]:
@@ -22,18 +28,27 @@ def splits_of(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def flatten(results: Iterable[Metrics]) -> list[Metrics]:
-    """Every training as a result of its own: `repeats` holds those with further seeds."""
-    flat = []
+def flatten(results: Iterable[Metrics]) -> Iterator[Metrics]:
+    """Every result on its own: further seeds of one run (``repeats``), then the run's first one.
+
+    A repeat belongs to the same file, so it takes over its ``version``.
+    """
     for result in results:
-        flat.append({key: value for key, value in result.items() if key != "repeats"})
-        flat += result.get("repeats", [])
-    return flat
+        if "repeats" not in result:
+            yield result
+            continue
+        own = {name: value for name, value in result.items() if name != "repeats"}
+        shared: Metrics = {name: own[name] for name in ("method", "version") if name in own}
+        for repeat in result["repeats"] or ():
+            yield {**shared, **repeat}
+        yield own
 
 
 def comparable(results: Iterable[Metrics], key: str) -> list[Metrics]:
     """Students trained on the same data, with the same network and recipe as `key` stands for."""
-    return [r for r in flatten(results) if r.get("about", {}).get("comparison") == key]
+    return [
+        result for result in flatten(results) if result.get("about", {}).get("comparison") == key
+    ]
 
 
 def latest_by_seed(results: Iterable[Metrics]) -> dict[tuple[str, str], Metrics]:
@@ -41,7 +56,7 @@ def latest_by_seed(results: Iterable[Metrics]) -> dict[tuple[str, str], Metrics]
     return {(r["about"]["method"], r["about"]["seed"]): r for r in results}
 
 
-def compare(results: Iterable[Metrics]) -> list[dict[str, Any]]:
+def compare(results: Iterable[Metrics]) -> list[Row]:
     """One row for each method and comparison: mean and spread over seeds, gain, cost.
 
     Args:
@@ -49,58 +64,271 @@ def compare(results: Iterable[Metrics]) -> list[dict[str, Any]]:
             newest counts.
 
     Returns:
-        Rows with ``method``, ``title``, ``network``, ``comparison``, ``data_digest``, ``seeds``,
-        and for each split mean and sample standard deviation of the mIoU in percent
-        (``SPLIT_miou``, ``SPLIT_miou_sd``; NaN with one seed), the mean gain over the student
-        alone with the same seeds (``SPLIT_gain``), parameters, MACs and images/s of training.
+        Rows with ``method``, ``title``, ``network``, ``seeds`` (joined by commas),
+        ``seed_count``, ``comparison``, ``data_digest``, and for each split, in percent of mIoU:
+        mean (``SPLIT_miou``), sample standard deviation (``SPLIT_miou_sd``; NaN with one seed),
+        the single values in the order of ``seeds`` (``SPLIT_values``, joined by spaces), the mean
+        gain over the student alone with the same seeds (``SPLIT_gain``), how many seeds that are
+        (``SPLIT_gain_seeds``) and the bounds of its 95 % interval (``SPLIT_gain_low``,
+        ``SPLIT_gain_high``; NaN with fewer than two).
+        Cost: ``parameters``, ``macs``, ``images_per_second`` and ``training_seconds`` (medians
+        over the seeds) and ``peak_memory_bytes`` (largest); NaN where unknown.
         Data set by data set: teachers first, then students, those of the largest comparison before
         others, best first (by the last split).
     """
-    groups: dict[tuple[str, str, str], dict[str, Metrics]] = {}
+    return _ordered(_rows(_groups(results)))
+
+
+def compare_classes(results: Iterable[Metrics]) -> list[Row]:
+    """One row for each method and comparison: IoU of every class on the last split.
+
+    Returns:
+        Rows with ``method``, ``title``, ``network``, ``seeds``, ``split``, then for each class in
+        percent ``iou.CLASS``, the mean over the seeds in which the class occurs (NaN: in none),
+        and ``gain.CLASS``, its mean difference to the student alone with the same seeds; then
+        ``comparison`` and ``data_digest``. In the order of `compare`; a method that was not
+        evaluated on the last split of its data set is left out.
+    """
+    groups = _groups(results)
+    splits: dict[str, list[str]] = {}
+    for (data, _, _), by_seed in groups.items():
+        splits[data] = max(splits.get(data, []), *map(splits_of, by_seed.values()), key=len)
+    rows = []
+    for (data, comparison, method), by_seed in groups.items():
+        split = splits[data][-1] if splits[data] else ""
+        scores = {seed: _class_scores(result, split) for seed, result in by_seed.items()}
+        alone = {
+            seed: _class_scores(result, split)
+            for seed, result in groups.get((data, comparison, "baseline"), {}).items()
+            if has_gain(method)
+        }
+        names = list(dict.fromkeys(name for found in scores.values() for name in found))
+        if not names:
+            continue
+        newest = next(reversed(by_seed.values()))
+        row: Row = {
+            "method": method,
+            "title": newest["about"].get("title", method),
+            "network": newest["about"]["network"],
+            "seeds": ",".join(sorted((s for s in scores if scores[s]), key=seed_order)),
+            "split": split,
+        }
+        for name in names:
+            values = {
+                seed: found[name]
+                for seed, found in scores.items()
+                if math.isfinite(found.get(name, math.nan))
+            }
+            gains = [
+                value - alone[seed][name]
+                for seed, value in values.items()
+                if math.isfinite(alone.get(seed, {}).get(name, math.nan))
+            ]
+            row[f"iou.{name}"] = statistics.fmean(values.values()) if values else math.nan
+            row[f"gain.{name}"] = statistics.fmean(gains) if gains else math.nan
+        rows.append(row | {"comparison": comparison, "data_digest": data})
+    places = {_key(row): place for place, row in enumerate(_ordered(_rows(groups)))}
+    return sorted(rows, key=lambda row: places[_key(row)])
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Bounds of the 95 % confidence interval of the mean of paired differences.
+
+    Student's t with n - 1 degrees of freedom: it takes the differences to be independent and
+    about normal. (NaN, NaN) with fewer than two.
+    """
+    count = len(differences)
+    if count < 2 or not all(map(math.isfinite, differences)):
+        return math.nan, math.nan
+    # Here and not above: training imports this module's neighbors and must not need scipy.
+    from scipy.special import stdtrit
+
+    middle = statistics.fmean(differences)
+    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
+    half = quantile * statistics.stdev(differences) / math.sqrt(count)
+    return middle - half, middle + half
+
+
+def has_gain(method: str) -> bool:
+    """Whether a method is measured against the student alone."""
+    return method not in ("baseline", "teacher", *STAGES)
+
+
+def verdict(row: Mapping[str, Any], split: str) -> str:
+    """What the interval of the gain allows to say.
+
+    Returns:
+        ``better`` or ``worse`` when the 95 % interval lies on one side of 0, ``open`` when it
+        covers 0, ``single`` for one common seed, ``""`` where nothing is compared.
+    """
+    gain = float(row.get(f"{split}_gain", math.nan))
+    low, high = (float(row.get(f"{split}_gain_{end}", math.nan)) for end in ("low", "high"))
+    if not math.isfinite(gain):
+        return ""
+    if not math.isfinite(low):
+        return "single"
+    return "better" if low > 0 else "worse" if high < 0 else "open"
+
+
+def seed_values(row: Mapping[str, Any], split: str) -> list[float]:
+    """MIoU of every seed in percent, in the order of ``seeds``; NaN where there is none."""
+    # A table read from its file holds a number where there is one seed, NaN where there is none.
+    return [float(value) for value in str(row.get(f"{split}_values", "")).split()]
+
+
+def split_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Splits that any row of `compare` was evaluated on."""
+    # A table read from its file has every column in every row: only values tell.
+    columns = dict.fromkeys(
+        name
+        for row in rows
+        for name, value in row.items()
+        if name.endswith("_miou") and math.isfinite(value)
+    )
+    return [name.removesuffix("_miou") for name in columns]
+
+
+def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Rows that belong together; the teachers of a data set stand above its first group."""
+    groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
+    teachers: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["method"] == "teacher":
+            teachers.setdefault(row["data_digest"], []).append(row)
+        else:
+            groups.setdefault((row["data_digest"], row["comparison"]), []).append(row)
+    blocks = []
+    for (data, _), members in groups.items():
+        blocks.append([*teachers.pop(data, []), *members])
+    return [*blocks, *teachers.values()]
+
+
+def counted(results: Iterable[Metrics]) -> list[Metrics]:
+    """The results that the tables are made of: of equal method, seed and comparison the newest."""
+    return [
+        by_seed[seed]
+        for by_seed in _groups(results).values()
+        for seed in sorted(by_seed, key=seed_order)
+    ]
+
+
+def mixed_settings(results: Iterable[Metrics], jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sentences on results that share a row or a block though they were not trained alike.
+
+    The comparison's digest covers data, network and recipe. Not covered: the parameters of the
+    methods themselves and the precision. Seeds that differ in those are no repeats of each other.
+
+    Args:
+        results: Content of metrics files, oldest first.
+        jobs: Job (content of ``job.json``) by fingerprint; results without one are not checked.
+    """
+    sentences = []
+    blocks: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for (data, comparison, method), by_seed in _groups(results).items():
+        known = {}
+        for seed in sorted(by_seed, key=seed_order):
+            job = jobs.get(by_seed[seed]["about"].get("fingerprint", ""))
+            if job is not None:
+                known[f"seed {seed}"] = flat(job)
+        newest = next(reversed(by_seed.values()))
+        title = newest["about"].get("title", method)
+        sentences += [
+            f"{title}: the seeds were not trained alike, {difference}."
+            for difference in _differences(known, lambda name: name not in ("seed", "root"))
+        ]
+        if known and method != "teacher":
+            blocks.setdefault((data, comparison), {})[title] = next(iter(known.values()))
+    for members in blocks.values():
+        sentences += [
+            f"The methods were not trained alike, {difference}."
+            for difference in _differences(members, lambda name: name == "precision")
+        ]
+    return sentences
+
+
+def seed_order(seed: str) -> tuple[bool, int, str]:
+    """Seed 10 after seed 9; an imported network has none."""
+    return (not seed.isdigit(), int(seed) if seed.isdigit() else 0, seed)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one with dotted names."""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping) and item:
+            found |= flat(item, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = item
+    return found
+
+
+# ---- parts
+
+_Groups = dict[tuple[str, str, str], dict[str, Metrics]]
+
+
+def _groups(results: Iterable[Metrics]) -> _Groups:
+    """Results by (data, comparison, method), then by seed, the newest last."""
+    groups: _Groups = {}
     for result in flatten(results):
         about = result["about"]
         # A teacher is not compared by recipe; its own work tells one from another.
         which = about["comparison"] or f"{about['network']}"
-        key = (about["data_digest"], which, about["method"])
-        groups.setdefault(key, {})[about["seed"]] = result
+        by_seed = groups.setdefault((about["data_digest"], which, about["method"]), {})
+        by_seed.pop(str(about["seed"]), None)  # so that the newest is the last one
+        by_seed[str(about["seed"])] = result
+    return groups
+
+
+def _rows(groups: _Groups) -> list[Row]:
     rows = []
     for (data, comparison, method), by_seed in groups.items():
-        alone = groups.get((data, comparison, "baseline"), {})
-        any_result = next(reversed(by_seed.values()))
-        row: dict[str, Any] = {
+        alone = groups.get((data, comparison, "baseline"), {}) if has_gain(method) else {}
+        newest = next(reversed(by_seed.values()))
+        seeds = sorted(by_seed, key=seed_order)
+        row: Row = {
             "method": method,
-            "title": any_result["about"]["title"],
-            "network": any_result["about"]["network"],
-            "seeds": ",".join(sorted(by_seed)),
+            "title": newest["about"].get("title", method),
+            "network": newest["about"]["network"],
+            "seeds": ",".join(seeds),
+            "seed_count": len(seeds),
         }
-        for split in splits_of(any_result):
-            values = {s: 100 * r[split]["miou"] for s, r in by_seed.items() if split in r}
-            row[f"{split}_miou"] = statistics.fmean(values.values())
-            row[f"{split}_miou_sd"] = (
-                statistics.stdev(values.values()) if len(values) > 1 else math.nan
-            )
+        for split in dict.fromkeys(name for r in by_seed.values() for name in splits_of(r)):
+            values = {s: _percent(by_seed[s][split]["miou"]) for s in seeds if split in by_seed[s]}
             gains = [
-                value - 100 * alone[seed][split]["miou"]
+                value - _percent(alone[seed][split]["miou"])
                 for seed, value in values.items()
                 if seed in alone and split in alone[seed]
             ]
-            # The TFE stage ends early in the run: no student to be compared.
-            comparable_gain = gains and method not in ("baseline", "teacher", "tfe")
-            row[f"{split}_gain"] = statistics.fmean(gains) if comparable_gain else math.nan
-        cost = any_result["cost"]
+            row[f"{split}_miou"] = statistics.fmean(values.values())
+            row[f"{split}_miou_sd"] = _deviation(list(values.values()))
+            row[f"{split}_values"] = " ".join(f"{values.get(s, math.nan):.6g}" for s in seeds)
+            row[f"{split}_gain"] = statistics.fmean(gains) if gains else math.nan
+            row[f"{split}_gain_low"], row[f"{split}_gain_high"] = paired_interval(gains)
+            row[f"{split}_gain_seeds"] = len(gains)
+        costs = [result.get("cost") or {} for result in by_seed.values()]
         row |= {
-            "parameters": cost["parameters"],
-            "macs": cost["macs"],
-            "images_per_second": cost.get("images_per_second", math.nan),
+            "parameters": costs[-1].get("parameters", math.nan),
+            "macs": costs[-1].get("macs", math.nan),
+            # The median: one run beside other work must not decide.
+            "images_per_second": _median(_known(costs, "images_per_second")),
+            "training_seconds": _median(_known(costs, "training_seconds")),
+            "peak_memory_bytes": max(_known(costs, "peak_memory_bytes"), default=math.nan),
             "comparison": comparison,
             "data_digest": data,
         }
         rows.append(row)
+    return rows
+
+
+def _ordered(rows: list[Row]) -> list[Row]:
     sizes = Counter((row["data_digest"], row["comparison"]) for row in rows)
 
     def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         data, comparison = row["data_digest"], row["comparison"]
-        score = row[[name for name in row if name.endswith("_miou")][-1]]
+        score = next(
+            (row[name] for name in reversed(list(row)) if name.endswith("_miou")), math.nan
+        )
         return (
             data,
             row["method"] != "teacher",
@@ -110,3 +338,48 @@ def compare(results: Iterable[Metrics]) -> list[dict[str, Any]]:
         )
 
     return sorted(rows, key=order)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["data_digest"], row["comparison"], row["method"]
+
+
+def _percent(share: float | None) -> float:
+    return math.nan if share is None else 100 * share
+
+
+def _deviation(values: Sequence[float]) -> float:
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values)
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
+
+
+def _known(costs: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    """Values that were measured: 0 and None stand for unknown."""
+    return [float(cost[name]) for cost in costs if cost.get(name)]
+
+
+def _class_scores(result: Metrics, split: str) -> dict[str, float]:
+    """IoU by class in percent, NaN for a class that does not occur."""
+    scores = result.get(split, {}).get("iou", {})
+    return {name: _percent(value) for name, value in scores.items()}
+
+
+def _differences(
+    known: Mapping[str, Mapping[str, Any]], counts: Callable[[str], bool]
+) -> list[str]:
+    """Values that are not the same in all of `known`, in words."""
+    names = sorted({name for values in known.values() for name in values if counts(name)})
+    found = []
+    for name in names:
+        owners: dict[str, list[str]] = {}
+        for owner, values in known.items():
+            owners.setdefault(str(values.get(name)), []).append(owner)
+        if len(owners) > 1:
+            parts = (f"{value} ({', '.join(who)})" for value, who in owners.items())
+            found.append(f"{name} is {' and '.join(parts)}")
+    return found

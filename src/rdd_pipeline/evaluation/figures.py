@@ -66,7 +66,7 @@ def rdd_figure(rows: Sequence[RddRow], labels: LabelSet) -> Figure:
     student only, the teacher only and both, and the chosen pixels.
     """
     if not rows:
-        return _empty("No image was asked for (evaluation.figure_images is 0).")
+        return empty_figure("No image was asked for (evaluation.figure_images is 0).")
     titles = (
         "image",
         "label",
@@ -135,7 +135,7 @@ def dataset_preview(samples: Sequence[tuple[str, Tensor, Tensor]], labels: Label
         labels: Names and colors.
     """
     if not samples:
-        return _empty("The data set has no training images.")
+        return empty_figure("The data set has no training images.")
     titles = ("image", "label over image", "label")
     figure, panels, legends = _grid(samples[0][1], len(samples), titles, legends=(3,), width=3.0)
     for (name, image, label), axes in zip(samples, panels, strict=True):
@@ -169,7 +169,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
             f"{len(names)}."
         )
     if not counts.sum():
-        return _empty("No labeled pixel was evaluated.")
+        return empty_figure("No labeled pixel was evaluated.")
     classes = len(names)
     with np.errstate(invalid="ignore"):
         shares = counts / counts.sum(1, keepdims=True)
@@ -214,36 +214,6 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
     return figure
 
 
-def iou_bars(table: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every method's mIoU with the spread over seeds; one panel per comparison and split.
-
-    The gain over the student alone, trained with the same seeds, is in parentheses.
-
-    Args:
-        table: Rows of `comparison.compare`: `title`, `network`, `seeds`, `data_digest`,
-            `comparison`, `method`, and `SPLIT_miou`, `SPLIT_miou_sd`, `SPLIT_gain` in percent.
-    """
-    groups = _comparisons(table)
-    if not groups:
-        return _empty("Nothing has been trained yet.")
-    splits = [name.removesuffix("_miou") for name in groups[0][0] if name.endswith("_miou")]
-    sizes = [len(group) for group in groups]
-    figure = Figure(
-        figsize=(1.2 + 4.3 * len(splits), 0.7 + sum(0.75 + 0.3 * size for size in sizes)),
-        layout="constrained",
-    )
-    panels = figure.subplots(
-        len(groups), len(splits), squeeze=False, height_ratios=[size + 1.5 for size in sizes]
-    )
-    for group, line in zip(groups, panels, strict=True):
-        for split, axes in zip(splits, line, strict=True):
-            _bar_panel(axes, group, split)
-            axes.set_title(f"{split} mIoU in %", fontsize=NORMAL, loc="left")
-            if axes is not line[0]:
-                axes.set_yticklabels([])
-    return figure
-
-
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Losses, validation mIoU, hard and chosen pixels, learning rate over the iterations.
 
@@ -256,7 +226,7 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """
     series = _series(history)
     if not series:
-        return _empty("No training history: the weights were imported.")
+        return empty_figure("No training history: the weights were imported.")
     shares = [name for name in _SHARES if name in series]
     figure = Figure(figsize=(8.0, 6.4 + (1.6 if shares else 0.0)), layout="constrained")
     heights = (3, 2, 1.5, 1) if shares else (3, 2, 1)
@@ -325,7 +295,7 @@ def class_shares(statistics: Sequence[Mapping[str, Any]]) -> Figure:
     """
     rows = [row for row in statistics if not str(row["class"]).startswith("(")]
     if not rows:
-        return _empty("The data set has no labeled pixels.")
+        return empty_figure("The data set has no labeled pixels.")
     splits = list(dict.fromkeys(str(row["split"]) for row in rows))
     names = list(dict.fromkeys(str(row["class"]) for row in rows))
     shares = {(str(row["split"]), str(row["class"])): float(row["share"]) for row in rows}
@@ -367,6 +337,15 @@ def colorize(label: Tensor, labels: LabelSet) -> NDArray[np.uint8]:
     palette[: labels.num_classes] = labels.colors
     picture: NDArray[np.uint8] = palette[_array(label).astype(np.uint8)]
     return picture
+
+
+def empty_figure(text: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    figure = Figure(figsize=(5.0, 1.2))
+    axes = figure.subplots()
+    axes.axis("off")
+    _note(axes, text)
+    return figure
 
 
 # ---- parts
@@ -475,71 +454,6 @@ def _hex(color: tuple[int, int, int]) -> str:
 
 def _note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=SMALL, transform=axes.transAxes)
-
-
-def _empty(text: str) -> Figure:
-    figure = Figure(figsize=(5.0, 1.2))
-    axes = figure.subplots()
-    axes.axis("off")
-    _note(axes, text)
-    return figure
-
-
-def _bar_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], split: str) -> None:
-    values = np.array([float(row.get(f"{split}_miou", math.nan)) for row in rows])
-    spread = np.array([float(row.get(f"{split}_miou_sd", math.nan)) for row in rows])
-    colors = [
-        GRAY if row["method"] == "teacher" else ORANGE if row["method"] == "baseline" else BLUE
-        for row in rows
-    ]
-    places = range(len(rows))
-    alone = [value for row, value in zip(rows, values, strict=True) if row["method"] == "baseline"]
-    if alone:
-        axes.axvline(alone[0], color=ORANGE, linestyle="--", linewidth=0.8, zorder=0)
-    # Points, not bars: the axis does not start at zero.
-    for place, value, half, color in zip(places, values, spread, colors, strict=True):
-        if math.isfinite(value):
-            axes.errorbar(
-                value, place, xerr=np.nan_to_num(half), fmt="o", color=color, capsize=3, ms=6
-            )
-    finite = values[np.isfinite(values)]
-    half = np.nan_to_num(spread[np.isfinite(values)])
-    low = max(0.0, (finite - half).min()) if len(finite) else 0.0
-    high = (finite + half).max() if len(finite) else 1.0
-    room = max(high - low, 1.0)
-    for place, row in enumerate(rows):
-        value = values[place]
-        text = "not evaluated"
-        if math.isfinite(value):
-            gain = float(row.get(f"{split}_gain", math.nan))
-            text = f"{value:.2f}" + (f"  ({gain:+.2f})" if math.isfinite(gain) else "")
-        edge = np.nan_to_num(value, nan=low) + np.nan_to_num(spread[place])
-        axes.text(edge + 0.04 * room, place, text, va="center", fontsize=SMALL)
-    axes.set_xlim(low - 0.1 * room, high + 0.5 * room)
-    axes.grid(axis="y", alpha=0.25, linewidth=0.5)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    names = [
-        f"{row['title']}" + (f" · {row['network']}" if row["method"] == "teacher" else "")
-        for row in rows
-    ]
-    axes.set_yticks(places, names, fontsize=SMALL)
-    axes.tick_params(labelsize=SMALL, length=2)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _comparisons(table: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Rows that belong side by side; the teachers of a data set stand above its first group."""
-    groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
-    teachers: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in table:
-        if row["method"] == "teacher":
-            teachers.setdefault(row["data_digest"], []).append(row)
-        else:
-            groups.setdefault((row["data_digest"], row["comparison"]), []).append(row)
-    panels = []
-    for (data, _), rows in groups.items():
-        panels.append([*teachers.pop(data, []), *rows])
-    return [*panels, *teachers.values()]
 
 
 def _series(

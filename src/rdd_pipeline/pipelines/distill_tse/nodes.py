@@ -94,7 +94,7 @@ def summarize(
         The same as a Markdown table.
     """
     about = metrics_tse["about"]
-    students = flatten([metrics_tse])
+    students = sorted(flatten([metrics_tse]), key=lambda result: int(result["about"]["seed"]))
     seeds = [result["about"]["seed"] for result in students]
     peers = latest_by_seed(comparable(trained_metrics, about["comparison"]))
     alone = [peers[key] for seed in seeds if (key := ("baseline", seed)) in peers]

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import rich
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.evaluation.comparison import compare
-from rdd_pipeline.evaluation.figures import iou_bars
+from rdd_pipeline.evaluation.comparison import (
+    compare,
+    compare_classes,
+    flatten,
+    mixed_settings,
+    side_by_side,
+    split_names,
+)
+from rdd_pipeline.evaluation.comparison_figures import (
+    as_svg,
+    class_figure,
+    cost_figure,
+    iou_bars,
+    shorten,
+)
+from rdd_pipeline.evaluation.report import (
+    Picture,
+    gain_text,
+    mean_text,
+    millions,
+    number,
+    render_report,
+    size_text,
+)
 from rdd_pipeline.pipelines._shared import rows_of
+from rdd_pipeline.training.checkpoints import WorkFolder
+
+logger = logging.getLogger(__name__)
+
+ORIGIN = {"method", "network", "seed", "comparison", "data_digest"}
+"""What ``about`` must say for a result to be compared."""
 
 
 def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
@@ -21,37 +53,144 @@ def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     Raises:
         UserError: Nothing has been trained.
     """
-    if not trained_metrics:
+    rows = compare(_with_origin(trained_metrics))
+    if not rows:
         raise UserError(
             "Nothing has been trained for this data set yet. Run kedro run --pipeline=distill_tse "
             "or --pipeline=distill_baselines first, with the same --env."
         )
-    rows = compare(trained_metrics)
-    table = pd.DataFrame(rows)
     _print(rows)
-    return table
+    return pd.DataFrame(rows)
+
+
+def compare_by_class(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row for each method: IoU of every class on the last split, mean over seeds."""
+    rows = compare_classes(_with_origin(trained_metrics))
+    # Without rows a file would have no header and could not be read again.
+    return pd.DataFrame(rows, columns=None if rows else ["method", "comparison", "data_digest"])
 
 
 def draw_comparison(comparison_table: pd.DataFrame) -> Figure:
-    """MIoU of every method as bars, with the spread over seeds."""
-    return iou_bars(rows_of(comparison_table))
+    """MIoU of every method with the spread over seeds."""
+    return iou_bars(_rows(comparison_table))
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    columns = dict.fromkeys(name for row in rows for name in row)
-    splits = [name.removesuffix("_miou") for name in columns if name.endswith("_miou")]
-    table = Table(title="mIoU in %: mean (standard deviation), gain over the student alone")
-    for name in ("method", "network", "seeds", *splits):
-        table.add_column(name)
+def draw_classes(class_table: pd.DataFrame) -> Figure:
+    """IoU of every class and method, colored by the gain over the student alone."""
+    return class_figure(_rows(class_table))
+
+
+def draw_cost(comparison_table: pd.DataFrame) -> Figure:
+    """MIoU over the speed of training."""
+    return cost_figure(_rows(comparison_table))
+
+
+def write_report(
+    trained_metrics: list[dict[str, Any]],
+    comparison_table: pd.DataFrame,
+    class_table: pd.DataFrame,
+    work_folder: Path,
+) -> str:
+    """Tables, figures and how to read them, as one HTML page that needs no other file.
+
+    Results that share a table but were not trained alike are named there and in the log.
+    """
+    results = _with_origin(trained_metrics)
+    rows, class_rows = _rows(comparison_table), _rows(class_table)
+    jobs = _jobs(results, work_folder)
+    for sentence in mixed_settings(results, jobs):
+        logger.warning("%s", sentence)
+    pictures = [
+        Picture(
+            "mIoU of every method",
+            "Points are means over the seeds, whiskers one standard deviation, circles single "
+            "seeds. The axis does not start at 0.",
+            as_svg(iou_bars(rows)),
+        ),
+        Picture(
+            "IoU of every class",
+            "Numbers are IoU in %, colors the mean difference to the student alone with the same "
+            "seeds. Gray rows are compared with nothing.",
+            as_svg(class_figure(class_rows)),
+        ),
+        Picture(
+            "Accuracy over cost",
+            "mIoU over images/s of training; whiskers are one standard deviation over the seeds.",
+            as_svg(cost_figure(rows)),
+        ),
+    ]
+    return render_report(rows, class_rows, results=results, jobs=jobs, pictures=pictures)
+
+
+# ---- parts
+
+
+def _with_origin(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results, repeats on their own, that say what they are; others are named in a warning."""
+    known = []
+    for result in flatten(results):
+        missing = ORIGIN - set(result.get("about") or {})
+        if missing:
+            logger.warning(
+                "Metrics of %s, version %s, are left out: they do not say %s.",
+                result.get("method", "an unknown method"),
+                result.get("version", "unknown"),
+                ", ".join(sorted(missing)),
+            )
+            continue
+        known.append(result)
+    return known
+
+
+def _jobs(results: list[dict[str, Any]], work_folder: Path) -> dict[str, dict[str, Any]]:
+    """What the work behind the results was, by fingerprint; imported networks have none."""
+    found = {}
+    for fingerprint in {str(result["about"].get("fingerprint", "")) for result in results} - {""}:
+        job = WorkFolder(work_folder, fingerprint).recall("job")
+        if job is not None:
+            found[fingerprint] = job
+    return found
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as they were before the table was written to a file."""
+    rows = rows_of(table)
     for row in rows:
-        cells = []
-        for split in splits:
-            mean = row.get(f"{split}_miou")
-            if mean is None or mean != mean:
-                cells.append("-")
-                continue
-            spread, gain = row[f"{split}_miou_sd"], row[f"{split}_gain"]
-            text = f"{mean:.2f}" + (f" ({spread:.2f})" if spread == spread else "")
-            cells.append(text + (f"  {gain:+.2f}" if gain == gain else ""))
-        table.add_row(row["title"], row["network"], row["seeds"], *cells)
-    rich.get_console().print(table)
+        for name in ("network", "seeds", "comparison", "data_digest"):
+            # An imported teacher has no seed, and an empty cell is read as NaN.
+            row[name] = "" if pd.isna(row.get(name)) else str(row[name])
+    return rows
+
+
+def _print(rows: Sequence[Mapping[str, Any]]) -> None:
+    console = rich.get_console()
+    for block in side_by_side(rows):
+        splits = split_names(block)
+        last = block[-1]  # a student, where there is one
+        table = Table(
+            title=f"mIoU in %: {last['network']}, {millions(last['parameters'])} parameters",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("method", overflow="fold")
+        for name in ("seeds", *splits, "vs. student alone", "images/s", "memory"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in block:
+            title = str(row["title"])
+            table.add_row(
+                f"{title} {shorten(row['network'])}" if row["method"] == "teacher" else title,
+                str(row["seed_count"]),
+                *(mean_text(row, split) for split in splits),
+                gain_text(row, splits[-1]) if splits else "–",
+                number(row["images_per_second"], 1),
+                size_text(row["peak_memory_bytes"], "B"),
+            )
+        console.print(table)
+    names = ", ".join(split_names(rows)[-1:])
+    console.print(
+        f"Mean over the seeds (standard deviation). vs. student alone: mean difference on {names} "
+        "over the common seeds ± half of its 95 % interval (paired t); n.s.: the interval covers "
+        "0, these seeds cannot tell the two apart. val picks the checkpoint, test is reported.",
+        highlight=False,
+    )

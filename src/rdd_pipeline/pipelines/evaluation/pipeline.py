@@ -4,11 +4,18 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from .nodes import compare_methods, draw_comparison
+from .nodes import (
+    compare_by_class,
+    compare_methods,
+    draw_classes,
+    draw_comparison,
+    draw_cost,
+    write_report,
+)
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Metrics of everything trained for this data set -> one table, one figure."""
+    """Metrics of everything trained for this data set -> two tables, figures, one report."""
     return Pipeline(
         [
             Node(
@@ -19,10 +26,43 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 tags=["evaluation"],
             ),
             Node(
+                compare_by_class,
+                name="compare_by_class_node",
+                inputs="trained_metrics",
+                outputs="class_table",
+                tags=["evaluation"],
+            ),
+            Node(
                 draw_comparison,
                 name="draw_comparison_node",
                 inputs="comparison_table",
                 outputs="comparison_figure",
+                tags=["figures"],
+            ),
+            Node(
+                draw_classes,
+                name="draw_classes_node",
+                inputs="class_table",
+                outputs="class_figure",
+                tags=["figures"],
+            ),
+            Node(
+                draw_cost,
+                name="draw_cost_node",
+                inputs="comparison_table",
+                outputs="cost_figure",
+                tags=["figures"],
+            ),
+            Node(
+                write_report,
+                name="write_report_node",
+                inputs={
+                    "trained_metrics": "trained_metrics",
+                    "comparison_table": "comparison_table",
+                    "class_table": "class_table",
+                    "work_folder": "work_folder",
+                },
+                outputs="comparison_report",
                 tags=["figures"],
             ),
         ]

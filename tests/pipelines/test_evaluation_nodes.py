@@ -1,0 +1,170 @@
+"""The evaluation pipeline over metrics files that were written by hand; nothing is trained."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import rich
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from rich.console import Console
+
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.pipelines.evaluation.nodes import (
+    compare_by_class,
+    compare_methods,
+    draw_classes,
+    draw_comparison,
+    draw_cost,
+    write_report,
+)
+from tests.kedro_project import Project, bootstrap
+from tests.mlflow_store import new_store
+
+DIGEST = "12e4567890123456"  # pandas would read it as a number
+
+
+def _result(
+    method: str, miou: float, *, seed: str = "0", comparison: str = "c", title: str = ""
+) -> dict[str, Any]:
+    scores = {"miou": miou, "iou": {"Car": miou, "Pole": None}}
+    return {
+        "about": {
+            "method": method,
+            "title": title or method.upper(),
+            "network": f"net_{comparison}",
+            "seed": seed,
+            "comparison": "" if method == "teacher" else comparison,
+            "data_digest": DIGEST,
+            "fingerprint": f"{method}{seed}",
+        },
+        "val": scores,
+        "test": scores,
+        "cost": {"parameters": 519_000, "macs": 5, "images_per_second": 10.0},
+    }
+
+
+def _repeated(method: str, scores: list[float], **more: Any) -> dict[str, Any]:
+    first, *others = (_result(method, s, seed=str(i), **more) for i, s in enumerate(scores))
+    return {**first, "repeats": others, "method": method, "version": "2026"}
+
+
+RESULTS = [
+    _result("teacher", 0.9),
+    _repeated("baseline", [0.40, 0.50, 0.60]),
+    _repeated("kd", [0.50, 0.61, 0.70]),
+    _repeated("tse", [0.30, 0.51, 0.70]),
+    _repeated("baseline", [0.40], comparison="x"),
+]
+
+
+def _again(table: pd.DataFrame) -> pd.DataFrame:
+    """As the catalog reads it."""
+    text = dict.fromkeys(("seeds", "comparison", "data_digest"), str)
+    return pd.read_csv(io.StringIO(table.to_csv(index=False)), dtype=text)
+
+
+@pytest.fixture
+def console(monkeypatch) -> io.StringIO:
+    """What is printed on a terminal of 100 columns."""
+    out = io.StringIO()
+    monkeypatch.setattr(rich, "_console", Console(file=out, width=100))
+    return out
+
+
+def test_the_printed_table_fits_100_columns_and_explains_itself(console):
+    long = _repeated("cwd", [0.5, 0.6], title="RDD + channel-wise KD")
+    compare_methods([*RESULTS, long])
+    text = console.getvalue()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "…" not in text
+    (kd,) = (" ".join(line.split()) for line in lines if line.startswith(" KD "))
+    assert kd == "KD 3 60.33 (10.02) 60.33 (10.02) +10.33 ± 1.43 10.0 –"
+    (tse,) = (line for line in lines if line.startswith(" TSE "))
+    assert "n.s." in tse
+    assert any(line.startswith(" RDD + channel-wise KD ") for line in lines)
+    assert "net_c, 0.52 M parameters" in text
+    assert "net_x, 0.52 M parameters" in text
+    words = " ".join(text.split())
+    assert "half of its 95 % interval (paired t); n.s.: the interval covers 0" in words
+    assert "val picks the checkpoint, test is reported" in words
+
+
+def test_results_that_do_not_say_what_they_are_are_left_out_with_a_warning(console, caplog):
+    broken = {"method": "kd", "version": "2026", "val": {"miou": 0.5}}
+    table = compare_methods([broken, _result("tse", 0.5)])
+    assert list(table["method"]) == ["tse"]
+    assert "Metrics of kd, version 2026, are left out: they do not say comparison" in caplog.text
+    with pytest.raises(UserError, match="Nothing has been trained"):
+        compare_methods([broken])
+
+
+def test_old_metrics_without_cost_or_classes_are_compared_and_drawn(console, tmp_path):
+    old = _result("kd", 0.5)
+    del old["cost"], old["val"]["iou"]
+    table, classes = _again(compare_methods([old])), _again(compare_by_class([old]))
+    for figure in (draw_comparison(table), draw_classes(classes), draw_cost(table)):
+        assert isinstance(figure, Figure)
+    assert "KD" in write_report([old], table, classes, tmp_path)
+
+
+def test_the_report_names_seeds_with_other_parameters(console, tmp_path, caplog):
+    for name, mode in (("tse0", "xor"), ("tse1", "or")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text(json.dumps({"rdd": {"mode": mode}}))
+    table, classes = _again(compare_methods(RESULTS)), _again(compare_by_class(RESULTS))
+    page = write_report(RESULTS, table, classes, tmp_path)
+    expected = "TSE: the seeds were not trained alike, rdd.mode is xor (seed 0) and or (seed 1)"
+    assert expected in page
+    assert expected in caplog.text
+    assert page.count("data:image/svg+xml;base64,") == 3
+    # Text that looks like a number is still the same text after the table was in a file.
+    assert f"<td>{DIGEST}</td>" in page
+
+
+# ---- through Kedro
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Project:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
+    bootstrap()
+    return Project(tmp_path / "project")
+
+
+def _save(project: Project, result: dict[str, Any], version: str) -> None:
+    name = f"{result['about']['method']}.json"
+    path = project.folder / "data/07_model_output/test/metrics" / name / version / name
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result))
+
+
+def test_the_pipeline_makes_tables_figures_and_a_report_and_mlflow_has_them(project):
+    for number, result in enumerate(RESULTS):
+        _save(project, result, f"2026-01-01T00.00.0{number}.000Z")
+    project.run("evaluation")
+    names = {"comparison.csv", "comparison_classes.csv", "comparison.html"}
+    names |= {"comparison.png", "comparison_classes.png", "comparison_cost.png"}
+    for name in names:
+        assert project.newest(f"08_reporting/test/{name}").stat().st_size > 0
+    table = pd.read_csv(project.newest("08_reporting/test/comparison.csv"))
+    assert len(table) == len(RESULTS)
+    assert table.set_index("method").loc["tse", "seeds"] == "0,1,2"
+    page = project.newest("08_reporting/test/comparison.html").read_text()
+    assert "2 comparisons" in page
+    client = MlflowClient()
+    experiment = next(e for e in client.search_experiments() if e.name != "Default")
+    (run,) = client.search_runs([experiment.experiment_id])
+    files = {Path(f.path).name for f in client.list_artifacts(run.info.run_id, "comparison")}
+    assert files == names
+
+
+def test_the_pipeline_says_what_to_do_when_nothing_has_been_trained(project):
+    with pytest.raises(UserError, match=r"--pipeline=distill_tse or --pipeline=distill_baselines"):
+        project.run("evaluation")
