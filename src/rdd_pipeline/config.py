@@ -235,6 +235,10 @@ class MethodsParams(Params):
         description="`published`: what the code behind the published tables computes, where it "
         "deviates from its paper (CWD's divisor, CIRKD's pixel queue).",
     )
+    kd: NonNegativeFloat = Field(
+        1.0,
+        description="Weight of plain pixel-wise KD in every method that has it among its terms.",
+    )
     weights: dict[str, dict[str, NonNegativeFloat]] = Field(
         {}, description="Other weights by method and loss, e.g. {cwd: {cwd_logits: 2.0}}."
     )

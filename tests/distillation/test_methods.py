@@ -111,6 +111,15 @@ def test_other_weights_replace_those_of_the_table_and_leave_it_as_it_is():
     assert METHODS["cwd"].weights == PUBLISHED["cwd"]
 
 
+def test_one_weight_of_kd_for_all_methods_that_have_it():
+    changes = MethodsParams(kd=5.0, weights={"cwd": {"kd": 2.0}})
+    for name, method in EVERY.items():
+        expected = {**method.weights}
+        if "kd" in expected:
+            expected["kd"] = 2.0 if name == "cwd" else 5.0
+        assert find_method(name, changes).weights == expected, name
+
+
 def test_a_weight_of_zero_is_a_weight():
     changes = MethodsParams(weights={"kd": {"kd": 0.0}})
     assert find_method("kd", changes).weights == {"kd": 0.0}

@@ -194,13 +194,17 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
         return method
     key = "tse" if name == "tfe" else name
     weights, options = changes.weights.get(key, {}), changes.options.get(key, {})
+    everywhere = {"kd": changes.kd}
     _require_known(name, "weights", weights, list(method.weights))
     _require_known(name, "options", options, [term.module for term in method.terms])
     published = changes.preset == "published"
     terms = tuple(
         replace(
             term,
-            weights={loss: weights.get(loss, weight) for loss, weight in term.weights.items()},
+            weights={
+                loss: weights.get(loss, everywhere.get(loss, weight))
+                for loss, weight in term.weights.items()
+            },
             options={
                 **term.options,
                 **(term.published if published else {}),
