@@ -1,6 +1,7 @@
-"""CamVid at full size without Kedro: teacher, student alone and RDD student, with speed and memory.
+"""CamVid at full size without Kedro: a teacher and students by several methods, speed and memory.
 
     python benchmarks/camvid.py --data CAMVID --output OUT [--teacher-weights FILE]
+    python benchmarks/camvid.py ... --methods baseline kd cwd cirkd dist tse tse_cwd
 
 360 x 360 crops, batch 16, DeepLabV3-ResNet-101 to DeepLabV3-ResNet-18, on the GPU if there is one.
 Needs torch, torchvision, timm, pydantic, safetensors and rich only. Run again, it goes on.
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from rdd_pipeline.distillation.methods import COMPANIONS, METHODS, find_method
 from rdd_pipeline.segmentation.labels import CAMVID
 from rdd_pipeline.training.__main__ import run_job_file
 
@@ -53,6 +55,9 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=360)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher", default="deeplabv3_resnet101")
+    parser.add_argument(
+        "--methods", nargs="+", default=["baseline", "tse"], choices=sorted(METHODS | COMPANIONS)
+    )
     parser.add_argument("--student", default="deeplabv3_resnet18")
     parser.add_argument("--teacher-weights", type=Path, help="backbone weights in timm's names")
     parser.add_argument("--student-weights", type=Path, help="backbone weights in timm's names")
@@ -64,14 +69,14 @@ def main() -> None:
 
     teacher = arguments.output.resolve() / "teacher" / "network.safetensors"
     rows = []
+    student = network(arguments.student, arguments.student_weights)
     for method, definition in (
         ("teacher", network(arguments.teacher, arguments.teacher_weights)),
-        ("baseline", network(arguments.student, arguments.student_weights)),
-        ("tse", network(arguments.student, arguments.student_weights)),
+        *((name, student) for name in arguments.methods),
     ):
         spec = job(arguments, method, definition)
         spec["output"] = str(arguments.output.resolve() / method)
-        if method == "tse":
+        if find_method(method).needs_teacher:
             spec["teacher"] = str(teacher)
         arguments.output.mkdir(parents=True, exist_ok=True)
         path = arguments.output / f"{method}.json"
