@@ -12,6 +12,7 @@ from rdd_pipeline.segmentation.layouts import (
     Layout,
     Listing,
     Pair,
+    Problem,
     get_layout,
     list_pairs,
     raise_problems,
@@ -74,14 +75,14 @@ def test_a_file_in_place_of_the_folder_is_told_apart(tmp_path: Path):
 def test_an_empty_folder_lacks_train_and_val(tmp_path: Path):
     problems = list_pairs(tmp_path, CAMVID).problems
     assert len(problems) == 2
-    assert "train and trainannot missing" in problems[0]
-    assert "val and valannot missing" in problems[1]
+    assert "train and trainannot missing" in problems[0].text
+    assert "val and valannot missing" in problems[1].text
 
 
 def test_half_a_split_is_a_problem_even_where_the_split_may_be_missing(tmp_path: Path):
     make_camvid(tmp_path, splits=("train", "val"))
     (tmp_path / "test").mkdir()
-    assert "testannot missing" in list_pairs(tmp_path, CAMVID).problems[0]
+    assert "testannot missing" in list_pairs(tmp_path, CAMVID).problems[0].text
 
 
 def test_every_image_without_mask_and_mask_without_image_is_named(tmp_path: Path):
@@ -90,18 +91,18 @@ def test_every_image_without_mask_and_mask_without_image_is_named(tmp_path: Path
     (tmp_path / "trainannot" / "train1.png").unlink()
     (tmp_path / "val" / "val1.png").unlink()
     listing = list_pairs(tmp_path, CAMVID)
-    assert [problem.split(".png")[0] for problem in listing.problems] == [
+    assert [problem.text.split(".png")[0] for problem in listing.problems] == [
         "train/train0", "train/train1", "valannot/val1",
     ]  # fmt: skip
-    assert "has no mask" in listing.problems[0]
-    assert "has no image" in listing.problems[2]
+    assert "has no mask" in listing.problems[0].text
+    assert "has no image" in listing.problems[2].text
 
 
 def test_an_empty_split_is_a_problem(tmp_path: Path):
     make_camvid(tmp_path, splits=("train", "test"))
     (tmp_path / "val").mkdir()
     (tmp_path / "valannot").mkdir()
-    assert "split 'val' is empty" in list_pairs(tmp_path, CAMVID).problems[0]
+    assert "split 'val' is empty" in list_pairs(tmp_path, CAMVID).problems[0].text
 
 
 def test_two_images_of_one_name_are_a_problem(tmp_path: Path):
@@ -109,12 +110,12 @@ def test_two_images_of_one_name_are_a_problem(tmp_path: Path):
     save(tmp_path / "train" / "train0.jpg", noise(0, 6, 8, 3))
     problems = list_pairs(tmp_path, CAMVID).problems
     assert len(problems) == 1
-    assert "have the same name" in problems[0]
+    assert "have the same name" in problems[0].text
 
 
 def test_problems_are_counted_and_the_first_twenty_shown(tmp_path: Path):
     with pytest.raises(DataProblem) as caught:
-        raise_problems(tmp_path, [f"problem {number}" for number in range(25)])
+        raise_problems(tmp_path, [Problem("x", f"problem {number}") for number in range(25)])
     text = str(caught.value)
     assert "25 problems" in text
     assert "problem 19" in text
@@ -142,8 +143,8 @@ def test_every_label_set_has_the_usual_number_of_classes_in_distinct_colors():
 def test_an_empty_folder_is_a_problem_of_every_layout(tmp_path: Path, name: str):
     listing = list_pairs(tmp_path, get_layout(name))
     assert listing.pairs == ()
-    assert "missing. Expected: " in listing.problems[0]
-    assert "`data.path`" in listing.problems[0]
+    assert "missing. Expected: " in listing.problems[0].text
+    assert "`data.path`" in listing.problems[0].text
 
 
 IMAGE, MASK = noise(0, 4, 5, 3), np.ones((4, 5), np.uint8)
@@ -217,12 +218,12 @@ class TestVoc:
         (root / "ImageSets" / "Segmentation" / "val.txt").write_text("c\nd\nz\n")
         problems = list_pairs(root, get_layout("voc")).problems
         assert len(problems) == 2
-        assert "z of split 'val' has neither" in problems[0]
-        assert "JPEGImages/d.jpg has no mask" in problems[1]
+        assert "z of split 'val' has neither" in problems[0].text
+        assert "JPEGImages/d.jpg has no mask" in problems[1].text
 
     def test_without_the_list_of_validation_images_nothing_can_be_said(self, root: Path):
         (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
-        assert "val.txt missing" in list_pairs(root, get_layout("voc")).problems[0]
+        assert "val.txt missing" in list_pairs(root, get_layout("voc")).problems[0].text
 
     def test_palette_borders_are_ignored(self):
         labels = get_layout("voc").labels
@@ -299,7 +300,7 @@ class TestFolders:
 
     def test_a_split_on_one_side_only_is_a_problem(self, root: Path):
         put(root, "images/day/a.jpg")
-        assert "masks/day missing" in list_pairs(root, get_layout("folders", root)).problems[0]
+        assert "masks/day missing" in list_pairs(root, get_layout("folders", root)).problems[0].text
 
     def test_the_folder_must_be_given(self):
         with pytest.raises(UserError, match=r"'folders'.*data\.path"):

@@ -10,6 +10,7 @@ once anyway.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise DataProblem(
+                f"{path} is a link to {os.readlink(path)}, which does not exist. Correct or remove "
+                "the link."
+            ) from error
         raise DataProblem(
             f"{path} cannot be read ({error.strerror or error}). Check the path and the file's "
             "permissions."

@@ -16,6 +16,7 @@ from rdd_pipeline.segmentation.layouts.base import (
     Layout,
     Listing,
     Pair,
+    Problem,
     list_pairs,
     raise_problems,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Layout",
     "Listing",
     "Pair",
+    "Problem",
     "get_layout",
     "list_pairs",
     "raise_problems",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 from rdd_pipeline.segmentation.labels import LabelSet, make_lookup
 from rdd_pipeline.segmentation.layouts.base import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
+    Files,
     Layout,
     Listing,
+    Problem,
     distinct_colors,
     find_files,
     match_pairs,
@@ -41,41 +44,49 @@ def _list(root: Path) -> Listing:
     folders = ("JPEGImages", "SegmentationClassAug", "SegmentationClass", _LISTS)
     problems = missing_folders(root, folders, _FOLDERS)
     if not problems and not (root / _LISTS / "val.txt").is_file():
-        problems.append(f"{_LISTS}/val.txt missing. Expected: {_FOLDERS}")
+        text = f"{_LISTS}/val.txt missing. Expected: {_FOLDERS}"
+        problems.append(Problem(f"{_LISTS}/val.txt", text, blocks=True))
     if problems:
         return Listing((), tuple(problems))
     images = find_files(root, "JPEGImages", IMAGE_SUFFIXES, problems)
     train_masks = find_files(root, "SegmentationClassAug", MASK_SUFFIXES, problems)
     val_masks = find_files(root, "SegmentationClass", MASK_SUFFIXES, problems)
-    val_names = _read_names(root / _LISTS / "val.txt")
-    trainaug = root / _LISTS / "trainaug.txt"
-    if trainaug.is_file():
-        train_names = _read_names(trainaug)
+    val_names = _read_names(root, f"{_LISTS}/val.txt", images, problems)
+    if (root / _LISTS / "trainaug.txt").is_file():
+        train_names = _read_names(root, f"{_LISTS}/trainaug.txt", images, problems)
     else:
         train_names = [name for name in train_masks if name not in set(val_names)]
     pairs = []
     for split, names, masks in (("train", train_names, train_masks), ("val", val_names, val_masks)):
         listed = dict.fromkeys(names)
         folder = "SegmentationClassAug" if split == "train" else "SegmentationClass"
-        nowhere = [name for name in listed if name not in images and name not in masks]
-        problems += [
-            f"{name} of split '{split}' has neither JPEGImages/{name}.jpg nor {folder}/{name}.png."
-            for name in nowhere
-        ]
+        for name in listed:
+            if name not in images and name not in masks:
+                text = (
+                    f"{name} of split '{split}' has neither JPEGImages/{name}.jpg nor "
+                    f"{folder}/{name}.png. Add both or take the name off the list."
+                )
+                problems.append(Problem(f"{folder}/{name}.png", text))
         pairs += match_pairs(
-            split,
-            {name: images[name] for name in listed if name in images},
-            {name: masks[name] for name in listed if name in masks},
-            problems,
-            where=f"{_LISTS} and {folder}",
+            split, images.only(listed), masks.only(listed), problems, where=f"{_LISTS} and {folder}"
         )
     return Listing(tuple(pairs), tuple(problems))
 
 
-def _read_names(path: Path) -> list[str]:
+def _read_names(root: Path, path: str, images: Files, problems: list[Problem]) -> list[str]:
     """One name a line; the lines of some lists are `/JPEGImages/NAME.jpg /MASKS/NAME.png`."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [Path(line.split()[0]).stem for line in lines if line.strip()]
+    try:
+        lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        text = f"{path} cannot be read ({reason}). Copy or download it again."
+        problems.append(Problem(path, text, blocks=True))
+        return []
+    names = []
+    for line in filter(None, (unicodedata.normalize("NFC", line.strip()) for line in lines)):
+        # A name may hold spaces, so the whole line is tried first.
+        names.append(line if line in images else Path(line.split()[0]).stem)
+    return names
 
 
 VOC_LAYOUT = Layout(
