@@ -63,6 +63,17 @@ class DataParams(Params):
     workers: PositiveInt | Literal["auto"] = Field(
         "auto", description="Threads that check the files; auto: one for each core."
     )
+    on_problem: Literal["stop", "quarantine"] = Field(
+        "stop",
+        description="What bad images do: stop the run with a list of all of them, or be left out, "
+        "which the report and the log say. The report is written in either case.",
+    )
+    cache: bool | Literal["auto"] = Field(
+        "auto",
+        description="Keep the decoded images in one file for each split, which training reads "
+        "many times faster. auto: when it takes at most half of the free disk. The pixels are the "
+        "same with and without.",
+    )
     scenes: SceneParams = SceneParams()
 
 

@@ -63,6 +63,8 @@ class Index(NamedTuple):
     """What is wrong with the others, or with the folder as a whole."""
     read: int = 0
     """Pairs that were read; the others were known from the time before."""
+    splits: tuple[str, ...] = ()
+    """All that were listed, those included that have no good pair."""
 
 
 class _Checked(NamedTuple):
@@ -140,6 +142,7 @@ def check_images(
         tuple(_duplicates(samples)),
         tuple(problems),
         len(listing.pairs) - sum(item.known for item in checked),
+        tuple(dict.fromkeys(pair.split for pair in listing.pairs)),
     )
 
 
