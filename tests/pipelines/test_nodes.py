@@ -551,6 +551,7 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
         "raw_images": images,
         "raw_index": ingested[0],
         "label_set": ingested[1],
+        "packed_images": {"folder": None},
         "work_folder": tmp_path / "work",
         "data": FOLDER,
         "trainer": CPU,
@@ -752,6 +753,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         raw_images=images,
         raw_index=ingested[0],
         label_set=ingested[1],
+        packed_images=_pack(images, ingested, FOLDER),
         work_folder=tmp_path / "work",
         network_plan={},
         data=FOLDER,
@@ -764,6 +766,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     )
     (job,) = jobs
     assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
+    assert job.packs == images.parent / "cache"
     assert weights.header.provenance["seed"] == "5"
     assert list(history["iteration"])[-1] == state["iteration"] == 2
     assert cost["images_per_second"] > 0

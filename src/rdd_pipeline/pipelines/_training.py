@@ -38,6 +38,7 @@ from rdd_pipeline.pipelines._shared import (
     images_root,
     label_set_of,
     local_network,
+    packs_folder,
     rows_of,
     samples_of,
 )
@@ -67,6 +68,7 @@ def run_training(
     raw_images: Path,
     raw_index: pd.DataFrame,
     label_set: dict[str, Any],
+    packed_images: dict[str, Any],
     work_folder: Path,
     data: DataParams,
     network: NetworkParams,
@@ -92,6 +94,7 @@ def run_training(
             labels=label_set_of(label_set),
             root=images_root(raw_images, data),
             image_size=data.image_size,
+            packs=packs_folder(packed_images),
             recipe=recipe,
             rdd=rdd,
             weights=methods.weights.get(method, {}),
@@ -133,6 +136,7 @@ def score_network(
     trainer: TrainerParams,
     comparison: str,
     work_folder: Path,
+    packs: Path | None = None,
 ) -> dict[str, Any]:
     """Scores and cost of one network; looked up when the same network was scored before.
 
@@ -160,6 +164,7 @@ def score_network(
             params=evaluation,
             image_size=data.image_size,
             device=resolve_device(trainer.device),
+            packs=packs,
         )
         work.remember(f"scores-{key}", scores)
     first = samples[0]
@@ -221,6 +226,7 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
         raw_images: Path,
         raw_index: pd.DataFrame,
         label_set: dict[str, Any],
+        packed_images: dict[str, Any],
         work_folder: Path,
         network_plan: dict[str, Any],
         data: DataParams,
@@ -239,6 +245,7 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
             raw_images=raw_images,
             raw_index=raw_index,
             label_set=label_set,
+            packed_images=packed_images,
             work_folder=work_folder,
             data=data,
             network=student,
@@ -264,6 +271,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         raw_images: Path,
         raw_index: pd.DataFrame,
         label_set: dict[str, Any],
+        packed_images: dict[str, Any],
         work_folder: Path,
         weights: NetworkCheckpoint,
         cost: dict[str, float],
@@ -285,6 +293,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
             trainer=trainer,
             comparison=comparison_key(raw_index, data, student, recipe, evaluation),
             work_folder=work_folder,
+            packs=packs_folder(packed_images),
         )
         metrics["cost"] |= cost
         return metrics, confusion_of(metrics, labels)
@@ -326,6 +335,7 @@ def method_pipeline(
         "raw_images": "raw_images",
         "raw_index": "raw_index",
         "label_set": "label_set",
+        "packed_images": "packed_images",
         "work_folder": "work_folder",
     }
     training_inputs = {

@@ -30,6 +30,9 @@ class TrainingJob(Params):
     labels: LabelSet
     root: Path = Field(description="Folder the sample paths start at.")
     image_size: Size | None = None
+    packs: Path | None = Field(
+        None, description="Folder with packs of the images, which give the same pixels faster."
+    )
     recipe: RecipeParams
     rdd: RddParams = RddParams()
     weights: dict[str, float] = Field({}, description="Other weights of the method's terms.")
@@ -76,11 +79,11 @@ class TrainingJob(Params):
     ) -> str:
         """Digest (16 hex digits) of everything that decides the weights this job ends with.
 
-        Where the data lie is not part of it, what they hold is (`index_digest`); a backbone file
-        counts by its content. The TFE stage does not look at the settings of TSE, so runs that
-        differ in those share it.
+        Where the data lie, packed or not, is not part of it, what they hold is (`index_digest`); a
+        backbone file counts by its content. The TFE stage does not look at the settings of TSE, so
+        runs that differ in those share it.
         """
-        facts = self.model_dump(mode="json", exclude={"root", "method", "weights"})
+        facts = self.model_dump(mode="json", exclude={"root", "packs", "method", "weights"})
         facts["definition"] = repr((self.definition.task, self.definition.terms))
         if self.definition.task != "rdd":
             del facts["rdd"]

@@ -34,6 +34,7 @@ from rdd_pipeline.networks import (
     Preprocessing,
     network_from_params,
 )
+from rdd_pipeline.segmentation.cache import usable_pack
 from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
 from rdd_pipeline.training.checkpoints import State, WorkFolder, copy_to_cpu, digest
@@ -317,6 +318,9 @@ class _Run:
             workers=resolve_workers(self.trainer.workers, self.device),
             rank=self.rank,
             world_size=self.world,
+            pack=usable_pack(
+                job.packs, self.train_samples, lookup=job.labels.lookup, image_size=job.image_size
+            ),
             pin_memory=self.device.type == "cuda",
         )
         window = _Window()
@@ -452,6 +456,7 @@ class _Run:
             image_size=job.image_size,
             rank=self.rank,
             world_size=self.world,
+            pack=usable_pack(job.packs, self.val_samples, lookup=job.labels.lookup),
         )
         matrix = evaluate(
             self.student,
