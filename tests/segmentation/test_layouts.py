@@ -342,3 +342,126 @@ class TestFolders:
         (root / "labels.json").rename(root / "labels.yaml").write_text("a: [")
         with pytest.raises(DataProblem, match=r"labels\.yaml cannot be used"):
             get_layout("folders", root)
+
+
+class TestFoldersOfAnyShape:
+    """Other folder names, endings, lists instead of split folders, colors instead of numbers."""
+
+    def tree(self, root: Path, table: str, *paths: str) -> Listing:
+        (root / "labels.yaml").write_text(table)
+        put(root, *paths)
+        return list_pairs(root, get_layout("folders", root))
+
+    def test_split_folders_may_be_anywhere_in_the_path(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path,
+            "{classes: [{name: a}], images: SPLIT/rgb, masks: labels/SPLIT/ids}",
+            *(f"{split}/rgb/1.jpg" for split in ("train", "val", "rain")),
+            *(f"labels/{split}/ids/1.png" for split in ("train", "val", "rain")),
+        )
+        assert listing.problems == ()
+        assert listing.pairs[2] == Pair("rain", "1", "rain/rgb/1.jpg", "labels/rain/ids/1.png")
+
+    def test_images_and_masks_may_lie_together_under_endings(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path,
+            "{classes: [{name: a}], images: SPLIT, masks: SPLIT, image_ending: _rgb, "
+            "mask_ending: _ids}",
+            "train/1_ids.png", "train/1_rgb.jpg", "val/x/2_ids.png", "val/x/2_rgb.jpg",
+        )  # fmt: skip
+        assert listing.problems == ()
+        assert listing.pairs == (
+            Pair("train", "1", "train/1_rgb.jpg", "train/1_ids.png"),
+            Pair("val", "x/2", "val/x/2_rgb.jpg", "val/x/2_ids.png"),
+        )
+
+    LISTS = "{classes: [{name: a}], images: rgb, masks: ids, lists: sets/SPLIT.txt}"
+
+    def lists(self, root: Path, **texts: str) -> None:
+        (root / "sets").mkdir()
+        for split, text in texts.items():
+            (root / "sets" / f"{split}.txt").write_text(text, encoding="utf-8")
+
+    def test_lists_tell_the_splits_apart(self, tmp_path: Path):
+        self.lists(tmp_path, train="a b\nsub/c.jpg\n", val="d\n\n", test="e\r\n")
+        names = ("a b", "sub/c", "d", "e", "unused")
+        listing = self.tree(
+            tmp_path,
+            self.LISTS,
+            *(f"rgb/{name}.jpg" for name in names),
+            *(f"ids/{name}.png" for name in names),
+        )
+        assert listing.problems == ()
+        assert [(pair.split, pair.name) for pair in listing.pairs] == [
+            ("train", "a b"), ("train", "sub/c"), ("val", "d"), ("test", "e"),
+        ]  # fmt: skip
+
+    def test_listed_names_that_are_not_there_and_missing_lists_are_named(self, tmp_path: Path):
+        self.lists(tmp_path, train="a\nsub/z\nb\n")
+        listing = self.tree(tmp_path, self.LISTS, "rgb/a.jpg", "ids/a.png", "rgb/b.jpg")
+        assert [problem.text.split(".")[0] for problem in listing.problems] == ["sets/val"]
+        (tmp_path / "sets" / "val.txt").write_text("a")
+        problems = list_pairs(tmp_path, get_layout("folders", tmp_path)).problems
+        assert "sub/z of sets/train.txt has neither image nor mask in rgb and ids" in str(problems)
+        assert "rgb/b.jpg has no mask" in str(problems)
+
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            ("images: photos", "`lists` has to tell splits apart"),
+            ("images: photos, lists: a.txt, masks: m", "`lists` needs SPLIT once"),
+            ("lists: SPLIT.txt", "`lists` needs SPLIT once, and then images and masks have none"),
+            ("images: ../SPLIT", "expected a path below the table's folder"),
+            ("masks: /data/SPLIT", "expected a path below the table's folder"),
+            ("masks: m_SPLIT", "SPLIT has to be one whole folder name"),
+            ("encoding: rgb", "encoding: Input should be 'index' or 'color'"),
+            ("encoding: color", "class 'a' has no color"),
+            ("ignore: [[0, 0, 0]]", "ignore holds colors"),
+        ],
+    )
+    def test_mistakes_in_the_table_are_explained(self, tmp_path: Path, table: str, message: str):
+        with pytest.raises(DataProblem, match=rf"labels\.yaml.*{message}"):
+            self.tree(tmp_path, f"{{classes: [{{name: a}}], {table}}}")
+
+    def test_colors_are_classes(self, tmp_path: Path):
+        self.tree(
+            tmp_path,
+            "encoding: color\nignore: [[0, 0, 0], [9, 9, 9]]\nclasses:\n"
+            "  - {name: field, color: [10, 20, 30]}\n  - {name: road, color: [1, 2, 3]}\n",
+        )
+        labels = get_layout("folders", tmp_path).labels
+        assert set(labels.lookup) == {(10, 20, 30, 0), (1, 2, 3, 1), (0, 0, 0, 255), (9, 9, 9, 255)}
+        assert labels.model_validate_json(labels.model_dump_json()) == labels
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ("{name: a, color: [1, 1, 1]}, {name: b, color: [1, 1, 1]}", "of class 'b' is used"),
+            ("{name: a, color: [1, 1, 1], value: 3}", "has a value, but the masks hold colors"),
+            ("{name: a, color: [1, 1, 300]}", "0..255 each"),
+            ("{name: a, color: [1, 1]}", r"classes\.0\.color"),
+            ("{name: a, color: [0, 0, 0]}", "is that of a class and in ignore"),
+        ],
+    )
+    def test_mistakes_in_colors_are_explained(self, tmp_path: Path, rows: str, message: str):
+        with pytest.raises(DataProblem, match=message):
+            self.tree(tmp_path, f"{{encoding: color, ignore: [[0, 0, 0]], classes: [{rows}]}}")
+
+
+def test_accents_count_as_equal_however_they_are_encoded(tmp_path: Path):
+    make_camvid(tmp_path, count=1)
+    (tmp_path / "train" / "train0.png").rename(tmp_path / "train" / "cafe\u0301.png")
+    (tmp_path / "trainannot" / "train0.png").rename(tmp_path / "trainannot" / "caf\u00e9.png")
+    listing = list_pairs(tmp_path, CAMVID)
+    assert listing.problems == ()
+    assert listing.pairs[0].name == "caf\u00e9"
+
+
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path):
+    put(tmp_path, "disk/sub/a.jpg", "masks/train/sub/a.png", "images/val/b.jpg", "masks/val/b.png")
+    (tmp_path / "images" / "train").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "sub" / "back").symlink_to(tmp_path / "disk")
+    (tmp_path / "labels.yaml").write_text("classes: [{name: a}]")
+    listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
+    assert listing.problems == ()
+    assert [pair.name for pair in listing.pairs] == ["sub/a", "b"]

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.segmentation.index import Sample, usable_cores
+from rdd_pipeline.segmentation.labels import Lookup
 from rdd_pipeline.segmentation.progress import tracked
 from rdd_pipeline.segmentation.sources import FileSource
 
@@ -64,7 +65,7 @@ def pack_path(
     samples: Sequence[Sample],
     folder: Path,
     *,
-    lookup: Sequence[int],
+    lookup: Lookup,
     image_size: tuple[int, int] | None = None,
 ) -> Path:
     """Where the pack of these samples is kept: `SPLIT_KEY.pack` in `folder`."""
@@ -85,7 +86,7 @@ def write_pack(
     root: Path,
     folder: Path,
     *,
-    lookup: Sequence[int],
+    lookup: Lookup,
     image_size: tuple[int, int] | None = None,
     workers: int | None = None,
 ) -> Path:
@@ -95,7 +96,7 @@ def write_pack(
         samples: Rows of the index.
         root: The data set's folder.
         folder: Where packs are kept; made if missing.
-        lookup: Raw mask value -> train id.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
         image_size: (height, width) images and masks are resized to; None: their own.
         workers: Threads; None: one for each core this process may use.
 
@@ -157,7 +158,7 @@ def usable_pack(
     folder: Path | None,
     samples: Sequence[Sample],
     *,
-    lookup: Sequence[int],
+    lookup: Lookup,
     image_size: tuple[int, int] | None = None,
 ) -> Path | None:
     """The pack of these very samples in `folder`, if it is there and complete.

@@ -23,9 +23,8 @@ from rdd_pipeline.segmentation.memory import CheckMemory, Facts, Stamp
 from rdd_pipeline.segmentation.progress import tracked
 from rdd_pipeline.segmentation.reading import (
     decode_image_bytes,
-    decode_mask_bytes,
+    decode_mask,
     read_bytes,
-    to_train_ids,
 )
 
 DIGEST_BYTES = 16
@@ -223,8 +222,7 @@ def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Che
     try:
         data = read_bytes(root / pair.mask)
         mask_digest = file_digest(data)
-        raw = decode_mask_bytes(data, Path(pair.mask))
-        ids = to_train_ids(raw, labels.lookup, Path(pair.mask))
+        ids = decode_mask(data, labels.lookup, Path(pair.mask))
     except DataProblem as problem:
         problems.append(Problem(pair.mask, str(problem)))
     if size is not None and ids is not None and ids.shape != size:

@@ -27,6 +27,7 @@ from rdd_pipeline.config import AugmentParams
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.segmentation.cache import PackedSource
 from rdd_pipeline.segmentation.index import Sample
+from rdd_pipeline.segmentation.labels import Lookup
 from rdd_pipeline.segmentation.reading import resize_image
 from rdd_pipeline.segmentation.sources import FileSource, ImageSource
 from rdd_pipeline.segmentation.transforms import CropPlan, apply_crop, draw_plan
@@ -166,7 +167,7 @@ def training_batches(
     batch_size: int,
     first_iteration: int,
     last_iteration: int,
-    lookup: Sequence[int],
+    lookup: Lookup,
     ignore_index: int = 255,
     image_size: tuple[int, int] | None = None,
     pad_color: tuple[float, float, float] = IMAGENET_MEAN,
@@ -187,7 +188,7 @@ def training_batches(
         batch_size: Images an iteration, over all ranks together.
         first_iteration: Iterations count from 1; any one may be the first.
         last_iteration: Less than `first_iteration`: no batches.
-        lookup: Raw mask value -> train id.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
         ignore_index: Label of padding.
         image_size: (height, width) images and masks are resized to before the crop.
         pad_color: RGB of padding, 0..255.
@@ -232,7 +233,7 @@ def evaluation_batches(
     root: Path,
     *,
     batch_size: int,
-    lookup: Sequence[int],
+    lookup: Lookup,
     image_size: tuple[int, int] | None = None,
     workers: int = 0,
     rank: int = 0,
@@ -246,7 +247,7 @@ def evaluation_batches(
         samples: The images.
         root: The data set's folder.
         batch_size: At most so many images at once; only images of equal size share a batch.
-        lookup: Raw mask value -> train id.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
         image_size: (height, width) images are resized to; the labels keep their own size.
         workers: Loader processes; 0: load in this one.
         rank: This process among the evaluating processes.

@@ -21,7 +21,7 @@ from rdd_pipeline.segmentation.layouts.base import Pair
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "checked files 1"
+_FORMAT = "checked files 2"
 """Raised with every change of what is checked or how files are read."""
 SAVE_EVERY = 30.0
 """Seconds of work that are lost at most when the process is killed."""

@@ -233,6 +233,28 @@ def match_pairs(
     ]
 
 
+def read_names(root: Path, path: str, images: Files, problems: list[Problem]) -> list[str]:
+    """One name a line; the lines of some lists are `/JPEGImages/NAME.jpg /MASKS/NAME.png`."""
+    try:
+        lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        text = f"{path} cannot be read ({reason}). Copy or download it again."
+        problems.append(Problem(path, text, blocks=True))
+        return []
+    names = []
+    for line in filter(None, (unicodedata.normalize("NFC", line.strip()) for line in lines)):
+        bare = Path(line).with_suffix("").as_posix()
+        if line in images:  # first of all, as a name may hold spaces and dots
+            names.append(line)
+        elif bare in images:
+            names.append(bare)
+        else:
+            first = line.split()[0]
+            names.append(Path(first).stem if first != line or first.startswith("/") else line)
+    return names
+
+
 def list_split_folders(root: Path, splits: Mapping[str, tuple[str, str]], expected: str) -> Listing:
     """Pairs of equal file names where each split has one folder of images and one of masks.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 
 from rdd_pipeline.segmentation.labels import LabelSet, make_lookup
 from rdd_pipeline.segmentation.layouts.base import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
-    Files,
     Layout,
     Listing,
     Problem,
@@ -17,6 +15,7 @@ from rdd_pipeline.segmentation.layouts.base import (
     find_files,
     match_pairs,
     missing_folders,
+    read_names,
 )
 
 _NAMES = (
@@ -51,9 +50,9 @@ def _list(root: Path) -> Listing:
     images = find_files(root, "JPEGImages", IMAGE_SUFFIXES, problems)
     train_masks = find_files(root, "SegmentationClassAug", MASK_SUFFIXES, problems)
     val_masks = find_files(root, "SegmentationClass", MASK_SUFFIXES, problems)
-    val_names = _read_names(root, f"{_LISTS}/val.txt", images, problems)
+    val_names = read_names(root, f"{_LISTS}/val.txt", images, problems)
     if (root / _LISTS / "trainaug.txt").is_file():
-        train_names = _read_names(root, f"{_LISTS}/trainaug.txt", images, problems)
+        train_names = read_names(root, f"{_LISTS}/trainaug.txt", images, problems)
     else:
         train_names = [name for name in train_masks if name not in set(val_names)]
     pairs = []
@@ -71,22 +70,6 @@ def _list(root: Path) -> Listing:
             split, images.only(listed), masks.only(listed), problems, where=f"{_LISTS} and {folder}"
         )
     return Listing(tuple(pairs), tuple(problems))
-
-
-def _read_names(root: Path, path: str, images: Files, problems: list[Problem]) -> list[str]:
-    """One name a line; the lines of some lists are `/JPEGImages/NAME.jpg /MASKS/NAME.png`."""
-    try:
-        lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        text = f"{path} cannot be read ({reason}). Copy or download it again."
-        problems.append(Problem(path, text, blocks=True))
-        return []
-    names = []
-    for line in filter(None, (unicodedata.normalize("NFC", line.strip()) for line in lines)):
-        # A name may hold spaces, so the whole line is tried first.
-        names.append(line if line in images else Path(line.split()[0]).stem)
-    return names
 
 
 VOC_LAYOUT = Layout(
