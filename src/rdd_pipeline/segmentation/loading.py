@@ -30,7 +30,13 @@ from rdd_pipeline.segmentation.index import Sample
 from rdd_pipeline.segmentation.labels import Lookup
 from rdd_pipeline.segmentation.reading import resize_image
 from rdd_pipeline.segmentation.sources import FileSource, ImageSource
-from rdd_pipeline.segmentation.transforms import CropPlan, apply_crop, draw_plan
+from rdd_pipeline.segmentation.transforms import (
+    ColorPlan,
+    CropPlan,
+    apply_crop,
+    draw_colors,
+    draw_plan,
+)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """RGB mean of ImageNet in 0..255, the default padding."""
@@ -38,8 +44,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 CACHE_BYTES = 1 << 30
 """Decoded images kept in memory, over all loader processes of a rank together."""
 
-# First word after the seed: keeps the random streams of order and augmentation apart.
-_ORDER, _AUGMENT = 1, 2
+# First word after the seed: keeps the random streams of order, crops and colors apart.
+_ORDER, _AUGMENT, _COLORS = 1, 2, 3
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvaluationBatch")
 
@@ -96,6 +102,14 @@ def sample_plan(
     return draw_plan(rng, height, width, augment)
 
 
+def sample_colors(seed: int, iteration: int, slot: int, augment: AugmentParams) -> ColorPlan | None:
+    """Changes of a slot's colors; None: they stay."""
+    if not augment.photometric:
+        return None
+    rng = np.random.default_rng((seed, _COLORS, iteration, slot))
+    return draw_colors(rng, augment.photometric)
+
+
 def rank_slots(batch_size: int, rank: int, world_size: int) -> range:
     """The slots of an iteration that a rank loads; the ranks' shares are consecutive.
 
@@ -149,7 +163,12 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         height, width = mask.shape
         plan = sample_plan(self.seed, iteration, slot, height, width, self.augment)
         return apply_crop(
-            image, mask, plan, pad_color=self.pad_color, ignore_index=self.ignore_index
+            image,
+            mask,
+            plan,
+            pad_color=self.pad_color,
+            ignore_index=self.ignore_index,
+            colors=sample_colors(self.seed, iteration, slot, self.augment),
         )
 
     def batch(self, iteration: int, slots: Sequence[int]) -> Batch:
