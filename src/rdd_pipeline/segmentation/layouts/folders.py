@@ -238,9 +238,15 @@ def _list_by_names(table: _Table, lists: str, root: Path) -> Listing:
     if problems:
         return Listing((), tuple(problems))
     images, masks = _trees(table, root, table.images, table.masks, problems)
+    listed = {
+        split: dict.fromkeys(read_names(root, path, images, problems))
+        for split, path in paths.items()
+    }
+    if any(problem.blocks for problem in problems):
+        return Listing((), tuple(problems))
     pairs: list[Pair] = []
     for split, path in paths.items():
-        names = dict.fromkeys(read_names(root, path, images, problems))
+        names = listed[split]
         for name in names:
             if name not in images and name not in masks:
                 text = (

@@ -55,6 +55,8 @@ def _list(root: Path) -> Listing:
         train_names = read_names(root, f"{_LISTS}/trainaug.txt", images, problems)
     else:
         train_names = [name for name in train_masks if name not in set(val_names)]
+    if any(problem.blocks for problem in problems):
+        return Listing((), tuple(problems))
     pairs = []
     for split, names, masks in (("train", train_names, train_masks), ("val", val_names, val_masks)):
         listed = dict.fromkeys(names)
