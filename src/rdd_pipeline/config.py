@@ -65,6 +65,11 @@ class DataParams(Params):
     workers: PositiveInt | Literal["auto"] = Field(
         "auto", description="Threads that check the files; auto: one for each core."
     )
+    download: bool = Field(
+        False,
+        description="Download the data set if it is not there (voc, with SBD's masks; for the "
+        "other layouts the message says where to get it).",
+    )
     on_problem: Literal["stop", "quarantine"] = Field(
         "stop",
         description="What bad images do: stop the run with a list of all of them, or be left out, "

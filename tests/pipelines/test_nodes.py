@@ -399,6 +399,14 @@ def test_packs_of_other_images_are_mentioned(images, ingested, caplog):
     assert "1 packs of other images or sizes" in caplog.text
 
 
+def test_download_is_asked_for_before_anything_is_read(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ingestion, "download", lambda *arguments: asked.append(arguments))
+    with pytest.raises(DataProblem, match=r"does not exist.*data\.download=true gets both"):
+        _ingest(tmp_path / "voc", DataParams(layout="voc", download=True))
+    assert asked == [("voc", tmp_path / "voc")]
+
+
 def test_the_preview_shows_at_most_what_is_there(images, ingested):
     assert isinstance(preview_images(images, *ingested, FOLDER), Figure)
     small = FOLDER.model_copy(update={"image_size": (16, 24)})

@@ -28,7 +28,7 @@ from rdd_pipeline.segmentation.index import (
     of_split,
     to_rows,
 )
-from rdd_pipeline.segmentation.layouts import Problem, get_layout, raise_problems
+from rdd_pipeline.segmentation.layouts import Problem, download, get_layout, raise_problems
 from rdd_pipeline.segmentation.scenes import write_scenes
 from rdd_pipeline.segmentation.statistics import label_statistics
 
@@ -46,7 +46,7 @@ REPORT = "The report, catalog entry `ingestion_report` below data/08_reporting, 
 def inspect_images(
     raw_images: Path, image_cache: Path, data: DataParams
 ) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame, list[dict[str, Any]], str]:
-    """Look at every image and mask once; the layout `scenes` is generated first.
+    """Look at every image and mask once; what has to be downloaded or generated comes first.
 
     What is wrong is collected, so that the report is there before the run stops for it.
 
@@ -63,6 +63,8 @@ def inspect_images(
         DataProblem: The folder with the images, or the table of labels in it, is missing.
     """
     root = images_root(raw_images, data)
+    if data.download:
+        download(data.layout, root)
     layout = get_layout(data.layout, root)
     if data.layout == "scenes":
         rendered = write_scenes(root, data.scenes)

@@ -51,6 +51,8 @@ class Layout(NamedTuple):
     list_pairs: Callable[[Path], Listing]
     expected: str
     """What the folder should look like and where it comes from, for error messages."""
+    download: Callable[[Path], None] | None = None
+    """Makes the folder hold the data set; None: a program cannot get it."""
 
 
 def check_root(root: Path, expected: str) -> None:

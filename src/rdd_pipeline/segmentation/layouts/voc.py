@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rdd_pipeline.segmentation.download import download_voc
 from rdd_pipeline.segmentation.labels import LabelSet, make_lookup
 from rdd_pipeline.segmentation.layouts.base import (
     IMAGE_SUFFIXES,
@@ -78,5 +79,6 @@ VOC_LAYOUT = Layout(
     VOC,
     _list,
     f"{_FOLDERS} This is the folder VOCdevkit/VOC2012 of the VOC 2012 trainval archive, with the "
-    "masks of the SBD data set converted to SegmentationClassAug.",
+    "masks of the SBD data set converted to SegmentationClassAug; data.download=true gets both.",
+    download_voc,
 )
