@@ -114,6 +114,16 @@ def test_a_damaged_memory_is_not_believed(
     assert look(tmp_path).read == 0
 
 
+def test_a_memory_of_another_version_is_passed_over_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    look(make_camvid(tmp_path))
+    monkeypatch.setattr(memory_module, "_FORMAT", b"checked files 99 ")
+    assert look(tmp_path).read == 6
+    assert caplog.text == ""
+    assert look(tmp_path).read == 0
+
+
 def test_every_flipped_byte_of_the_memory_is_noticed(tmp_path: Path):
     look(make_camvid(tmp_path, count=1, splits=("train", "val")))
     path = tmp_path / "memory" / "checks"

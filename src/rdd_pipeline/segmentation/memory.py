@@ -1,7 +1,7 @@
 """What earlier looks at the files of a data set found, so that only changed ones are read again.
 
 A pair is known again by path, size, and times of change of both of its files. The memory is one
-file: a line with the digest of the rest, then JSON. A damaged memory, or one of another label set
+file: a line with its format and the digest of the rest, then JSON. A damaged memory, or one of another label set
 or folder, is not used; then every file is read, so it never decides what is found, only how fast.
 """
 
@@ -21,8 +21,8 @@ from rdd_pipeline.segmentation.layouts.base import Pair
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "checked files 2"
-"""Raised with every change of what is checked or how files are read."""
+_FORMAT = b"checked files 3 "
+"""First bytes of the file; raised with every change of what is checked or how files are read."""
 SAVE_EVERY = 30.0
 """Seconds of work that are lost at most when the process is killed."""
 SETTLED = 2_000_000_000
@@ -61,7 +61,7 @@ class CheckMemory:
 
     def __init__(self, path: Path | None, key: str) -> None:
         self._path = path
-        self._key = blake2b(repr((_FORMAT, key)).encode(), digest_size=16).hexdigest()
+        self._key = blake2b(key.encode(), digest_size=16).hexdigest()
         self._known = _load(path, self._key) if path is not None else {}
         self._kept: dict[str, list[Any]] = {}
         self._changed = False
@@ -112,7 +112,7 @@ class CheckMemory:
         aside = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(_digest(body) + b"\n" + body)
+            aside.write_bytes(_FORMAT + _digest(body) + b"\n" + body)
             os.replace(aside, self._path)
         except OSError as error:
             logger.warning(
@@ -128,10 +128,12 @@ class CheckMemory:
 def _load(path: Path, key: str) -> dict[str, list[Any]]:
     """Pairs of the memory; none if there is no memory that can be used."""
     try:
-        digest, _, body = path.read_bytes().partition(b"\n")
+        head, _, body = path.read_bytes().partition(b"\n")
     except OSError:
         return {}
-    if digest != _digest(body):
+    if head.startswith(_FORMAT.split(b" ")[0]) and not head.startswith(_FORMAT):
+        return {}  # of another version of this project
+    if head != _FORMAT + _digest(body):
         logger.warning("%s is damaged: every file is read again.", path)
         return {}
     content = json.loads(body)
@@ -140,7 +142,7 @@ def _load(path: Path, key: str) -> dict[str, list[Any]]:
 
 
 def _digest(body: bytes) -> bytes:
-    return blake2b(_FORMAT.encode() + body, digest_size=16).hexdigest().encode()
+    return blake2b(body, digest_size=16).hexdigest().encode()
 
 
 def _name(pair: Pair) -> str:

@@ -36,7 +36,7 @@ from .report import ingestion_report
 
 logger = logging.getLogger(__name__)
 
-PREVIEWED = 6
+PREVIEWED = 4
 LOGGED = 10
 """Warnings and left-out images in the log; the report has all of them."""
 
