@@ -1,8 +1,9 @@
 """What earlier looks at the files of a data set found, so that only changed ones are read again.
 
 A pair is known again by path, size, and times of change of both of its files. The memory is one
-file: a line with its format and the digest of the rest, then JSON. A damaged memory, or one of another label set
-or folder, is not used; then every file is read, so it never decides what is found, only how fast.
+file: a line with its format and the digest of the rest, then JSON. A damaged memory, or one of
+another label set or folder, is not used; then every file is read, so it never decides what is
+found, only how fast.
 """
 
 from __future__ import annotations
