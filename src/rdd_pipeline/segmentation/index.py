@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.segmentation.labels import LabelSet
@@ -229,9 +230,9 @@ def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Che
         problems.append(Problem(pair.mask, _size_problem(pair, size, ids.shape)))
     if problems or size is None or ids is None:
         return _Checked(pair, stamp, None, tuple(problems))
-    histogram = np.bincount(ids.ravel(), minlength=256)
-    pixels = np.append(histogram[: labels.num_classes], histogram[labels.ignore_index])
-    counts = {int(number): int(pixels[number]) for number in np.flatnonzero(pixels)}
+    histogram = Image.fromarray(ids).histogram()  # several times faster than numpy's bincount
+    pixels = [*histogram[: labels.num_classes], histogram[labels.ignore_index]]
+    counts = {number: count for number, count in enumerate(pixels) if count}
     return _Checked(pair, stamp, Facts(*size, image_digest, mask_digest, counts))
 
 

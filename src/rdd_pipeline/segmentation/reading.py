@@ -12,7 +12,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -72,7 +74,8 @@ def decode_image_bytes(data: bytes, path: Path) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            upright: Image.Image = image
             if upright.mode == "F":
                 raise DataProblem(
                     f"{path} holds floating-point gray values, which have no fixed white. "
@@ -147,11 +150,10 @@ def decode_mask(data: bytes, lookup: Lookup, path: Path) -> NDArray[np.uint8]:
     Raises:
         DataProblem: The file cannot be read as a mask or holds what may not occur.
     """
-    rows = [row for row in lookup if isinstance(row, tuple)]
-    if rows:
+    if lookup and isinstance(lookup[0], tuple):
+        rows = [row for row in lookup if isinstance(row, tuple)]
         return _colors_to_train_ids(_decode_colors(data, path), rows, path)
-    values = [value for value in lookup if isinstance(value, int)]
-    return to_train_ids(decode_mask_bytes(data, path), values, path)
+    return to_train_ids(decode_mask_bytes(data, path), cast(tuple[int, ...], lookup), path)
 
 
 def _decode_colors(data: bytes, path: Path) -> NDArray[np.uint8]:
@@ -215,16 +217,24 @@ def to_train_ids(raw: NDArray[np.uint8], lookup: Sequence[int], path: Path) -> N
     Raises:
         DataProblem: A value may not occur.
     """
-    table = np.asarray(lookup, dtype=np.int64)
-    seen = np.bincount(raw.ravel(), minlength=256) > 0
-    wrong = np.flatnonzero(seen & (table == FORBIDDEN))
+    table, allowed = _translation(tuple(lookup))
+    # bytes.translate is several times faster than numpy's indexing and counting.
+    data = bytearray(raw.tobytes())
+    wrong = np.unique(np.frombuffer(data.translate(None, allowed), np.uint8)).astype(np.int64)
     if len(wrong):
-        allowed = np.flatnonzero(table != FORBIDDEN)
         raise DataProblem(
-            f"{path} holds mask values {_ranges(wrong)}, allowed are {_ranges(allowed)}. Correct "
-            "the mask, or check that `data.layout` is the layout of these files."
+            f"{path} holds mask values {_ranges(wrong)}, allowed are "
+            f"{_ranges(np.array(list(allowed)))}. Correct the mask, or check that `data.layout` is "
+            "the layout of these files."
         )
-    return table.astype(np.uint8)[raw]
+    return np.frombuffer(data.translate(table), np.uint8).reshape(raw.shape)
+
+
+@lru_cache(maxsize=8)
+def _translation(lookup: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """Train id of each raw value (0 where it may not occur), and the values that may occur."""
+    allowed = bytes(raw for raw, train_id in enumerate(lookup) if train_id != FORBIDDEN)
+    return bytes(max(train_id, 0) for train_id in lookup), allowed
 
 
 def read_image(path: Path, *, image_size: tuple[int, int] | None = None) -> Tensor:
