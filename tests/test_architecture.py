@@ -37,7 +37,7 @@ ALLOWED = {
 RIM = {
     "pipelines", "datasets", "hooks", "tracking", "settings", "pipeline_registry", "__main__",
 }  # fmt: skip
-RIM_LIBRARIES = {"kedro", "kedro_datasets", "kedro_mlflow", "mlflow", "pandas", "fsspec"}
+RIM_LIBRARIES = {"kedro", "kedro_datasets", "kedro_mlflow", "mlflow", "pandas", "fsspec", "jinja2"}
 EVERYWHERE = {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich", "numpy", "PIL"}
 EVERYWHERE |= {"huggingface_hub", "yaml"}  # timm cannot do without them
 # Figures, statistics and reports are made by these modules only; nothing that trains needs them.

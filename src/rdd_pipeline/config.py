@@ -8,7 +8,7 @@ Kedro: ``python -m rdd_pipeline.training JOB.json`` builds the same ones from JS
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -63,6 +65,22 @@ class DataParams(Params):
     )
     workers: PositiveInt | Literal["auto"] = Field(
         "auto", description="Threads that check the files; auto: one for each core."
+    )
+    download: bool = Field(
+        False,
+        description="Download the data set if it is not there (voc, with SBD's masks; for the "
+        "other layouts the message says where to get it).",
+    )
+    on_problem: Literal["stop", "quarantine"] = Field(
+        "stop",
+        description="What bad images do: stop the run with a list of all of them, or be left out, "
+        "which the report and the log say. The report is written in either case.",
+    )
+    cache: bool | Literal["auto"] = Field(
+        "auto",
+        description="Keep the decoded images in one file for each split, which training reads "
+        "many times faster. auto: when it takes at most half of the free disk. The pixels are the "
+        "same with and without.",
     )
     scenes: SceneParams = SceneParams()
 
@@ -125,13 +143,26 @@ class OptimizerParams(Params):
 
 
 class AugmentParams(Params):
-    """Random scale, crop and flip of a training sample."""
+    """Random scale, crop, flip and colors of a training sample."""
 
     crop: Size = Field((512, 1024), description="(height, width) of a training sample.")
     scale_min: PositiveFloat = 0.5
     scale_max: PositiveFloat = 2.0
     scale_step: NonNegativeFloat = Field(0.1, description="Grid of scales; 0: continuous.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
+    photometric: Fraction = Field(
+        0.0,
+        description="Strength of random changes of brightness, contrast, saturation and hue; 1: "
+        "the usual ranges (12.5 %, 50 %, 50 %, 18 degrees), each in half of the samples. 0: off.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_on(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `photometric` while it is off: fingerprints of older work stay as they were."""
+        values: dict[str, Any] = dump(self)
+        if not self.photometric:
+            values.pop("photometric", None)
+        return values
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> Self:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,7 +32,13 @@ from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_c
 from rdd_pipeline.pipelines import _training
 from rdd_pipeline.pipelines._shared import from_project, images_root, rows_of, samples_of
 from rdd_pipeline.pipelines._training import comparison_key, draw_history, score_network
-from rdd_pipeline.pipelines.data_ingestion.nodes import index_images, preview_images
+from rdd_pipeline.pipelines.data_ingestion import nodes as ingestion
+from rdd_pipeline.pipelines.data_ingestion.nodes import (
+    index_images,
+    inspect_images,
+    pack_images,
+    preview_images,
+)
 from rdd_pipeline.pipelines.distill_tse.nodes import draw_pixels, summarize
 from rdd_pipeline.pipelines.evaluation.nodes import compare_methods, draw_comparison
 from rdd_pipeline.pipelines.train_teacher.nodes import (
@@ -53,6 +62,16 @@ CPU = TrainerParams(device="cpu", precision="float32")
 FOLDER = DataParams(layout="camvid", workers=1)
 
 
+class Ingested(NamedTuple):
+    """What ingestion hands on."""
+
+    index: pd.DataFrame
+    labels: dict[str, Any]
+    statistics: pd.DataFrame
+    tags: dict[str, str]
+    report: str
+
+
 def _write(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
@@ -71,18 +90,25 @@ def images(tmp_path) -> Path:
     return tmp_path / "images"
 
 
+def _ingest(images: Path, data: DataParams) -> Ingested:
+    """The two nodes that make the index, one after the other as Kedro runs them."""
+    cache = images.parent / "cache"
+    checked, labels, statistics, problems, report = inspect_images(images, cache, data)
+    index, tags = index_images(images, checked, problems, data)
+    return Ingested(index, labels, statistics, tags, report)
+
+
 @pytest.fixture
 def ingested(images):
     """Index and label set of the images."""
-    index, labels, _, _ = index_images(images, FOLDER)
-    return index, labels
+    return _ingest(images, FOLDER)[:2]
 
 
 # ---- data_ingestion
 
 
 def test_a_folder_becomes_an_index_statistics_and_tags(images):
-    index, labels, statistics, tags = index_images(images, FOLDER)
+    index, labels, statistics, tags, _ = _ingest(images, FOLDER)
     assert list(index["split"]) == ["train"] * 3 + ["val", "test"]
     assert labels["names"] == list(CAMVID.names)
     assert set(statistics["split"]) == {"train", "val", "test"}
@@ -91,7 +117,7 @@ def test_a_folder_becomes_an_index_statistics_and_tags(images):
 
 
 def test_the_index_survives_its_csv_file(images, tmp_path):
-    index, _, _, _ = index_images(images, FOLDER)
+    index = _ingest(images, FOLDER).index
     index.to_csv(tmp_path / "index.csv", index=False)
     text = dict.fromkeys(("split", "name", "image_digest", "mask_digest"), str)
     again = pd.read_csv(tmp_path / "index.csv", dtype=text, keep_default_na=False)
@@ -104,10 +130,10 @@ def test_scenes_are_rendered_once(tmp_path):
         workers=1,
         scenes=SceneParams(train=1, val=1, test=1, height=48, width=64),
     )
-    index_images(tmp_path, data)
+    _ingest(tmp_path, data)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
     assert len(times) == 6
-    index_images(tmp_path, data)
+    _ingest(tmp_path, data)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == times
 
 
@@ -149,23 +175,236 @@ def _empty_split(images: Path) -> None:
 def test_a_bad_file_is_named(images, fault, message):
     fault(images)
     with pytest.raises(DataProblem, match=message):
-        index_images(images, FOLDER)
+        _ingest(images, FOLDER)
 
 
 def test_all_bad_files_are_in_one_message(images):
     for fault in (_remove, _spoil_label, _truncate):
         fault(images)
     with pytest.raises(DataProblem, match="3 problems with the labeled images") as info:
-        index_images(images, FOLDER)
+        _ingest(images, FOLDER)
     for name in ("train/1.png", "valannot/0.png", "train/2.png"):
         assert name in str(info.value)
 
 
 def test_a_missing_folder_and_a_wrong_layout_are_reported(tmp_path):
     with pytest.raises(DataProblem, match=r"gone, does not exist\. Expected: train/NAME"):
-        index_images(tmp_path / "gone", FOLDER)
+        _ingest(tmp_path / "gone", FOLDER)
     with pytest.raises(UserError, match=r"Unknown layout 'camvit'. Set `data\.layout`"):
-        index_images(tmp_path, DataParams(layout="camvit"))
+        _ingest(tmp_path, DataParams(layout="camvit"))
+
+
+QUARANTINE = DataParams(layout="camvid", workers=1, on_problem="quarantine")
+
+
+def _see(images: Path, data: DataParams):
+    return inspect_images(images, images.parent / "cache", data)
+
+
+def test_problems_and_report_are_there_before_the_run_stops(images):
+    for fault in (_remove, _spoil_label, _truncate):
+        fault(images)
+    checked, _, _, problems, report = _see(images, FOLDER)
+    assert list(checked["name"]) == ["0", "0"]  # of train and test
+    assert [problem["file"] for problem in problems] == [
+        "train/1.png", "train/2.png", "valannot/0.png",
+    ]  # fmt: skip
+    assert "3 found" in report
+    assert "The run stopped" in report
+    with pytest.raises(DataProblem, match=r"ingestion_report.*data\.on_problem=quarantine"):
+        index_images(images, checked, problems, FOLDER)
+
+
+def test_bad_images_are_left_out_when_asked_and_that_is_said(images, caplog):
+    for fault in (_remove, _truncate):
+        fault(images)
+    index, _, _, tags, report = _ingest(images, QUARANTINE)
+    assert list(index["split"]) == ["train", "val", "test"]
+    assert list(index["name"]) == ["0", "0", "0"]
+    assert tags["image_problems"] == "2"
+    assert "were left out" in report
+    assert "2 problems: the images they are about are LEFT OUT, 3 are used" in caplog.text
+    assert "train/1.png has no mask" in caplog.text
+    whole = _ingest(images.parent / "images", QUARANTINE)
+    assert whole.tags["data_digest"] == tags["data_digest"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_empty_split, "split 'train' is empty"),
+        (_spoil_label, "No image of split 'val' is without a problem"),
+    ],
+)
+def test_leaving_images_out_does_not_cure_everything(images, fault, message):
+    fault(images)
+    with pytest.raises(DataProblem, match=message):
+        _ingest(images, QUARANTINE)
+
+
+def test_what_is_wrong_with_very_many_images_fits_a_log(images, caplog, monkeypatch):
+    monkeypatch.setattr(ingestion, "LOGGED", 1)
+    for fault in (_remove, _truncate):
+        fault(images)
+    with caplog.at_level(logging.WARNING):
+        _ingest(images, QUARANTINE)
+    assert "... and 1 more. The report" in caplog.text
+
+
+class _Page(HTMLParser):
+    """Text of a page, its tags in balance and what it loads from elsewhere."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.loads: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "meta":
+            self.open.append(tag)
+        self.loads += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(" ".join(data.split()))
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(images):
+    page = _Page(_ingest(images, FOLDER).report)
+    assert page.open == []
+    assert page.loads == []
+    for text in ("None. Every image and mask was decoded", "40 x 32 (3)", "Bicyclist"):
+        assert any(text in part for part in page.text), text
+
+
+def test_shares_in_the_report_are_those_of_the_masks(images):
+    report = _ingest(images, FOLDER).report
+    masks = np.stack([np.asarray(Image.open(p)) for p in (images / "trainannot").iterdir()])
+    sky = 100 * (masks == 0).sum() / (masks != 11).sum()
+    row = next(part for part in report.split("<tr>") if "</span> Sky" in part)
+    assert f"{sky:.3f} %" in row
+
+
+def test_names_in_the_report_are_escaped(images):
+    image = np.zeros((8, 8, 3), np.uint8)
+    _write(images / "train" / "<script>alert(1)<!-- & 'x'.png", image)
+    report = _see(images, FOLDER)[4]
+    assert "<script>" not in report
+    assert "&lt;script&gt;alert(1)&lt;!-- &amp; " in report
+    _Page(report)
+
+
+def test_the_same_image_in_two_splits_is_in_the_report_and_no_problem(images):
+    (images / "test" / "0.png").write_bytes((images / "train" / "1.png").read_bytes())
+    report = _ingest(images, FOLDER).report
+    assert "test/0.png and train/1.png are the same image in two splits" in report
+
+
+def test_many_problems_and_sizes_do_not_make_the_report_endless(images, monkeypatch):
+    from rdd_pipeline.pipelines.data_ingestion import report as module
+
+    monkeypatch.setattr(module, "LISTED", 1)
+    monkeypatch.setattr(module, "SIZES_SHOWN", 1)
+    for fault in (_remove, _truncate):
+        fault(images)
+    for number in (7, 8):
+        size = (number, number)
+        _write(images / "val" / f"{number}.png", np.zeros((*size, 3), np.uint8))
+        _write(images / "valannot" / f"{number}.png", np.zeros(size, np.uint8))
+    report = _see(images, FOLDER)[4]
+    assert "and 1 more, in" in report
+    assert "2 other sizes" in report
+
+
+# ---- packed cache
+
+
+def _pack(images: Path, ingested, data: DataParams) -> dict[str, Any]:
+    return pack_images(images, images.parent / "cache", *ingested, data)
+
+
+def test_every_split_is_packed_once(images, ingested):
+    packed = _pack(images, ingested, FOLDER)
+    assert list(packed["splits"]) == ["train", "val", "test"]
+    paths = {split: Path(packed["folder"]) / p["file"] for split, p in packed["splits"].items()}
+    times = {path: path.stat().st_mtime_ns for path in paths.values()}
+    assert _pack(images, ingested, FOLDER) == packed
+    assert {path: path.stat().st_mtime_ns for path in paths.values()} == times
+
+
+def test_only_training_images_are_packed_resized(images, ingested):
+    packed = _pack(images, ingested, FOLDER)["splits"]
+    small = _pack(images, ingested, _change(FOLDER, image_size=(16, 20)))["splits"]
+    assert small["train"]["file"] != packed["train"]["file"]
+    assert small["val"] == packed["val"]
+
+
+def test_the_cache_can_be_switched_off(images, ingested):
+    packed = _pack(images, ingested, _change(FOLDER, cache=False))
+    assert packed == {"folder": None, "splits": {}, "note": "data.cache is false"}
+    assert not list((images.parent / "cache").glob("*.pack"))
+
+
+@pytest.mark.parametrize("word", ["off", "false", False])
+def test_off_may_be_written_in_several_ways(word):
+    assert DataParams(cache=word).cache is False
+    assert DataParams(cache="auto").cache == "auto"
+
+
+def _nearly_full(monkeypatch, free: int) -> None:
+    usage = NamedTuple("Usage", [("total", int), ("used", int), ("free", int)])(1 << 40, 0, free)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+
+
+@pytest.mark.parametrize("free", [1 << 20, (1 << 30) + 100])
+def test_without_room_images_stay_in_their_files(images, ingested, monkeypatch, free, caplog):
+    _nearly_full(monkeypatch, free)
+    with caplog.at_level(logging.INFO):
+        packed = _pack(images, ingested, FOLDER)
+    assert packed["folder"] is None
+    assert "more than half of the free disk" in packed["note"]
+    assert "No packed cache" in caplog.text
+    with pytest.raises(DataProblem, match=r"1 GiB has to stay free.*data\.cache=false"):
+        _pack(images, ingested, _change(FOLDER, cache=True))
+
+
+def test_a_disk_that_fills_up_while_packing(images, ingested, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    packed = _pack(images, ingested, FOLDER)
+    assert packed["folder"] is None
+    assert "No space left on device" in packed["note"]
+    assert not list((images.parent / "cache").glob("*pack*"))
+    with pytest.raises(DataProblem, match="No space left on device"):
+        _pack(images, ingested, _change(FOLDER, cache=True))
+
+
+def test_an_image_that_changed_since_stops_the_run_with_auto_too(images, ingested):
+    _write(images / "train" / "1.png", np.zeros((32, 40, 3), np.uint8))
+    with pytest.raises(DataProblem, match=r"train/1\.png has changed since the index"):
+        _pack(images, ingested, FOLDER)
+
+
+def test_packs_of_other_images_are_mentioned(images, ingested, caplog):
+    _pack(images, ingested, _change(FOLDER, image_size=(16, 20)))
+    with caplog.at_level(logging.INFO):
+        _pack(images, ingested, FOLDER)
+    assert "1 packs of other images or sizes" in caplog.text
+
+
+def test_download_is_asked_for_before_anything_is_read(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ingestion, "download", lambda *arguments: asked.append(arguments))
+    with pytest.raises(DataProblem, match=r"does not exist.*data\.download=true gets both"):
+        _ingest(tmp_path / "voc", DataParams(layout="voc", download=True))
+    assert asked == [("voc", tmp_path / "voc")]
 
 
 def test_the_preview_shows_at_most_what_is_there(images, ingested):
@@ -327,6 +566,7 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
         "raw_images": images,
         "raw_index": ingested[0],
         "label_set": ingested[1],
+        "packed_images": {"folder": None},
         "work_folder": tmp_path / "work",
         "data": FOLDER,
         "trainer": CPU,
@@ -528,6 +768,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         raw_images=images,
         raw_index=ingested[0],
         label_set=ingested[1],
+        packed_images=_pack(images, ingested, FOLDER),
         work_folder=tmp_path / "work",
         method_plan={},
         data=FOLDER,
@@ -542,6 +783,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     (job,) = jobs
     assert repeats == []
     assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
+    assert job.packs == images.parent / "cache"
     assert weights.header.provenance["seed"] == "5"
     assert list(history["iteration"])[-1] == state["iteration"] == 2
     assert cost["images_per_second"] > 0
@@ -556,6 +798,7 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
         "raw_images": images,
         "raw_index": ingested[0],
         "label_set": ingested[1],
+        "packed_images": {"folder": None},
         "work_folder": tmp_path / "work",
         "data": FOLDER,
         "student": STUDENT,
@@ -599,6 +842,7 @@ def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested
             raw_images=images,
             raw_index=ingested[0],
             label_set=ingested[1],
+            packed_images={"folder": None},
             work_folder=tmp_path,
             method_plan={},
             data=FOLDER,

@@ -73,7 +73,7 @@ def test_the_main_job_contains_all_that_comes_before_it(pipelines):
 
 
 def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
-    folders = {"raw_images", "work_folder", "reporting_folder", "trained_metrics"}
+    folders = {"raw_images", "image_cache", "work_folder", "reporting_folder", "trained_metrics"}
     for name in NAMES - {"evaluation"}:
         inputs = {i for i in pipelines[name].inputs() if not i.startswith("params:")}
         assert inputs <= folders

@@ -9,6 +9,7 @@ import pytest
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.segmentation.index import (
     build_index,
+    check_images,
     from_rows,
     index_digest,
     of_split,
@@ -135,3 +136,27 @@ def test_the_same_image_in_two_splits_is_a_warning(tmp_path: Path):
     warnings = build_index(tmp_path, CAMVID).warnings
     assert len(warnings) == 1
     assert "test/test0.png and train/train0.png are the same image" in warnings[0]
+
+
+def test_good_pairs_are_indexed_beside_the_problems_of_the_others(tmp_path: Path):
+    make_camvid(tmp_path, count=4)
+    (tmp_path / "trainannot" / "train0.png").unlink()
+    (tmp_path / "train" / "train1.png").write_bytes(b"")
+    save(tmp_path / "valannot" / "val2.png", noise(0, 4, 4, high=12))
+    save(tmp_path / "train" / "train3.jpg", noise(0, 6, 8, 3))
+    index = check_images(tmp_path, CAMVID)
+    assert {problem.file for problem in index.problems} == {
+        "train/train0.png", "train/train1.png", "valannot/val2.png", "train/train3.jpg",
+    }  # fmt: skip
+    assert not any(problem.blocks for problem in index.problems)
+    assert [s.name for s in index.samples] == [
+        "train2", "val0", "val1", "val3", "test0", "test1", "test2", "test3",
+    ]  # fmt: skip
+    assert sum(index.counts["val"].pixels) == 3 * 48
+
+
+def test_what_is_not_about_single_images_cannot_be_left_out(tmp_path: Path):
+    make_camvid(tmp_path, splits=("train",))
+    (problem,) = check_images(tmp_path, CAMVID).problems
+    assert problem.blocks
+    assert problem.text.startswith("folders val and valannot missing")

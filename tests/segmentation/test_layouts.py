@@ -12,6 +12,7 @@ from rdd_pipeline.segmentation.layouts import (
     Layout,
     Listing,
     Pair,
+    Problem,
     get_layout,
     list_pairs,
     raise_problems,
@@ -74,14 +75,14 @@ def test_a_file_in_place_of_the_folder_is_told_apart(tmp_path: Path):
 def test_an_empty_folder_lacks_train_and_val(tmp_path: Path):
     problems = list_pairs(tmp_path, CAMVID).problems
     assert len(problems) == 2
-    assert "train and trainannot missing" in problems[0]
-    assert "val and valannot missing" in problems[1]
+    assert "train and trainannot missing" in problems[0].text
+    assert "val and valannot missing" in problems[1].text
 
 
 def test_half_a_split_is_a_problem_even_where_the_split_may_be_missing(tmp_path: Path):
     make_camvid(tmp_path, splits=("train", "val"))
     (tmp_path / "test").mkdir()
-    assert "testannot missing" in list_pairs(tmp_path, CAMVID).problems[0]
+    assert "testannot missing" in list_pairs(tmp_path, CAMVID).problems[0].text
 
 
 def test_every_image_without_mask_and_mask_without_image_is_named(tmp_path: Path):
@@ -90,18 +91,18 @@ def test_every_image_without_mask_and_mask_without_image_is_named(tmp_path: Path
     (tmp_path / "trainannot" / "train1.png").unlink()
     (tmp_path / "val" / "val1.png").unlink()
     listing = list_pairs(tmp_path, CAMVID)
-    assert [problem.split(".png")[0] for problem in listing.problems] == [
+    assert [problem.text.split(".png")[0] for problem in listing.problems] == [
         "train/train0", "train/train1", "valannot/val1",
     ]  # fmt: skip
-    assert "has no mask" in listing.problems[0]
-    assert "has no image" in listing.problems[2]
+    assert "has no mask" in listing.problems[0].text
+    assert "has no image" in listing.problems[2].text
 
 
 def test_an_empty_split_is_a_problem(tmp_path: Path):
     make_camvid(tmp_path, splits=("train", "test"))
     (tmp_path / "val").mkdir()
     (tmp_path / "valannot").mkdir()
-    assert "split 'val' is empty" in list_pairs(tmp_path, CAMVID).problems[0]
+    assert "split 'val' is empty" in list_pairs(tmp_path, CAMVID).problems[0].text
 
 
 def test_two_images_of_one_name_are_a_problem(tmp_path: Path):
@@ -109,12 +110,12 @@ def test_two_images_of_one_name_are_a_problem(tmp_path: Path):
     save(tmp_path / "train" / "train0.jpg", noise(0, 6, 8, 3))
     problems = list_pairs(tmp_path, CAMVID).problems
     assert len(problems) == 1
-    assert "have the same name" in problems[0]
+    assert "have the same name" in problems[0].text
 
 
 def test_problems_are_counted_and_the_first_twenty_shown(tmp_path: Path):
     with pytest.raises(DataProblem) as caught:
-        raise_problems(tmp_path, [f"problem {number}" for number in range(25)])
+        raise_problems(tmp_path, [Problem("x", f"problem {number}") for number in range(25)])
     text = str(caught.value)
     assert "25 problems" in text
     assert "problem 19" in text
@@ -142,8 +143,8 @@ def test_every_label_set_has_the_usual_number_of_classes_in_distinct_colors():
 def test_an_empty_folder_is_a_problem_of_every_layout(tmp_path: Path, name: str):
     listing = list_pairs(tmp_path, get_layout(name))
     assert listing.pairs == ()
-    assert "missing. Expected: " in listing.problems[0]
-    assert "`data.path`" in listing.problems[0]
+    assert "missing. Expected: " in listing.problems[0].text
+    assert "`data.path`" in listing.problems[0].text
 
 
 IMAGE, MASK = noise(0, 4, 5, 3), np.ones((4, 5), np.uint8)
@@ -217,12 +218,12 @@ class TestVoc:
         (root / "ImageSets" / "Segmentation" / "val.txt").write_text("c\nd\nz\n")
         problems = list_pairs(root, get_layout("voc")).problems
         assert len(problems) == 2
-        assert "z of split 'val' has neither" in problems[0]
-        assert "JPEGImages/d.jpg has no mask" in problems[1]
+        assert "z of split 'val' has neither" in problems[0].text
+        assert "JPEGImages/d.jpg has no mask" in problems[1].text
 
     def test_without_the_list_of_validation_images_nothing_can_be_said(self, root: Path):
         (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
-        assert "val.txt missing" in list_pairs(root, get_layout("voc")).problems[0]
+        assert "val.txt missing" in list_pairs(root, get_layout("voc")).problems[0].text
 
     def test_palette_borders_are_ignored(self):
         labels = get_layout("voc").labels
@@ -299,7 +300,7 @@ class TestFolders:
 
     def test_a_split_on_one_side_only_is_a_problem(self, root: Path):
         put(root, "images/day/a.jpg")
-        assert "masks/day missing" in list_pairs(root, get_layout("folders", root)).problems[0]
+        assert "masks/day missing" in list_pairs(root, get_layout("folders", root)).problems[0].text
 
     def test_the_folder_must_be_given(self):
         with pytest.raises(UserError, match=r"'folders'.*data\.path"):
@@ -341,3 +342,126 @@ class TestFolders:
         (root / "labels.json").rename(root / "labels.yaml").write_text("a: [")
         with pytest.raises(DataProblem, match=r"labels\.yaml cannot be used"):
             get_layout("folders", root)
+
+
+class TestFoldersOfAnyShape:
+    """Other folder names, endings, lists instead of split folders, colors instead of numbers."""
+
+    def tree(self, root: Path, table: str, *paths: str) -> Listing:
+        (root / "labels.yaml").write_text(table)
+        put(root, *paths)
+        return list_pairs(root, get_layout("folders", root))
+
+    def test_split_folders_may_be_anywhere_in_the_path(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path,
+            "{classes: [{name: a}], images: SPLIT/rgb, masks: labels/SPLIT/ids}",
+            *(f"{split}/rgb/1.jpg" for split in ("train", "val", "rain")),
+            *(f"labels/{split}/ids/1.png" for split in ("train", "val", "rain")),
+        )
+        assert listing.problems == ()
+        assert listing.pairs[2] == Pair("rain", "1", "rain/rgb/1.jpg", "labels/rain/ids/1.png")
+
+    def test_images_and_masks_may_lie_together_under_endings(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path,
+            "{classes: [{name: a}], images: SPLIT, masks: SPLIT, image_ending: _rgb, "
+            "mask_ending: _ids}",
+            "train/1_ids.png", "train/1_rgb.jpg", "val/x/2_ids.png", "val/x/2_rgb.jpg",
+        )  # fmt: skip
+        assert listing.problems == ()
+        assert listing.pairs == (
+            Pair("train", "1", "train/1_rgb.jpg", "train/1_ids.png"),
+            Pair("val", "x/2", "val/x/2_rgb.jpg", "val/x/2_ids.png"),
+        )
+
+    LISTS = "{classes: [{name: a}], images: rgb, masks: ids, lists: sets/SPLIT.txt}"
+
+    def lists(self, root: Path, **texts: str) -> None:
+        (root / "sets").mkdir()
+        for split, text in texts.items():
+            (root / "sets" / f"{split}.txt").write_text(text, encoding="utf-8")
+
+    def test_lists_tell_the_splits_apart(self, tmp_path: Path):
+        self.lists(tmp_path, train="a b\nsub/c.jpg\n", val="d\n\n", test="e\r\n")
+        names = ("a b", "sub/c", "d", "e", "unused")
+        listing = self.tree(
+            tmp_path,
+            self.LISTS,
+            *(f"rgb/{name}.jpg" for name in names),
+            *(f"ids/{name}.png" for name in names),
+        )
+        assert listing.problems == ()
+        assert [(pair.split, pair.name) for pair in listing.pairs] == [
+            ("train", "a b"), ("train", "sub/c"), ("val", "d"), ("test", "e"),
+        ]  # fmt: skip
+
+    def test_listed_names_that_are_not_there_and_missing_lists_are_named(self, tmp_path: Path):
+        self.lists(tmp_path, train="a\nsub/z\nb\n")
+        listing = self.tree(tmp_path, self.LISTS, "rgb/a.jpg", "ids/a.png", "rgb/b.jpg")
+        assert [problem.text.split(".")[0] for problem in listing.problems] == ["sets/val"]
+        (tmp_path / "sets" / "val.txt").write_text("a")
+        problems = list_pairs(tmp_path, get_layout("folders", tmp_path)).problems
+        assert "sub/z of sets/train.txt has neither image nor mask in rgb and ids" in str(problems)
+        assert "rgb/b.jpg has no mask" in str(problems)
+
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            ("images: photos", "`lists` has to tell splits apart"),
+            ("images: photos, lists: a.txt, masks: m", "`lists` needs SPLIT once"),
+            ("lists: SPLIT.txt", "`lists` needs SPLIT once, and then images and masks have none"),
+            ("images: ../SPLIT", "expected a path below the table's folder"),
+            ("masks: /data/SPLIT", "expected a path below the table's folder"),
+            ("masks: m_SPLIT", "SPLIT has to be one whole folder name"),
+            ("encoding: rgb", "encoding: Input should be 'index' or 'color'"),
+            ("encoding: color", "class 'a' has no color"),
+            ("ignore: [[0, 0, 0]]", "ignore holds colors"),
+        ],
+    )
+    def test_mistakes_in_the_table_are_explained(self, tmp_path: Path, table: str, message: str):
+        with pytest.raises(DataProblem, match=rf"labels\.yaml.*{message}"):
+            self.tree(tmp_path, f"{{classes: [{{name: a}}], {table}}}")
+
+    def test_colors_are_classes(self, tmp_path: Path):
+        self.tree(
+            tmp_path,
+            "encoding: color\nignore: [[0, 0, 0], [9, 9, 9]]\nclasses:\n"
+            "  - {name: field, color: [10, 20, 30]}\n  - {name: road, color: [1, 2, 3]}\n",
+        )
+        labels = get_layout("folders", tmp_path).labels
+        assert set(labels.lookup) == {(10, 20, 30, 0), (1, 2, 3, 1), (0, 0, 0, 255), (9, 9, 9, 255)}
+        assert labels.model_validate_json(labels.model_dump_json()) == labels
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ("{name: a, color: [1, 1, 1]}, {name: b, color: [1, 1, 1]}", "of class 'b' is used"),
+            ("{name: a, color: [1, 1, 1], value: 3}", "has a value, but the masks hold colors"),
+            ("{name: a, color: [1, 1, 300]}", "0..255 each"),
+            ("{name: a, color: [1, 1]}", r"classes\.0\.color"),
+            ("{name: a, color: [0, 0, 0]}", "is that of a class and in ignore"),
+        ],
+    )
+    def test_mistakes_in_colors_are_explained(self, tmp_path: Path, rows: str, message: str):
+        with pytest.raises(DataProblem, match=message):
+            self.tree(tmp_path, f"{{encoding: color, ignore: [[0, 0, 0]], classes: [{rows}]}}")
+
+
+def test_accents_count_as_equal_however_they_are_encoded(tmp_path: Path):
+    make_camvid(tmp_path, count=1)
+    (tmp_path / "train" / "train0.png").rename(tmp_path / "train" / "cafe\u0301.png")
+    (tmp_path / "trainannot" / "train0.png").rename(tmp_path / "trainannot" / "caf\u00e9.png")
+    listing = list_pairs(tmp_path, CAMVID)
+    assert listing.problems == ()
+    assert listing.pairs[0].name == "caf\u00e9"
+
+
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path):
+    put(tmp_path, "disk/sub/a.jpg", "masks/train/sub/a.png", "images/val/b.jpg", "masks/val/b.png")
+    (tmp_path / "images" / "train").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "sub" / "back").symlink_to(tmp_path / "disk")
+    (tmp_path / "labels.yaml").write_text("classes: [{name: a}]")
+    listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
+    assert listing.problems == ()
+    assert [pair.name for pair in listing.pairs] == ["sub/a", "b"]

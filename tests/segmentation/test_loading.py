@@ -111,6 +111,33 @@ def test_the_global_random_state_is_neither_read_nor_changed(
     assert same(batches(samples, tmp_path), first)
 
 
+COLORFUL = AugmentParams(crop=(12, 10), photometric=1.0)
+
+
+def test_colors_change_only_the_images_and_only_when_asked(
+    samples: tuple[Sample, ...], tmp_path: Path
+):
+    plain, colorful = batches(samples, tmp_path), batches(samples, tmp_path, augment=COLORFUL)
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(plain, colorful, strict=True))
+    changed = [
+        not torch.equal(one, other)
+        for a, b in zip(plain, colorful, strict=True)
+        for one, other in zip(a.images, b.images, strict=True)
+    ]
+    assert 15 <= sum(changed) <= 24  # each of four changes happens half of the time
+
+
+@pytest.mark.parametrize("change", [{"workers": 1}, {"first_iteration": 4}])
+def test_colors_follow_from_seed_iteration_and_slot(
+    samples: tuple[Sample, ...], tmp_path: Path, change: dict[str, int]
+):
+    whole = batches(samples, tmp_path, augment=COLORFUL)
+    again = batches(samples, tmp_path, augment=COLORFUL, **change)
+    assert same(again, whole[change.get("first_iteration", 1) - 1 :])
+    other = batches(samples, tmp_path, augment=COLORFUL, seed=4)
+    assert not same(other, whole)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_ranks_shares_make_up_the_batch(
     samples: tuple[Sample, ...], tmp_path: Path, world_size: int

@@ -238,3 +238,56 @@ def test_resizing_an_image_averages_and_a_mask_picks(tmp_path: Path):
 def test_the_own_size_is_not_resized(tmp_path: Path):
     path = save(tmp_path / "a.png", RGB)
     assert torch.equal(read_image(path, image_size=(6, 8)), read_image(path))
+
+
+COLORS = ((10, 20, 30, 0), (1, 2, 3, 1), (0, 0, 0, 255), (250, 2, 3, 2))
+
+
+def colored(raw: np.ndarray) -> np.ndarray:
+    return np.array([row[:3] for row in COLORS], np.uint8)[raw]
+
+
+class TestColorMasks:
+    def test_colors_become_train_ids(self, tmp_path: Path):
+        raw = noise(2, 6, 8, high=4)
+        path = save(tmp_path / "a.png", colored(raw))
+        want = [[COLORS[value][3] for value in row] for row in raw]
+        assert read_mask(path, COLORS).tolist() == want
+
+    def test_transparency_is_dropped_and_palettes_are_looked_up(self, tmp_path: Path):
+        raw = noise(3, 6, 8, high=4)
+        rgba = np.dstack([colored(raw), noise(4, 6, 8)])
+        palette = Image.fromarray(raw)
+        palette.putpalette([value for row in COLORS for value in row[:3]])
+        palette.save(tmp_path / "p.png")
+        assert torch.equal(
+            read_mask(save(tmp_path / "a.png", rgba), COLORS),
+            read_mask(tmp_path / "p.png", COLORS),
+        )
+
+    def test_gray_masks_are_gray_colors(self, tmp_path: Path):
+        path = save(tmp_path / "a.png", np.array([[0, 0], [7, 0]], np.uint8))
+        assert read_mask(path, ((0, 0, 0, 0), (7, 7, 7, 1))).tolist() == [[0, 0], [1, 0]]
+
+    def test_colors_that_the_table_lacks_are_listed_the_most_frequent_first(self, tmp_path: Path):
+        pixels = colored(np.zeros((4, 4), np.uint8))
+        pixels[0], pixels[1, 0] = (9, 8, 7), (255, 0, 1)
+        path = save(tmp_path / "a.png", pixels)
+        with pytest.raises(
+            DataProblem, match=r"a\.png holds 2 colors .*\(\(9, 8, 7\), \(255, 0, 1\)\)"
+        ):
+            read_mask(path, COLORS)
+
+    def test_sixteen_bit_masks_have_no_colors(self, tmp_path: Path):
+        path = save(tmp_path / "a.png", np.array([[0, 26001]], np.uint16))
+        with pytest.raises(DataProblem, match=r"a\.png is a gray image of more than 8 bits"):
+            read_mask(path, COLORS)
+
+
+@pytest.mark.parametrize("lookup", [IDS, COLORS], ids=["index", "color"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_masks_with_lossy_compression_are_refused(tmp_path: Path, lookup, kind: str):
+    pixels = colored(noise(2, 16, 16, high=4)) if lookup is COLORS else noise(2, 16, 16, high=12)
+    path = save(tmp_path / "a.png", pixels, format=kind)
+    with pytest.raises(DataProblem, match=rf"a\.png is a {kind} file.*Save the mask as PNG"):
+        read_mask(path, lookup)

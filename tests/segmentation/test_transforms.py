@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import colorsys
 from fractions import Fraction
 
 import numpy as np
@@ -12,9 +13,12 @@ from torchvision.transforms.v2 import functional as TF
 from rdd_pipeline.config import AugmentParams
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.segmentation.transforms import (
+    ColorPlan,
     CropPlan,
+    apply_colors,
     apply_crop,
     as_scale,
+    draw_colors,
     draw_plan,
     scale_grid,
     scaled_length,
@@ -197,3 +201,88 @@ def test_tiny_images_give_full_crops(size: tuple[int, int]):
         crop, labels = apply_crop(image, mask, plan, pad_color=PAD)
         assert crop.shape == (3, 16, 24)
         assert labels.shape == (16, 24)
+
+
+# ---- colors
+
+SAME = ColorPlan(1.0, 1.0, 1.0, 0.0, contrast_first=True)
+
+
+def by_hand(pixel: np.ndarray, gray: float, plan: ColorPlan) -> np.ndarray:
+    """One pixel in floating point; `gray`: the image's mean."""
+
+    def mix(values: np.ndarray, other: float, factor: float) -> np.ndarray:
+        return np.clip(factor * values + (1 - factor) * other, 0, 255)
+
+    def contrast(values: np.ndarray) -> np.ndarray:
+        return mix(values, gray, plan.contrast)
+
+    def rest(values: np.ndarray) -> np.ndarray:
+        values = mix(values, values @ [0.2989, 0.587, 0.114], plan.saturation)
+        hue, saturation, value = colorsys.rgb_to_hsv(*(values / 255))
+        return 255 * np.array(colorsys.hsv_to_rgb((hue + plan.hue) % 1, saturation, value))
+
+    values = np.clip(pixel * plan.brightness, 0, 255)
+    return rest(contrast(values)) if plan.contrast_first else contrast(rest(values))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        SAME,
+        SAME._replace(brightness=1.1),
+        SAME._replace(saturation=0.6),
+        SAME._replace(hue=-0.04),
+        ColorPlan(0.9, 1.0, 1.4, 0.05, contrast_first=True),
+    ],
+)
+def test_colors_change_as_in_a_loop_over_pixels(plan: ColorPlan):
+    image, _ = picture(5, 7)
+    got = apply_colors(image, plan)
+    assert got.dtype == torch.uint8
+    for row in range(5):
+        for column in range(7):
+            want = by_hand(image[:, row, column].numpy().astype(float), 0.0, plan)
+            assert np.abs(got[:, row, column].numpy() - want).max() <= 2.5
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_contrast_is_about_the_mean_gray_before_or_after_the_rest(first: bool):
+    image, _ = picture(5, 7)
+    plan = SAME._replace(contrast=0.5, hue=0.3, contrast_first=first)
+    turned = image if first else apply_colors(image, SAME._replace(hue=0.3))
+    gray = (turned.double().permute(1, 2, 0).numpy() @ [0.2989, 0.587, 0.114]).mean()
+    got = apply_colors(image, plan)
+    for row in range(5):
+        want = by_hand(image[:, row, 3].numpy().astype(float), gray, plan)
+        assert np.abs(got[:, row, 3].numpy() - want).max() <= 2.5
+
+
+def test_color_plans_stay_in_their_ranges_and_half_of_each_does_nothing():
+    plans = [draw_colors(np.random.default_rng(seed), 0.5) for seed in range(2000)]
+    for number, (middle, reach) in enumerate([(1, 0.0625), (1, 0.25), (1, 0.25), (0, 0.025)]):
+        values = np.array([plan[number] for plan in plans])
+        assert 900 < (values == middle).sum() < 1100
+        assert reach * 0.9 < np.abs(values - middle).max() <= reach
+    assert 900 < sum(plan.contrast_first for plan in plans) < 1100
+    assert draw_colors(np.random.default_rng(0), 0.0)[:4] == (1, 1, 1, 0)
+
+
+def test_colors_touch_neither_labels_nor_padding():
+    image, mask = picture(20, 30)
+    plan = CropPlan(Fraction(1), 0, 0, 25, 33, flip=True)
+    colors = ColorPlan(1.1, 0.6, 1.3, 0.05, contrast_first=True)
+    plain, labels = apply_crop(image, mask, plan, pad_color=PAD)
+    changed, labels_again = apply_crop(image, mask, plan, pad_color=PAD, colors=colors)
+    assert torch.equal(labels, labels_again)
+    assert torch.equal(changed[:, 20:], plain[:, 20:])
+    assert torch.equal(changed[:, :, :3], plain[:, :, :3])
+    assert torch.equal(changed[:, :20, 3:].flip(-1), apply_colors(image, colors))
+
+
+def test_without_color_changes_the_parameters_look_as_they_always_did():
+    """They are part of the fingerprint of work that was done before there were any."""
+    assert "photometric" not in AugmentParams().model_dump(mode="json")
+    on = AugmentParams(photometric=0.5)
+    assert on.model_dump(mode="json")["photometric"] == 0.5
+    assert AugmentParams.model_validate_json(on.model_dump_json()) == on

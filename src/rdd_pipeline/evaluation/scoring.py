@@ -14,6 +14,7 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.networks import NetworkCheckpoint
+from rdd_pipeline.segmentation.cache import usable_pack
 from rdd_pipeline.segmentation.index import Sample, of_split
 from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.segmentation.loading import evaluation_batches
@@ -29,8 +30,9 @@ def score_splits(
     image_size: Size | None,
     device: torch.device,
     group: dist.ProcessGroup | None = None,
+    packs: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate on every split of `params.splits` that has images.
+    """Evaluate on every split of `params.splits` that has images, read from `packs` if they can be.
 
     Returns:
         By split: ``miou``, ``pixel_accuracy``, ``mean_accuracy`` in [0, 1], ``classes_in_mean``,
@@ -54,6 +56,7 @@ def score_splits(
             image_size=image_size,
             rank=dist.get_rank(group) if group is not None else 0,
             world_size=dist.get_world_size(group) if group is not None else 1,
+            pack=usable_pack(packs, chosen, lookup=labels.lookup),
         )
         matrix = evaluate(
             model,

@@ -41,6 +41,12 @@ def local_teacher(teacher: TeacherParams) -> TeacherParams:
     )
 
 
+def packs_folder(packed_images: dict[str, Any]) -> Path | None:
+    """Folder with the packs that ingestion made; None: images are read from their files."""
+    folder = packed_images["folder"]
+    return None if folder is None else Path(folder)
+
+
 def samples_of(raw_index: pd.DataFrame) -> list[Sample]:
     """Rows of the index table as samples."""
     return list(from_rows(rows_of(raw_index)))

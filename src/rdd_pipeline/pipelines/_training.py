@@ -40,6 +40,7 @@ from rdd_pipeline.pipelines._shared import (
     label_set_of,
     local_network,
     local_teacher,
+    packs_folder,
     rows_of,
     samples_of,
 )
@@ -71,6 +72,7 @@ def run_training(
     raw_images: Path,
     raw_index: pd.DataFrame,
     label_set: dict[str, Any],
+    packed_images: dict[str, Any],
     work_folder: Path,
     data: DataParams,
     network: NetworkParams,
@@ -99,6 +101,7 @@ def run_training(
             labels=label_set_of(label_set),
             root=images_root(raw_images, data),
             image_size=data.image_size,
+            packs=packs_folder(packed_images),
             recipe=recipe,
             rdd=rdd,
             methods=methods,
@@ -158,6 +161,7 @@ def score_network(
     trainer: TrainerParams,
     comparison: str,
     work_folder: Path,
+    packs: Path | None = None,
 ) -> dict[str, Any]:
     """Scores and cost of one network; looked up when the same network was scored before.
 
@@ -185,6 +189,7 @@ def score_network(
             params=evaluation,
             image_size=data.image_size,
             device=resolve_device(trainer.device),
+            packs=packs,
         )
         work.remember(f"scores-{key}", scores)
     first = samples[0]
@@ -246,6 +251,7 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
         raw_images: Path,
         raw_index: pd.DataFrame,
         label_set: dict[str, Any],
+        packed_images: dict[str, Any],
         work_folder: Path,
         method_plan: dict[str, Any],
         data: DataParams,
@@ -267,6 +273,7 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
                 raw_images=raw_images,
                 raw_index=raw_index,
                 label_set=label_set,
+                packed_images=packed_images,
                 work_folder=work_folder,
                 data=data,
                 network=student,
@@ -301,6 +308,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         raw_images: Path,
         raw_index: pd.DataFrame,
         label_set: dict[str, Any],
+        packed_images: dict[str, Any],
         work_folder: Path,
         weights: NetworkCheckpoint,
         cost: dict[str, float],
@@ -327,6 +335,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
                 trainer=trainer,
                 comparison=comparison,
                 work_folder=work_folder,
+                packs=packs_folder(packed_images),
             )
             metrics["cost"] |= cost
             return metrics

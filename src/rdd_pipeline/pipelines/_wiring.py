@@ -53,6 +53,7 @@ def method_pipeline(
         "raw_images": "raw_images",
         "raw_index": "raw_index",
         "label_set": "label_set",
+        "packed_images": "packed_images",
         "work_folder": "work_folder",
     }
     training_inputs = {

@@ -32,6 +32,8 @@ from torch import Tensor
 
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.segmentation.index import Sample, usable_cores
+from rdd_pipeline.segmentation.labels import Lookup
+from rdd_pipeline.segmentation.progress import tracked
 from rdd_pipeline.segmentation.sources import FileSource
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,10 @@ _ALIGNMENT = 4096
 _HEADER_BYTES_PER_SAMPLE = 80
 _SPARE_BYTES = 1 << 30
 """Left free on the disk."""
+
+
+class PackProblem(DataProblem):
+    """A pack cannot be written; the images themselves are all right."""
 
 
 class _Entry(NamedTuple):
@@ -59,7 +65,7 @@ def pack_path(
     samples: Sequence[Sample],
     folder: Path,
     *,
-    lookup: Sequence[int],
+    lookup: Lookup,
     image_size: tuple[int, int] | None = None,
 ) -> Path:
     """Where the pack of these samples is kept: `SPLIT_KEY.pack` in `folder`."""
@@ -80,7 +86,7 @@ def write_pack(
     root: Path,
     folder: Path,
     *,
-    lookup: Sequence[int],
+    lookup: Lookup,
     image_size: tuple[int, int] | None = None,
     workers: int | None = None,
 ) -> Path:
@@ -90,7 +96,7 @@ def write_pack(
         samples: Rows of the index.
         root: The data set's folder.
         folder: Where packs are kept; made if missing.
-        lookup: Raw mask value -> train id.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
         image_size: (height, width) images and masks are resized to; None: their own.
         workers: Threads; None: one for each core this process may use.
 
@@ -98,13 +104,14 @@ def write_pack(
         Path of the pack.
 
     Raises:
-        DataProblem: The disk has too little space (1 GiB is left free), the pack cannot be
-            written, or a file cannot be read.
+        PackProblem: The disk has too little space (1 GiB is left free), or the pack cannot be
+            written.
+        DataProblem: A file cannot be read.
     """
-    path = pack_path(samples, folder, lookup=lookup, image_size=image_size)
-    with contextlib.suppress(DataProblem):
-        _read_header(path)
+    path = usable_pack(folder, samples, lookup=lookup, image_size=image_size)
+    if path is not None:
         return path
+    path = pack_path(samples, folder, lookup=lookup, image_size=image_size)
     sizes = [image_size or (sample.height, sample.width) for sample in samples]
     offsets = _data_start(len(samples)) + np.cumsum([0, *(4 * h * w for h, w in sizes)])
     source = FileSource(samples, root, lookup=lookup, image_size=image_size)
@@ -124,22 +131,60 @@ def write_pack(
                 _write_at(descriptor, data, int(offsets[position]))
                 return _Entry(int(offsets[position]), height, width, zlib.crc32(data))
 
-            with ThreadPoolExecutor(workers or usable_cores()) as pool:
-                entries = list(pool.map(write, range(len(samples))))
+            pool = ThreadPoolExecutor(workers or usable_cores())
+            try:
+                written = pool.map(write, range(len(samples)))
+                title = f"packing {path.name.split('_')[0]}"
+                entries = list(tracked(written, title, len(samples)))
+            finally:
+                pool.shutdown(cancel_futures=True)
             header = json.dumps({"name": path.name, "samples": entries}).encode()
             start = _START.pack(_MAGIC, len(header), zlib.crc32(header))
             _write_at(descriptor, start + header, 0)
             os.fsync(descriptor)
         os.replace(aside, path)
     except OSError as error:
-        raise DataProblem(
+        raise PackProblem(
             f"The packed cache {path} cannot be written ({error.strerror or error}). Free some "
-            "space, correct the permissions or switch the cache off."
+            "space, correct the permissions or switch the cache off (data.cache=false)."
         ) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
     return path
+
+
+def usable_pack(
+    folder: Path | None,
+    samples: Sequence[Sample],
+    *,
+    lookup: Lookup,
+    image_size: tuple[int, int] | None = None,
+) -> Path | None:
+    """The pack of these very samples in `folder`, if it is there and complete.
+
+    Without it images are read from their files, which gives the same pixels.
+    """
+    if folder is None:
+        return None
+    path = pack_path(samples, folder, lookup=lookup, image_size=image_size)
+    if not path.exists():
+        return None
+    try:
+        _read_header(path)
+    except DataProblem as problem:
+        logger.warning("%s Until then the images are read from their files.", problem)
+        return None
+    return path
+
+
+def fits_comfortably(folder: Path, needed: int) -> bool:
+    """Whether `needed` bytes leave half of the disk's free space, and 1 GiB, to others."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    return needed <= free // 2 and needed + _SPARE_BYTES <= free
 
 
 class PackedSource:
@@ -231,9 +276,10 @@ def _read_header(path: Path) -> list[_Entry]:
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + _SPARE_BYTES:
-        raise DataProblem(
+        raise PackProblem(
             f"The packed cache needs {needed / 2**30:.1f} GiB in {folder} and 1 GiB has to stay "
-            f"free, but only {free / 2**30:.1f} GiB are. Free some space or switch the cache off."
+            f"free, but only {free / 2**30:.1f} GiB are. Free some space or switch the cache off "
+            "(data.cache=false)."
         )
 
 

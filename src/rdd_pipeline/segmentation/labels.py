@@ -10,6 +10,10 @@ from pydantic import Field, PositiveFloat, model_validator
 from rdd_pipeline.config import Params
 
 Color = tuple[int, int, int]
+ColorRow = tuple[int, int, int, int]
+"""Red, green, blue and the train id of pixels of this color."""
+Lookup = tuple[int, ...] | tuple[ColorRow, ...]
+"""See `LabelSet.lookup`."""
 
 FORBIDDEN = -1
 """Entry of `LabelSet.lookup` for a raw value that may not occur in a mask."""
@@ -30,6 +34,14 @@ def make_lookup(
     return tuple(table)
 
 
+def make_color_lookup(
+    train_ids: Mapping[Color, int], *, ignored: tuple[Color, ...] = (), ignore_index: int = 255
+) -> tuple[ColorRow, ...]:
+    """`LabelSet.lookup` for masks that are colored: color -> train id, and the ignored colors."""
+    rows = dict.fromkeys(ignored, ignore_index) | dict(train_ids)
+    return tuple((*color, train_id) for color, train_id in rows.items())
+
+
 class LabelSet(Params):
     """The classes of a data set and how its masks encode them."""
 
@@ -40,8 +52,9 @@ class LabelSet(Params):
     class_weights: tuple[PositiveFloat, ...] | None = Field(
         None, description="The data set's usual weight of each class in the task loss."
     )
-    lookup: tuple[int, ...] = Field(
-        description="Train id of each raw mask value 0..255; -1: the value may not occur."
+    lookup: Lookup = Field(
+        description="Train id of each raw mask value 0..255; -1: the value may not occur. For "
+        "colored masks instead rows of red, green, blue and train id; others may not occur."
     )
 
     @property
@@ -69,13 +82,34 @@ class LabelSet(Params):
                 f"{len(self.class_weights)} class weights."
             )
         allowed = {FORBIDDEN, self.ignore_index, *range(count)}
-        if len(self.lookup) != 256 or not allowed.issuperset(self.lookup):
+        rows = tuple(row for row in self.lookup if isinstance(row, tuple))
+        if rows:
+            self._colors_fit(rows)
+            return self
+        values = [value for value in self.lookup if isinstance(value, int)]
+        if len(values) != 256 or not allowed.issuperset(values):
             raise ValueError(
                 f"Label set '{self.name}': lookup needs 256 entries, each a train id 0.."
                 f"{count - 1}, {self.ignore_index} (ignored) or -1 (may not occur); found "
-                f"{len(self.lookup)} entries with {sorted(set(self.lookup) - allowed)[:5]}."
+                f"{len(values)} entries with {sorted(set(values) - allowed)[:5]}."
             )
         return self
+
+    def _colors_fit(self, rows: tuple[ColorRow, ...]) -> None:
+        colors: list[Color] = [(red, green, blue) for red, green, blue, _ in rows]
+        twice = next((color for color in colors if colors.count(color) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"Label set '{self.name}': color {twice} of the masks means two things."
+            )
+        if any(not 0 <= value <= 255 for color in colors for value in color):
+            raise ValueError(f"Label set '{self.name}': colors of masks are 0..255 each.")
+        wrong = {row[3] for row in rows} - {self.ignore_index, *range(self.num_classes)}
+        if wrong:
+            raise ValueError(
+                f"Label set '{self.name}': colors of masks have train ids {sorted(wrong)}, "
+                f"expected 0..{self.num_classes - 1} or {self.ignore_index}."
+            )
 
 
 _CAMVID_CLASSES: tuple[tuple[str, Color], ...] = (

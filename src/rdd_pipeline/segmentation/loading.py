@@ -27,9 +27,16 @@ from rdd_pipeline.config import AugmentParams
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.segmentation.cache import PackedSource
 from rdd_pipeline.segmentation.index import Sample
+from rdd_pipeline.segmentation.labels import Lookup
 from rdd_pipeline.segmentation.reading import resize_image
 from rdd_pipeline.segmentation.sources import FileSource, ImageSource
-from rdd_pipeline.segmentation.transforms import CropPlan, apply_crop, draw_plan
+from rdd_pipeline.segmentation.transforms import (
+    ColorPlan,
+    CropPlan,
+    apply_crop,
+    draw_colors,
+    draw_plan,
+)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """RGB mean of ImageNet in 0..255, the default padding."""
@@ -37,8 +44,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 CACHE_BYTES = 1 << 30
 """Decoded images kept in memory, over all loader processes of a rank together."""
 
-# First word after the seed: keeps the random streams of order and augmentation apart.
-_ORDER, _AUGMENT = 1, 2
+# First word after the seed: keeps the random streams of order, crops and colors apart.
+_ORDER, _AUGMENT, _COLORS = 1, 2, 3
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvaluationBatch")
 
@@ -95,6 +102,14 @@ def sample_plan(
     return draw_plan(rng, height, width, augment)
 
 
+def sample_colors(seed: int, iteration: int, slot: int, augment: AugmentParams) -> ColorPlan | None:
+    """Changes of a slot's colors; None: they stay."""
+    if not augment.photometric:
+        return None
+    rng = np.random.default_rng((seed, _COLORS, iteration, slot))
+    return draw_colors(rng, augment.photometric)
+
+
 def rank_slots(batch_size: int, rank: int, world_size: int) -> range:
     """The slots of an iteration that a rank loads; the ranks' shares are consecutive.
 
@@ -148,7 +163,12 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         height, width = mask.shape
         plan = sample_plan(self.seed, iteration, slot, height, width, self.augment)
         return apply_crop(
-            image, mask, plan, pad_color=self.pad_color, ignore_index=self.ignore_index
+            image,
+            mask,
+            plan,
+            pad_color=self.pad_color,
+            ignore_index=self.ignore_index,
+            colors=sample_colors(self.seed, iteration, slot, self.augment),
         )
 
     def batch(self, iteration: int, slots: Sequence[int]) -> Batch:
@@ -166,7 +186,7 @@ def training_batches(
     batch_size: int,
     first_iteration: int,
     last_iteration: int,
-    lookup: Sequence[int],
+    lookup: Lookup,
     ignore_index: int = 255,
     image_size: tuple[int, int] | None = None,
     pad_color: tuple[float, float, float] = IMAGENET_MEAN,
@@ -187,7 +207,7 @@ def training_batches(
         batch_size: Images an iteration, over all ranks together.
         first_iteration: Iterations count from 1; any one may be the first.
         last_iteration: Less than `first_iteration`: no batches.
-        lookup: Raw mask value -> train id.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
         ignore_index: Label of padding.
         image_size: (height, width) images and masks are resized to before the crop.
         pad_color: RGB of padding, 0..255.
@@ -232,7 +252,7 @@ def evaluation_batches(
     root: Path,
     *,
     batch_size: int,
-    lookup: Sequence[int],
+    lookup: Lookup,
     image_size: tuple[int, int] | None = None,
     workers: int = 0,
     rank: int = 0,
@@ -246,7 +266,7 @@ def evaluation_batches(
         samples: The images.
         root: The data set's folder.
         batch_size: At most so many images at once; only images of equal size share a batch.
-        lookup: Raw mask value -> train id.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
         image_size: (height, width) images are resized to; the labels keep their own size.
         workers: Loader processes; 0: load in this one.
         rank: This process among the evaluating processes.

@@ -10,8 +10,11 @@ once anyway.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,9 +24,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.segmentation.labels import FORBIDDEN
+from rdd_pipeline.segmentation.labels import FORBIDDEN, ColorRow, Lookup
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_LOSSY = ("JPEG", "WEBP", "MPO")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GRAY = 0
 # Pillow stretches gray levels of fewer than 8 bits to 0..255: undone for masks.
@@ -39,6 +43,11 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise DataProblem(
+                f"{path} is a link to {os.readlink(path)}, which does not exist. Correct or remove "
+                "the link."
+            ) from error
         raise DataProblem(
             f"{path} cannot be read ({error.strerror or error}). Check the path and the file's "
             "permissions."
@@ -65,7 +74,8 @@ def decode_image_bytes(data: bytes, path: Path) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            upright: Image.Image = image
             if upright.mode == "F":
                 raise DataProblem(
                     f"{path} holds floating-point gray values, which have no fixed white. "
@@ -99,15 +109,22 @@ def decode_mask_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_lossy(image, path)
             mode = image.mode
             values = np.array(image)
+    except DataProblem:
+        raise
     except Exception as error:
         raise _undecodable(path, error, "its image") from error
+    if mode == "F":
+        raise DataProblem(
+            f"{path} holds floating-point values, expected class numbers. Save them as 8-bit gray."
+        )
     if mode not in ("L", "P", "1", "I", "I;16", "I;16B", "I;16L"):
         raise DataProblem(
             f"{path} is a color image (mode {mode}), expected a mask with one class number a "
-            "pixel (gray or palette PNG). Convert the colors to class numbers, or check whether "
-            "images and masks were mixed up."
+            "pixel (gray or palette PNG). Convert the colors to class numbers (the layout "
+            "`folders` reads colors, too), or check whether images and masks were mixed up."
         )
     if mode == "L":
         values //= np.uint8(_GRAY_STRETCH.get(_gray_png_depth(data), 1))
@@ -117,6 +134,73 @@ def decode_mask_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
             "Check that it is a class mask (instance masks and depth maps have 16 bits)."
         )
     return values.astype(np.uint8, copy=False)
+
+
+def decode_mask(data: bytes, lookup: Lookup, path: Path) -> NDArray[np.uint8]:
+    """Train ids from a file's content; see `decode_mask_bytes` and `to_train_ids`.
+
+    Args:
+        data: Content of the file.
+        lookup: What values or, for colored masks, colors mean; see `LabelSet.lookup`.
+        path: Where it came from, for messages.
+
+    Returns:
+        uint8, (H, W).
+
+    Raises:
+        DataProblem: The file cannot be read as a mask or holds what may not occur.
+    """
+    if lookup and isinstance(lookup[0], tuple):
+        rows = [row for row in lookup if isinstance(row, tuple)]
+        return _colors_to_train_ids(_decode_colors(data, path), rows, path)
+    return to_train_ids(decode_mask_bytes(data, path), cast(tuple[int, ...], lookup), path)
+
+
+def _decode_colors(data: bytes, path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) colors of a mask; palette entries are looked up, transparency is dropped."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_lossy(image, path)
+            if image.mode.startswith(("I", "F")):
+                raise DataProblem(
+                    f"{path} is a gray image of more than 8 bits (mode {image.mode}), expected a "
+                    "mask with the colors of the table of labels. Check that it is one."
+                )
+            return np.array(image.convert("RGB"))
+    except DataProblem:
+        raise
+    except Exception as error:
+        raise _undecodable(path, error, "its image") from error
+
+
+def _colors_to_train_ids(
+    colors_HWC: NDArray[np.uint8], rows: Sequence[ColorRow], path: Path
+) -> NDArray[np.uint8]:
+    weights = np.array([1 << 16, 1 << 8, 1], np.int32)
+    codes = colors_HWC.astype(np.int32) @ weights
+    table = sorted((int(np.dot(row[:3], weights)), row[3]) for row in rows)
+    known = np.array([code for code, _ in table])
+    places = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    wrong = codes[known[places] != codes]
+    if len(wrong):
+        found, counts = np.unique(wrong, return_counts=True)
+        most = found[np.argsort(-counts)][:5].tolist()
+        shown = ", ".join(str((code >> 16, code >> 8 & 255, code & 255)) for code in most)
+        raise DataProblem(
+            f"{path} holds {len(found)} colors that are not in the table of labels ({shown}"
+            f"{', ...' if len(found) > 5 else ''}). Add them to a class or to `ignore`; many "
+            "similar ones come from resizing or JPEG, then use the original masks."
+        )
+    ids: NDArray[np.uint8] = np.array([train_id for _, train_id in table], np.uint8)[places]
+    return ids
+
+
+def _refuse_lossy(image: Image.Image, path: Path) -> None:
+    if image.format in _LOSSY:
+        raise DataProblem(
+            f"{path} is a {image.format} file, whatever its name says: such compression changes "
+            "class numbers. Save the mask as PNG, from its original."
+        )
 
 
 def to_train_ids(raw: NDArray[np.uint8], lookup: Sequence[int], path: Path) -> NDArray[np.uint8]:
@@ -133,16 +217,24 @@ def to_train_ids(raw: NDArray[np.uint8], lookup: Sequence[int], path: Path) -> N
     Raises:
         DataProblem: A value may not occur.
     """
-    table = np.asarray(lookup, dtype=np.int64)
-    seen = np.bincount(raw.ravel(), minlength=256) > 0
-    wrong = np.flatnonzero(seen & (table == FORBIDDEN))
+    table, allowed = _translation(tuple(lookup))
+    # bytes.translate is several times faster than numpy's indexing and counting.
+    data = bytearray(raw.tobytes())
+    wrong = np.unique(np.frombuffer(data.translate(None, allowed), np.uint8)).astype(np.int64)
     if len(wrong):
-        allowed = np.flatnonzero(table != FORBIDDEN)
         raise DataProblem(
-            f"{path} holds mask values {_ranges(wrong)}, allowed are {_ranges(allowed)}. Correct "
-            "the mask, or check that `data.layout` is the layout of these files."
+            f"{path} holds mask values {_ranges(wrong)}, allowed are "
+            f"{_ranges(np.array(list(allowed)))}. Correct the mask, or check that `data.layout` is "
+            "the layout of these files."
         )
-    return table.astype(np.uint8)[raw]
+    return np.frombuffer(data.translate(table), np.uint8).reshape(raw.shape)
+
+
+@lru_cache(maxsize=8)
+def _translation(lookup: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """Train id of each raw value (0 where it may not occur), and the values that may occur."""
+    allowed = bytes(raw for raw, train_id in enumerate(lookup) if train_id != FORBIDDEN)
+    return bytes(max(train_id, 0) for train_id in lookup), allowed
 
 
 def read_image(path: Path, *, image_size: tuple[int, int] | None = None) -> Tensor:
@@ -161,14 +253,12 @@ def read_image(path: Path, *, image_size: tuple[int, int] | None = None) -> Tens
     return resize_image(decode_image_bytes(read_bytes(path), path), image_size)
 
 
-def read_mask(
-    path: Path, lookup: Sequence[int], *, image_size: tuple[int, int] | None = None
-) -> Tensor:
-    """Mask as train ids; see `decode_mask_bytes` and `to_train_ids`.
+def read_mask(path: Path, lookup: Lookup, *, image_size: tuple[int, int] | None = None) -> Tensor:
+    """Mask as train ids; see `decode_mask`.
 
     Args:
-        path: PNG with one class number a pixel.
-        lookup: 256 entries, see `LabelSet.lookup`.
+        path: PNG with one class number or one of the table's colors a pixel.
+        lookup: See `LabelSet.lookup`.
         image_size: (height, width) it is resized to, nearest pixel. None: its own.
 
     Returns:
@@ -177,7 +267,7 @@ def read_mask(
     Raises:
         DataProblem: The file cannot be read as a mask or holds a value that may not occur.
     """
-    ids = to_train_ids(decode_mask_bytes(read_bytes(path), path), lookup, path)
+    ids = decode_mask(read_bytes(path), lookup, path)
     return resize_mask(torch.from_numpy(ids), image_size)
 
 

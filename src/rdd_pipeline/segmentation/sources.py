@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.segmentation.index import Sample, file_digest
+from rdd_pipeline.segmentation.labels import Lookup
 from rdd_pipeline.segmentation.reading import (
     decode_image_bytes,
-    decode_mask_bytes,
+    decode_mask,
     read_bytes,
     resize_image,
     resize_mask,
-    to_train_ids,
 )
 
 
@@ -36,7 +36,7 @@ class FileSource:
     Args:
         samples: Rows of the index.
         root: The data set's folder.
-        lookup: Raw mask value -> train id, see `LabelSet.lookup`.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
         image_size: (height, width) images and masks are resized to; None: their own.
         cache_bytes: Memory for decoded images; 0: none are kept. A pickled copy (in a loader
             process) begins with an empty cache.
@@ -47,13 +47,13 @@ class FileSource:
         samples: Sequence[Sample],
         root: Path,
         *,
-        lookup: Sequence[int],
+        lookup: Lookup,
         image_size: tuple[int, int] | None = None,
         cache_bytes: int = 0,
     ) -> None:
         self.samples = tuple(samples)
         self.root = root
-        self.lookup = tuple(lookup)
+        self.lookup = lookup
         self.image_size = image_size
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
@@ -74,8 +74,9 @@ class FileSource:
         path = self.root / sample.image
         image = decode_image_bytes(_unchanged(path, sample.image_digest), path)
         path = self.root / sample.mask
-        raw = decode_mask_bytes(_unchanged(path, sample.mask_digest), path)
-        mask = torch.from_numpy(to_train_ids(raw, self.lookup, path))
+        mask = torch.from_numpy(
+            decode_mask(_unchanged(path, sample.mask_digest), self.lookup, path)
+        )
         return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
 
     def _remember(self, position: int, image: Tensor, mask: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Random scale, crop and flip of a training sample, crop first.
+"""Random scale, crop, flip and colors of a training sample, crop first.
 
 Scaling a whole image to use a part of it wastes most of the work. A `CropPlan` says which part will
 be used; `apply_crop` resizes only the source rows and columns that part depends on. The result is
@@ -11,6 +11,7 @@ window that begins at a multiple of m has the same pixel grid as the whole image
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -40,6 +41,18 @@ class CropPlan(NamedTuple):
     flip: bool
 
 
+class ColorPlan(NamedTuple):
+    """Changes of a sample's colors; factors of 1 and a hue of 0 change nothing."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    """In turns of the color circle."""
+    contrast_first: bool
+    """Before saturation and hue; otherwise after them."""
+
+
 def draw_plan(
     rng: np.random.Generator, height: int, width: int, augment: AugmentParams
 ) -> CropPlan:
@@ -67,6 +80,42 @@ def draw_plan(
     left = int(rng.integers(max(columns - crop_width, 0) + 1))
     flip = bool(rng.random() < augment.flip)
     return CropPlan(scale, top, left, crop_height, crop_width, flip)
+
+
+def draw_colors(rng: np.random.Generator, strength: float) -> ColorPlan:
+    """Draw changes of colors: those of SSD (arXiv 1512.02325) at strength 1.
+
+    Each of the four happens with probability 1/2. Nine numbers are drawn in a fixed order.
+    """
+    ranges = np.array([0.125, 0.5, 0.5, 0.05]) * strength
+    happens = rng.random(4) < 0.5
+    changes = np.where(happens, rng.uniform(-1, 1, 4) * ranges, 0.0)
+    brightness, contrast, saturation = (float(1 + change) for change in changes[:3])
+    return ColorPlan(brightness, contrast, saturation, float(changes[3]), bool(rng.random() < 0.5))
+
+
+def apply_colors(image_CHW: Tensor, plan: ColorPlan) -> Tensor:
+    """A uint8 RGB image (3, H, W) in other colors, by torchvision's transforms.
+
+    Contrast is about the mean gray of what is given.
+    """
+    # Importing torchvision takes a loader process seconds: only those who use it pay.
+    from torchvision.transforms.v2 import functional
+
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if plan.contrast != 1:
+        steps.append(lambda image: functional.adjust_contrast(image, plan.contrast))
+    others: list[Callable[[Tensor], Tensor]] = []
+    if plan.saturation != 1:
+        others.append(lambda image: functional.adjust_saturation(image, plan.saturation))
+    if plan.hue != 0:
+        others.append(lambda image: functional.adjust_hue(image, plan.hue))
+    steps = steps + others if plan.contrast_first else others + steps
+    if plan.brightness != 1:
+        steps.insert(0, lambda image: functional.adjust_brightness(image, plan.brightness))
+    for step in steps:
+        image_CHW = step(image_CHW)
+    return image_CHW
 
 
 @lru_cache
@@ -127,6 +176,7 @@ def apply_crop(
     *,
     pad_color: tuple[float, float, float],
     ignore_index: int = 255,
+    colors: ColorPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scale, pad, crop and flip one sample, reading only the source pixels needed.
 
@@ -136,6 +186,7 @@ def apply_crop(
         plan: From `draw_plan`, for this H and W.
         pad_color: RGB in 0..255 where the crop reaches beyond the scaled image; rounded.
         ignore_index: Label there.
+        colors: Changes of the colors, not of the padding's. None: none.
 
     Returns:
         Image, uint8 (3, h, w), scaled bilinearly with antialiasing, and mask, uint8 (h, w), scaled
@@ -145,6 +196,8 @@ def apply_crop(
     rows = _window(height, plan.scale, plan.top, plan.height)
     columns = _window(width, plan.scale, plan.left, plan.width)
     image = _crop_image(image_CHW, rows, columns, plan.scale)
+    if colors is not None:
+        image = apply_colors(image, colors)
     mask = _crop_mask(mask_HW, rows, columns, plan.scale)
     if (rows.length, columns.length) != (plan.height, plan.width):
         color = torch.tensor([round(value) for value in pad_color], dtype=torch.uint8)

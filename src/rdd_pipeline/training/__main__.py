@@ -2,7 +2,7 @@
 
 Needs torch, torchvision, timm, pydantic, safetensors and rich only. JOB.json holds
 
-* ``job``: a `TrainingJob` (`root` may be relative to the file's folder),
+* ``job``: a `TrainingJob` (`root` and `packs` may be relative to the file's folder),
 * ``trainer``: `TrainerParams`, may be left out,
 * ``index``: path of an index CSV as `data_ingestion` writes it, or null: the folder is read anew
   by the layout named in ``layout``,
@@ -67,7 +67,9 @@ def run_job_file(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise UserError(f"The job file {path} is wrong: {error}") from error
     base = path.resolve().parent
-    job = spec.job.model_copy(update={"root": base / spec.job.root.expanduser()})
+    packs = base / spec.job.packs.expanduser() if spec.job.packs else None
+    root = base / spec.job.root.expanduser()
+    job = spec.job.model_copy(update={"root": root, "packs": packs})
     job = prepare_job(job, spec.trainer)
     samples = _samples(spec, base, job.root)
     teacher = load_checkpoint(base / spec.teacher) if spec.teacher else None
@@ -88,6 +90,7 @@ def run_job_file(path: Path) -> dict[str, Any]:
         params=spec.evaluation,
         image_size=job.image_size,
         device=resolve_device(spec.trainer.device),
+        packs=job.packs,
     )
     summary = {
         "method": job.method,

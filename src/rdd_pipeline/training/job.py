@@ -30,6 +30,9 @@ class TrainingJob(Params):
     labels: LabelSet
     root: Path = Field(description="Folder the sample paths start at.")
     image_size: Size | None = None
+    packs: Path | None = Field(
+        None, description="Folder with packs of the images, which give the same pixels faster."
+    )
     recipe: RecipeParams
     rdd: RddParams = Field(
         RddParams(), description="Settings of the run; an ablation puts its own on top."
@@ -83,12 +86,12 @@ class TrainingJob(Params):
     ) -> str:
         """Digest (16 hex digits) of everything that decides the weights this job ends with.
 
-        Where the data lie is not part of it, what they hold is (`index_digest`); a backbone file
-        counts by its content. The TFE stage does not look at the settings of TSE, so runs that
-        differ in those share it.
+        Where the data lie, packed or not, is not part of it, what they hold is (`index_digest`); a
+        backbone file counts by its content. The TFE stage does not look at the settings of TSE, so
+        runs that differ in those share it.
         """
         definition, rdd = self.definition, self.rdd_settings
-        facts = self.model_dump(mode="json", exclude={"root", "method", "methods", "rdd"})
+        facts = self.model_dump(mode="json", exclude={"root", "packs", "method", "methods", "rdd"})
         facts["definition"] = {
             "task": definition.task,
             "terms": [

@@ -37,6 +37,7 @@ from rdd_pipeline.networks import (
     network_from_params,
 )
 from rdd_pipeline.networks.probe import output_shapes
+from rdd_pipeline.segmentation.cache import usable_pack
 from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
 from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
@@ -336,6 +337,9 @@ class _Run:
             workers=resolve_workers(self.trainer.workers, self.device),
             rank=self.rank,
             world_size=self.world,
+            pack=usable_pack(
+                job.packs, self.train_samples, lookup=job.labels.lookup, image_size=job.image_size
+            ),
             pin_memory=self.device.type == "cuda",
         )
         reset_peak_memory(self.device)
@@ -474,6 +478,7 @@ class _Run:
             image_size=job.image_size,
             rank=self.rank,
             world_size=self.world,
+            pack=usable_pack(job.packs, self.val_samples, lookup=job.labels.lookup),
         )
         matrix = evaluate(
             self.student,

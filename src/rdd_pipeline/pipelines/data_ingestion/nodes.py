@@ -1,4 +1,4 @@
-"""Nodes that turn a folder of labeled images into a checked index."""
+"""Nodes that turn a folder of labeled images into a checked index and a packed cache."""
 
 from __future__ import annotations
 
@@ -13,56 +13,205 @@ from rdd_pipeline.config import DataParams
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.evaluation.figures import dataset_preview
 from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
-from rdd_pipeline.segmentation.index import build_index, index_digest, of_split, to_rows
-from rdd_pipeline.segmentation.layouts import get_layout
+from rdd_pipeline.segmentation.cache import (
+    PackProblem,
+    fits_comfortably,
+    packed_bytes,
+    usable_pack,
+    write_pack,
+)
+from rdd_pipeline.segmentation.index import (
+    Index,
+    Sample,
+    check_images,
+    index_digest,
+    of_split,
+    to_rows,
+)
+from rdd_pipeline.segmentation.layouts import Problem, download, get_layout, raise_problems
 from rdd_pipeline.segmentation.scenes import write_scenes
 from rdd_pipeline.segmentation.statistics import label_statistics
 
+from .report import ingestion_report
+
 logger = logging.getLogger(__name__)
 
-PREVIEWED = 6
+PREVIEWED = 4
+LOGGED = 10
+"""Warnings and left-out images in the log; the report has all of them."""
+
+REPORT = "The report, catalog entry `ingestion_report` below data/08_reporting, has all of them."
 
 
-def index_images(
-    raw_images: Path, data: DataParams
-) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame, dict[str, str]]:
-    """Look at every image and mask once; the layout `scenes` is generated first.
+def inspect_images(
+    raw_images: Path, image_cache: Path, data: DataParams
+) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame, list[dict[str, Any]], str]:
+    """Look at every image and mask once; what has to be downloaded or generated comes first.
+
+    What is wrong is collected, so that the report is there before the run stops for it.
 
     Args:
         raw_images: Folder of the images unless `data.path` names another.
+        image_cache: Folder that remembers what was found: unchanged files are not read again.
         data: Layout and reading.
 
     Returns:
-        The index (one row for each image), the label set, statistics by split and class, and tags
-        that identify the data.
+        One row for each image without a problem, the label set, statistics by split and class, all
+        problems, and the report.
 
     Raises:
-        DataProblem: Anything is wrong with the images; all problems in one message.
+        DataProblem: The folder with the images, or the table of labels in it, is missing.
     """
     root = images_root(raw_images, data)
+    if data.download:
+        download(data.layout, root)
     layout = get_layout(data.layout, root)
     if data.layout == "scenes":
         rendered = write_scenes(root, data.scenes)
         if rendered:
             logger.info("Rendered %d road scenes into %s.", rendered, root)
-    workers = None if data.workers == "auto" else data.workers
-    index = build_index(root, layout, workers=workers)
-    if not of_split(index.samples, "train"):
-        raise DataProblem(f"{root} has no training image. Expected: {layout.expected}")
-    for warning in index.warnings:
-        logger.warning(warning)
-    tags = {
-        "data_digest": index_digest(index.samples),
-        "layout": data.layout,
-        "images": str(len(index.samples)),
-    }
-    statistics = pd.DataFrame(label_statistics(index, layout.labels))
-    return (
-        pd.DataFrame(to_rows(index.samples)),
-        layout.labels.model_dump(mode="json"),
-        statistics,
-        tags,
+    index = check_images(root, layout, workers=_workers(data), memory=image_cache / "checked.json")
+    logger.info(
+        "%d labeled images, %d of them read, the others unchanged since the last time.",
+        len(index.samples),
+        index.read,
     )
+    quarantine = data.on_problem == "quarantine"
+    if quarantine:
+        index = _with_empty_splits(index)
+    _log(index.warnings)
+    statistics = label_statistics(index, layout.labels)
+    report = ingestion_report(
+        index,
+        layout.labels,
+        statistics,
+        layout=data.layout,
+        root=str(root),
+        quarantine=quarantine,
+    )
+    return (
+        pd.DataFrame(to_rows(index.samples), columns=list(Sample._fields)),
+        layout.labels.model_dump(mode="json"),
+        pd.DataFrame(statistics, columns=["split", "class", "pixels", "share", "images"]),
+        [problem._asdict() for problem in index.problems],
+        report,
+    )
+
+
+def index_images(
+    raw_images: Path,
+    checked_images: pd.DataFrame,
+    image_problems: list[dict[str, Any]],
+    data: DataParams,
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Let the images through that nothing is wrong with, or stop for those that something is.
+
+    Returns:
+        The index (one row for each image) and tags that identify the data.
+
+    Raises:
+        DataProblem: There are problems and `data.on_problem` is `stop`, or leaving images out does
+            not help; all problems in one message.
+    """
+    root = images_root(raw_images, data)
+    problems = [Problem(**problem) for problem in image_problems]
+    samples = samples_of(checked_images)
+    left_out = len(problems)
+    if data.on_problem == "stop":
+        raise_problems(
+            root,
+            problems,
+            advice=f"{REPORT} To go on without these images: data.on_problem=quarantine",
+        )
+    else:
+        raise_problems(root, [p for p in problems if p.blocks], advice=REPORT)
+        if problems:
+            logger.warning(
+                "%d problems: the images they are about are LEFT OUT, %d are used. %s",
+                left_out,
+                len(samples),
+                REPORT,
+            )
+            _log([problem.text for problem in problems])
+    if not of_split(samples, "train"):
+        expected = get_layout(data.layout, root).expected
+        raise DataProblem(f"{root} has no training image. Expected: {expected}")
+    tags = {
+        "data_digest": index_digest(samples),
+        "layout": data.layout,
+        "images": str(len(samples)),
+    }
+    if left_out:
+        tags["image_problems"] = str(left_out)
+    return pd.DataFrame(to_rows(samples)), tags
+
+
+def pack_images(
+    raw_images: Path,
+    image_cache: Path,
+    raw_index: pd.DataFrame,
+    label_set: dict[str, Any],
+    data: DataParams,
+) -> dict[str, Any]:
+    """Keep the decoded images of each split in one file, unless it is there already.
+
+    Training images are packed at `data.image_size`, the others at their own size, as they are used.
+
+    Returns:
+        ``folder`` of the packs (None: images are read from their files), the file and its size in
+        MB by split, and a note why there is none.
+
+    Raises:
+        DataProblem: `data.cache` is true and the packs do not fit, or a file has changed.
+    """
+    if data.cache is False:
+        return _unpacked("data.cache is false")
+    samples, labels = samples_of(raw_index), label_set_of(label_set)
+    root = images_root(raw_images, data)
+    splits = {
+        split: (of_split(samples, split), data.image_size if split == "train" else None)
+        for split in dict.fromkeys(sample.split for sample in samples)
+    }
+    missing = sum(
+        packed_bytes(chosen, size)
+        for chosen, size in splits.values()
+        if usable_pack(image_cache, chosen, lookup=labels.lookup, image_size=size) is None
+    )
+    if data.cache == "auto" and not fits_comfortably(image_cache, missing):
+        return _unpacked(
+            f"{missing / 2**30:.1f} GiB would take more than half of the free disk; data.cache=true"
+            " packs all the same"
+        )
+    packs: dict[str, dict[str, Any]] = {}
+    try:
+        for split, (chosen, size) in splits.items():
+            path = write_pack(
+                chosen,
+                root,
+                image_cache,
+                lookup=labels.lookup,
+                image_size=size,
+                workers=_workers(data),
+            )
+            packs[split] = {"file": path.name, "megabytes": round(path.stat().st_size / 1e6, 1)}
+    except PackProblem as problem:
+        if data.cache is True:
+            raise
+        return _unpacked(str(problem))
+    others = [
+        path.stat().st_size
+        for path in image_cache.glob("*.pack")
+        if path.name not in {pack["file"] for pack in packs.values()}
+    ]
+    if others:
+        logger.info(
+            "%d packs of other images or sizes take %.1f GB in %s; remove them if you do not go "
+            "back to those.",
+            len(others),
+            sum(others) / 1e9,
+            image_cache,
+        )
+    return {"folder": str(image_cache), "splits": packs, "note": ""}
 
 
 def preview_images(
@@ -76,3 +225,29 @@ def preview_images(
         (sample.name, *read_sample(root, sample, labels, data.image_size)) for sample in chosen
     ]
     return dataset_preview(pairs, labels)
+
+
+def _workers(data: DataParams) -> int | None:
+    return None if data.workers == "auto" else data.workers
+
+
+def _with_empty_splits(index: Index) -> Index:
+    """Leaving out every image of a split is no cure: a problem more for each such split."""
+    empty = [split for split in index.splits if split not in index.counts]
+    more = tuple(
+        Problem(split, f"No image of split '{split}' is without a problem.", blocks=True)
+        for split in empty
+    )
+    return index._replace(problems=more + index.problems)
+
+
+def _unpacked(reason: str) -> dict[str, Any]:
+    logger.info("No packed cache, images are read from their files: %s.", reason.rstrip("."))
+    return {"folder": None, "splits": {}, "note": reason}
+
+
+def _log(warnings: tuple[str, ...] | list[str]) -> None:
+    for warning in warnings[:LOGGED]:
+        logger.warning(warning)
+    if len(warnings) > LOGGED:
+        logger.warning("... and %d more. %s", len(warnings) - LOGGED, REPORT)

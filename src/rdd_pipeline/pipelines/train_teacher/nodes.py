@@ -28,6 +28,7 @@ from rdd_pipeline.pipelines._shared import (
     label_set_of,
     local_network,
     local_teacher,
+    packs_folder,
     samples_of,
 )
 from rdd_pipeline.pipelines._training import (
@@ -111,6 +112,7 @@ def train_teacher(
     raw_images: Path,
     raw_index: pd.DataFrame,
     label_set: dict[str, Any],
+    packed_images: dict[str, Any],
     work_folder: Path,
     network_plan: dict[str, Any],
     data: DataParams,
@@ -136,6 +138,7 @@ def train_teacher(
         raw_images=raw_images,
         raw_index=raw_index,
         label_set=label_set,
+        packed_images=packed_images,
         work_folder=work_folder,
         data=data,
         network=teacher.network,
@@ -153,6 +156,7 @@ def evaluate_teacher(
     raw_images: Path,
     raw_index: pd.DataFrame,
     label_set: dict[str, Any],
+    packed_images: dict[str, Any],
     work_folder: Path,
     weights: NetworkCheckpoint,
     cost: dict[str, float],
@@ -173,6 +177,7 @@ def evaluate_teacher(
         trainer=trainer,
         comparison="",
         work_folder=work_folder,
+        packs=packs_folder(packed_images),
     )
     metrics["cost"] |= cost
     return metrics, confusion_of(metrics, labels)

@@ -13,6 +13,7 @@ _SHARED = {
     "raw_images": "raw_images",
     "raw_index": "raw_index",
     "label_set": "label_set",
+    "packed_images": "packed_images",
     "work_folder": "work_folder",
 }
 

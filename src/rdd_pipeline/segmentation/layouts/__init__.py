@@ -16,13 +16,14 @@ from rdd_pipeline.segmentation.layouts.base import (
     Layout,
     Listing,
     Pair,
+    Problem,
     list_pairs,
     raise_problems,
 )
 from rdd_pipeline.segmentation.layouts.camvid import CAMVID_LAYOUT, SCENES_LAYOUT
 from rdd_pipeline.segmentation.layouts.cityscapes import CITYSCAPES_LAYOUT
 from rdd_pipeline.segmentation.layouts.coco_stuff import COCO_STUFF_LAYOUT
-from rdd_pipeline.segmentation.layouts.folders import folders_layout
+from rdd_pipeline.segmentation.layouts.folders import FOLDERS, folders_layout
 from rdd_pipeline.segmentation.layouts.voc import VOC_LAYOUT
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "Layout",
     "Listing",
     "Pair",
+    "Problem",
+    "download",
     "get_layout",
     "list_pairs",
     "raise_problems",
@@ -59,11 +62,7 @@ def get_layout(name: str, root: Path | None = None) -> Layout:
         UserError: There is no such layout (the message names the choices), or it needs a folder.
         DataProblem: The table of labels in the folder is missing or wrong.
     """
-    if name not in LAYOUTS:
-        raise UserError(
-            f"Unknown layout '{name}'. Set `data.layout` to one of: {', '.join(LAYOUTS)}."
-        )
-    layout = LAYOUTS[name]
+    layout = _find(name)
     if isinstance(layout, Layout):
         return layout
     if root is None:
@@ -71,3 +70,30 @@ def get_layout(name: str, root: Path | None = None) -> Layout:
             f"The layout '{name}' has its labels in the folder with the images. Set `data.path`."
         )
     return layout(root)
+
+
+def download(name: str, root: Path) -> None:
+    """Get the data set of a layout, unless it is there.
+
+    Raises:
+        UserError: There is no such layout, or a program cannot get its data set; the message says
+            where it is to be had and which folders are expected.
+        DataProblem: The download failed.
+    """
+    layout = _find(name)
+    get = layout.download if isinstance(layout, Layout) else None
+    if get is None:
+        expected = layout.expected if isinstance(layout, Layout) else FOLDERS
+        raise UserError(
+            f"data.download is on, but the data set of the layout '{name}' cannot be downloaded by "
+            f"a program. Put it in {root} and set data.download=false. Expected: {expected}"
+        )
+    get(root)
+
+
+def _find(name: str) -> Layout | Callable[[Path], Layout]:
+    if name not in LAYOUTS:
+        raise UserError(
+            f"Unknown layout '{name}'. Set `data.layout` to one of: {', '.join(LAYOUTS)}."
+        )
+    return LAYOUTS[name]

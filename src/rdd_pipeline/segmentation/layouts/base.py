@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,8 @@ from rdd_pipeline.segmentation.labels import LabelSet
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MASK_SUFFIXES = (".png",)
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+"""Suffixes that are worth a word when a file has another one than it should."""
 
 
 class Pair(NamedTuple):
@@ -22,11 +26,22 @@ class Pair(NamedTuple):
     mask: str
 
 
+class Problem(NamedTuple):
+    """One thing that is wrong with a data set."""
+
+    file: str
+    """What it is about: the path of an image, mask, list or folder as in `Pair`."""
+    text: str
+    """What was found, what was expected and what to do; names the file."""
+    blocks: bool = False
+    """It is not about single images, so leaving some out does not help."""
+
+
 class Listing(NamedTuple):
     """What a folder holds, and what is wrong with it."""
 
     pairs: tuple[Pair, ...]
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
 
 class Layout(NamedTuple):
@@ -36,6 +51,8 @@ class Layout(NamedTuple):
     list_pairs: Callable[[Path], Listing]
     expected: str
     """What the folder should look like and where it comes from, for error messages."""
+    download: Callable[[Path], None] | None = None
+    """Makes the folder hold the data set; None: a program cannot get it."""
 
 
 def check_root(root: Path, expected: str) -> None:
@@ -62,79 +79,182 @@ def list_pairs(root: Path, layout: Layout) -> Listing:
     return layout.list_pairs(root)
 
 
-def raise_problems(root: Path, problems: Iterable[str], *, shown: int = 20) -> None:
-    """Raise one DataProblem that lists the first `shown` problems; do nothing without any."""
+def raise_problems(
+    root: Path, problems: Iterable[Problem], *, shown: int = 20, advice: str = ""
+) -> None:
+    """Raise one DataProblem that lists the first `shown` problems; do nothing without any.
+
+    Args:
+        root: The data set's folder.
+        problems: All of them.
+        shown: How many the message has room for.
+        advice: Last line of the message.
+    """
     problems = list(problems)
     if not problems:
         return
     count = len(problems)
     lines = [f"{count} problem{'s' * (count > 1)} with the labeled images in {root}:"]
-    lines += [f"  - {problem}" for problem in problems[:shown]]
+    lines += [f"  - {problem.text}" for problem in problems[:shown]]
     if count > shown:
         lines.append(f"  ... and {count - shown} more.")
-    raise DataProblem("\n".join(lines))
+    raise DataProblem("\n".join([*lines, *([advice] if advice else [])]))
 
 
-def missing_folders(root: Path, folders: Iterable[str], expected: str) -> list[str]:
+def missing_folders(root: Path, folders: Iterable[str], expected: str) -> list[Problem]:
     """A problem that names the folders that are not there; none if all are."""
     missing = [folder for folder in folders if not (root / folder).is_dir()]
     if not missing:
         return []
-    return [
+    text = (
         f"folder{'s' * (len(missing) > 1)} {' and '.join(missing)} missing. Expected: {expected} "
         "Check `data.path` and `data.layout`."
-    ]
+    )
+    return [Problem(missing[0], text, blocks=True)]
+
+
+class Files(dict[str, str]):
+    """Name -> path relative to the data set's folder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other: dict[str, str] = {}
+        """Likewise, the pictures whose suffix is not one of those wanted."""
+
+    def only(self, names: Iterable[str]) -> Files:
+        """Those of the given names."""
+        chosen = Files()
+        for name in names:
+            if name in self:
+                chosen[name] = self[name]
+            if name in self.other:
+                chosen.other[name] = self.other[name]
+        return chosen
 
 
 def find_files(
     root: Path,
     folder: str,
     suffixes: tuple[str, ...],
-    problems: list[str],
+    problems: list[Problem],
     *,
     ending: str = "",
     recursive: bool = False,
-) -> dict[str, str]:
+) -> Files:
     """Name -> path relative to `root` of a folder's files.
 
     The name is the path below the folder without its suffix and without `ending`, which a file
-    name has to end with. Hidden files and other suffixes do not count; two files of one name are a
-    problem.
+    name has to end with; letters with accents count as equal however they are encoded. Hidden files
+    and other suffixes do not count; two files of one name are a problem.
     """
-    found: dict[str, str] = {}
+    found = Files()
     base = root / folder
-    for path in sorted(base.rglob("*") if recursive else base.glob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes or not path.is_file():
-            continue
-        if not path.stem.endswith(ending):
+    for path in _files_below(base, recursive=recursive, root=root, problems=problems):
+        suffix = path.suffix.lower()
+        if suffix not in _PICTURES or not path.stem.endswith(ending):
             continue
         name = path.relative_to(base).with_suffix("").as_posix().removesuffix(ending)
+        # macOS stores an accent as a character of its own, lists and other systems mostly do not.
+        name = unicodedata.normalize("NFC", name)
         relative = path.relative_to(root).as_posix()
+        if suffix not in suffixes:
+            found.other[name] = relative
+            continue
+        if path.is_dir():
+            continue
         if name in found:
-            problems.append(f"{relative} and {found[name]} have the same name. Remove one.")
+            text = f"{relative} and {found[name]} have the same name. Remove one."
+            problems.append(Problem(found[name], text))
         found.setdefault(name, relative)
     return found
+
+
+def _files_below(base: Path, *, recursive: bool, root: Path, problems: list[Problem]) -> list[Path]:
+    """Everything in a folder that is not hidden, sorted; a folder that cannot be read is a problem.
+
+    `Path.rglob` passes over such folders in silence.
+    """
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        place = Path(error.filename or base).relative_to(root).as_posix()
+        text = (
+            f"the folder {place} cannot be read ({error.strerror or error}). Correct its "
+            "permissions."
+        )
+        problems.append(Problem(place, text, blocks=True))
+
+    seen: set[str] = set()
+    # Data sets are often made of links to folders of another disk; a link may lead back up, too.
+    for place, folders, names in os.walk(base, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = [
+            name
+            for name in folders
+            if recursive
+            and not name.startswith(".")
+            and os.path.realpath(os.path.join(place, name)) not in seen
+        ]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def match_pairs(
     split: str,
     images: Mapping[str, str],
     masks: Mapping[str, str],
-    problems: list[str],
+    problems: list[Problem],
     *,
     where: str,
 ) -> list[Pair]:
     """Pairs of equal names; a name on one side only is a problem, and so is an empty split."""
     if not images and not masks:
-        problems.append(f"split '{split}' is empty: no images in {where}.")
+        text = f"split '{split}' is empty: no images in {where}."
+        problems.append(Problem(where, text, blocks=True))
     for name in sorted(images.keys() - masks.keys()):
-        problems.append(f"{images[name]} has no mask. Add it or remove the image.")
+        text = f"{images[name]} has no mask. Add it or remove the image."
+        other = masks.other.get(name) if isinstance(masks, Files) else None
+        if other is not None:
+            text = (
+                f"{images[name]} has no mask: {other} is not a PNG file, as masks have to be (JPEG "
+                "changes class numbers). Save the mask as PNG, from its original."
+            )
+        problems.append(Problem(images[name], text))
     for name in sorted(masks.keys() - images.keys()):
-        problems.append(f"{masks[name]} has no image. Add it or remove the mask.")
+        text = f"{masks[name]} has no image. Add it or remove the mask."
+        other = images.other.get(name) if isinstance(images, Files) else None
+        if other is not None:
+            text = (
+                f"{masks[name]} has no image: {other} is not a PNG or JPEG file, as images have "
+                "to be. Convert it."
+            )
+        problems.append(Problem(masks[name], text))
     return [
         Pair(split, name, images[name], masks[name])
         for name in sorted(images.keys() & masks.keys())
     ]
+
+
+def read_names(root: Path, path: str, images: Files, problems: list[Problem]) -> list[str]:
+    """One name a line; the lines of some lists are `/JPEGImages/NAME.jpg /MASKS/NAME.png`."""
+    try:
+        lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        text = f"{path} cannot be read ({reason}). Copy or download it again."
+        problems.append(Problem(path, text, blocks=True))
+        return []
+    names = []
+    for line in filter(None, (unicodedata.normalize("NFC", line.strip()) for line in lines)):
+        bare = Path(line).with_suffix("").as_posix()
+        if line in images:  # first of all, as a name may hold spaces and dots
+            names.append(line)
+        elif bare in images:
+            names.append(bare)
+        else:
+            first = line.split()[0]
+            names.append(Path(first).stem if first != line or first.startswith("/") else line)
+    return names
 
 
 def list_split_folders(root: Path, splits: Mapping[str, tuple[str, str]], expected: str) -> Listing:
@@ -146,7 +266,7 @@ def list_split_folders(root: Path, splits: Mapping[str, tuple[str, str]], expect
         expected: What the folders should look like, for messages.
     """
     pairs: list[Pair] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for split, folders in splits.items():
         missing = missing_folders(root, folders, expected)
         if missing:

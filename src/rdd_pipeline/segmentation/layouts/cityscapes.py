@@ -13,6 +13,7 @@ from rdd_pipeline.segmentation.layouts.base import (
     Layout,
     Listing,
     Pair,
+    Problem,
     find_files,
     match_pairs,
     missing_folders,
@@ -61,7 +62,7 @@ _FOLDERS = (
 
 def _list(root: Path) -> Listing:
     pairs: list[Pair] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for split in ("train", "val"):
         folders = (f"leftImg8bit/{split}", f"gtFine/{split}")
         missing = missing_folders(root, folders, _FOLDERS)
