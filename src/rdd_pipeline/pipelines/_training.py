@@ -141,11 +141,11 @@ def seeds_from(seed: int, seeds: int) -> range:
     """
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise UserError(
-            f"params:seeds is {seeds!r}; it is the number of seeds, 1 or more (seed, seed + 1, "
-            "...), not a list."
+            "params:seeds: it is the number of seeds, 1 or more (seed, seed + 1, ...), no list, "
+            f"found {seeds!r}"
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise UserError(f"params:seed is {seed!r}; expected a whole number, 0 or more.")
+        raise UserError(f"params:seed: expected a whole number, 0 or more, found {seed!r}")
     return range(seed, seed + seeds)
 
 
