@@ -85,7 +85,8 @@ the catalog entry <code>image_problems</code>.</p>{% endif %}
 </table>
 
 <h2>Classes</h2>
-<p>Share of the labeled pixels, and how many images hold the class.</p>
+<p>Share of the labeled pixels (their number is shown under the pointer), and how many images hold
+the class.</p>
 <table>
 <tr><th class="n">Id</th><th>Class</th>
 {% for split in splits %}<th class="n">{{ split.name }}</th><th></th><th class="n">images</th>
@@ -94,7 +95,8 @@ the catalog entry <code>image_problems</code>.</p>{% endif %}
 <tr><td class="n">{{ loop.index0 }}</td>
 <td><span class="swatch" style="background: {{ row.color }}"></span> {{ row.name }}</td>
 {% for cell in row.cells %}
-<td class="n{{ '' if cell.pixels else ' warn' }}">{{ "%.3f"|format(100 * cell.share) }} %</td>
+<td class="n{{ '' if cell.pixels else ' warn' }}" title="{{ cell.pixels }} pixels">
+{{ "%.3f"|format(100 * cell.share) }} %</td>
 <td><span class="bar" style="width: {{ "%.2f"|format(10 * cell.bar) }}em"></span></td>
 <td class="n">{{ cell.images }}</td>
 {% endfor %}</tr>
