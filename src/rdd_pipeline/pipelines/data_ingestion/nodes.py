@@ -177,7 +177,7 @@ def pack_images(
         for chosen, size in splits.values()
         if usable_pack(image_cache, chosen, lookup=labels.lookup, image_size=size) is None
     )
-    if data.cache == "auto" and not fits_comfortably(image_cache, missing):
+    if data.cache == "auto" and missing and not fits_comfortably(image_cache, missing):
         return _unpacked(
             f"{missing / 2**30:.1f} GiB would take more than half of the free disk; data.cache=true"
             " packs all the same"
