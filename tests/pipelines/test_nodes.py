@@ -373,6 +373,13 @@ def test_without_room_images_stay_in_their_files(images, ingested, monkeypatch, 
         _pack(images, ingested, _change(FOLDER, cache=True))
 
 
+def test_packs_that_are_there_need_no_room(images, ingested, monkeypatch):
+    packed = _pack(images, ingested, FOLDER)
+    _nearly_full(monkeypatch, 1 << 20)
+    assert _pack(images, ingested, FOLDER) == packed
+    assert _pack(images, ingested, _change(FOLDER, cache=True)) == packed
+
+
 def test_a_disk_that_fills_up_while_packing(images, ingested, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

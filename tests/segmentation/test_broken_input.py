@@ -382,10 +382,11 @@ class TestLists:
         [
             (b"", "split 'val' is empty"),
             (b"\xff\xfe\x00c\x80", r"val.txt cannot be read (not UTF-8 text). Copy or download"),
+            (b"c\n/\n", " of split 'val' has neither"),
             (b"c\nz\n", "z of split 'val' has neither JPEGImages/z.jpg nor"),
             (b"c\nb\n", "JPEGImages/b.jpg has no mask"),
         ],
-        ids=["empty", "binary", "neither", "half"],
+        ids=["empty", "binary", "a slash", "neither", "half"],
     )
     def test_faults_of_lists_are_named(self, root: Path, data: bytes, message: str):
         self.write(root, "val", data)

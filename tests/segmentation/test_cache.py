@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections import namedtuple
@@ -193,6 +194,18 @@ def test_interrupted_packing_leaves_nothing(samples: tuple[Sample, ...], tmp_pat
     with pytest.raises(DataProblem, match=r"train3\.png cannot be read"):
         packed(samples, tmp_path)
     assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_one_writes(
+    samples: tuple[Sample, ...], tmp_path: Path
+):
+    old, young = (tmp_path / "packs" / f"train_x.pack.{name}.tmp" for name in ("old", "young"))
+    old.parent.mkdir()
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    packed(samples, tmp_path)
+    assert [path.exists() for path in (old, young)] == [False, True]
 
 
 def test_too_little_space_is_said_before_anything_is_written(

@@ -465,3 +465,22 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path):
     listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
     assert listing.problems == ()
     assert [pair.name for pair in listing.pairs] == ["sub/a", "b"]
+
+
+def test_the_table_in_the_documentation_is_a_valid_one(tmp_path: Path):
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    listing = TestFoldersOfAnyShape().tree(
+        tmp_path,
+        example,
+        *(f"images/{split}/a.jpg" for split in ("train", "val")),
+        *(f"masks/{split}/a.png" for split in ("train", "val")),
+    )
+    assert listing.problems == ()
+    labels = get_layout("folders", tmp_path).labels
+    assert (labels.name, labels.names, labels.class_weights) == (
+        "farm",
+        ("field", "road"),
+        (0.5, 2),
+    )
+    assert labels.lookup[:8] == (255, 0, 1, -1, -1, -1, -1, 1)

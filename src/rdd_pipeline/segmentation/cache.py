@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,8 @@ _ALIGNMENT = 4096
 _HEADER_BYTES_PER_SAMPLE = 80
 _SPARE_BYTES = 1 << 30
 """Left free on the disk."""
+_ABANDONED = 3600.0
+"""Seconds without a write after which a half-written pack is that of a process that was killed."""
 
 
 class PackProblem(DataProblem):
@@ -118,6 +121,7 @@ def write_pack(
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         _check_space(folder, int(offsets[-1]))
         with open(aside, "wb") as file:
             descriptor = file.fileno()
@@ -271,6 +275,13 @@ def _read_header(path: Path) -> list[_Entry]:
             f"The packed cache {path} cannot be used ({error}). Remove it; it is made again."
         ) from error
     return entries
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob("*.pack.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -177,7 +177,7 @@ def pack_images(
         for chosen, size in splits.values()
         if usable_pack(image_cache, chosen, lookup=labels.lookup, image_size=size) is None
     )
-    if data.cache == "auto" and not fits_comfortably(image_cache, missing):
+    if data.cache == "auto" and missing and not fits_comfortably(image_cache, missing):
         return _unpacked(
             f"{missing / 2**30:.1f} GiB would take more than half of the free disk; data.cache=true"
             " packs all the same"
@@ -217,9 +217,11 @@ def pack_images(
 def preview_images(
     raw_images: Path, raw_index: pd.DataFrame, label_set: dict[str, Any], data: DataParams
 ) -> Figure:
-    """Show a few training images with their labels."""
+    """Show a few training images with their labels, evenly spaced: neighbors are often alike."""
     labels = label_set_of(label_set)
-    chosen = of_split(samples_of(raw_index), "train")[:PREVIEWED]
+    samples = of_split(samples_of(raw_index), "train")
+    count = min(PREVIEWED, len(samples))
+    chosen = [samples[(2 * n + 1) * len(samples) // (2 * count)] for n in range(count)]
     root = images_root(raw_images, data)
     pairs = [
         (sample.name, *read_sample(root, sample, labels, data.image_size)) for sample in chosen

@@ -29,7 +29,7 @@ _TEMPLATE = """<!DOCTYPE html>
   table { border-collapse: collapse; margin: .5rem 0; }
   th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
            vertical-align: top; }
-  td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+  td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
   .bar { display: inline-block; height: .7em; background: #4a7ebb; }
   .swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888;
             vertical-align: -.15em; }
@@ -85,7 +85,8 @@ the catalog entry <code>image_problems</code>.</p>{% endif %}
 </table>
 
 <h2>Classes</h2>
-<p>Share of the labeled pixels, and how many images hold the class.</p>
+<p>Share of the labeled pixels (their number is shown under the pointer), and how many images hold
+the class.</p>
 <table>
 <tr><th class="n">Id</th><th>Class</th>
 {% for split in splits %}<th class="n">{{ split.name }}</th><th></th><th class="n">images</th>
@@ -94,8 +95,9 @@ the catalog entry <code>image_problems</code>.</p>{% endif %}
 <tr><td class="n">{{ loop.index0 }}</td>
 <td><span class="swatch" style="background: {{ row.color }}"></span> {{ row.name }}</td>
 {% for cell in row.cells %}
-<td class="n{{ '' if cell.pixels else ' warn' }}">{{ "%.3f"|format(100 * cell.share) }} %</td>
-<td><span class="bar" style="width: {{ "%.2f"|format(10 * cell.bar) }}em"></span></td>
+<td class="n{{ '' if cell.pixels else ' warn' }}" title="{{ cell.pixels }} pixels">
+{{ "%.3f"|format(100 * cell.share) }} %</td>
+<td><span class="bar" style="width: {{ "%.2f"|format(7 * cell.bar) }}em"></span></td>
 <td class="n">{{ cell.images }}</td>
 {% endfor %}</tr>
 {% endfor %}

@@ -246,7 +246,7 @@ def read_names(root: Path, path: str, images: Files, problems: list[Problem]) ->
         return []
     names = []
     for line in filter(None, (unicodedata.normalize("NFC", line.strip()) for line in lines)):
-        bare = Path(line).with_suffix("").as_posix()
+        bare = os.path.splitext(line)[0]
         if line in images:  # first of all, as a name may hold spaces and dots
             names.append(line)
         elif bare in images:
