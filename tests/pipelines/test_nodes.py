@@ -771,7 +771,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     monkeypatch.setattr(_training, "train", spy)
     node = _training.make_train_node("baseline", "whole")
     assert node.__name__ == "train_baseline"
-    weights, history, cost, state, repeats = node(
+    weights, history, cost, repeats = node(
         raw_images=images,
         raw_index=ingested[0],
         label_set=ingested[1],
@@ -792,7 +792,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
     assert job.packs == images.parent / "cache"
     assert weights.header.provenance["seed"] == "5"
-    assert list(history["iteration"])[-1] == state["iteration"] == 2
+    assert list(history["iteration"])[-1] == 2
     assert cost["images_per_second"] > 0
 
 
@@ -819,16 +819,18 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
         "methods": MethodsParams(),
         "teacher_weights": teacher,
     }
-    tfe, tse = (_training.make_train_node(name, name) for name in ("tfe", "tse"))
-    *_, start, _ = tfe(**training, seed=4, seeds=2)
-    weights, history, cost, _, repeats = tse(**training, seed=4, seeds=2, start=start)
+    tfe = _training.make_train_node("tfe", "tfe", keep_state=True)
+    tse = _training.make_train_node("tse", "tse")
+    *_, start = tfe(**training, seed=4, seeds=2)
+    assert start["iteration"] == start["repeats"][0]["iteration"] == 1
+    weights, history, cost, repeats = tse(**training, seed=4, seeds=2, start=start)
     assert weights.header.provenance["seed"] == "4"
     assert [repeat.network.header.provenance["seed"] for repeat in repeats] == ["5"]
     assert set(history["seed"]) == {4, 5}
 
     # The same seed in a folder of its own, nothing to look up.
     training["work_folder"] = tmp_path / "other"
-    *_, start, _ = tfe(**training, seed=5, seeds=1)
+    *_, start = tfe(**training, seed=5, seeds=1)
     alone, *_ = tse(**training, seed=5, seeds=1, start=start)
     assert alone.digest() == repeats[0].network.digest() != weights.digest()
 

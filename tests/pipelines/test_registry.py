@@ -130,6 +130,14 @@ def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, configuratio
                 assert type(catalog.get(dataset)).__name__ != "MemoryDataset", dataset
 
 
+def test_nothing_is_kept_in_memory_that_no_node_takes(pipelines, configuration):
+    """Kedro holds such outputs until the run ends, and training states are large."""
+    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
+    for pipeline in pipelines.values():
+        for dataset in pipeline.outputs():
+            assert type(catalog.get(dataset)).__name__ != "MemoryDataset", dataset
+
+
 def test_results_of_one_environment_stay_in_its_own_folders(configuration):
     name = configuration["globals"]["dataset"]
     for entry, content in configuration["catalog"].items():

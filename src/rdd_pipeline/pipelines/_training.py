@@ -244,8 +244,12 @@ def training_cost(state: State) -> dict[str, float]:
     }
 
 
-def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
-    """Node function that trains the student by `method`, once for each seed."""
+def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> Callable[..., Any]:
+    """Node function that trains the student by `method`, once for each seed.
+
+    Its training states are handed on only where a node goes on from them: Kedro keeps what nobody
+    takes until the run ends, and the queues of some methods are hundreds of megabytes.
+    """
 
     def train_student(
         raw_images: Path,
@@ -264,7 +268,7 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
         trainer: TrainerParams,
         teacher_weights: NetworkCheckpoint | None = None,
         start: dict[str, Any] | None = None,
-    ) -> tuple[NetworkCheckpoint, pd.DataFrame, dict[str, float], dict[str, Any], list[Repeat]]:
+    ) -> tuple[Any, ...]:
         starts = [None] * seeds if start is None else [start, *start.get("repeats", [])]
         results = [
             run_training(
@@ -293,9 +297,11 @@ def make_train_node(method: str, stage: Stage) -> Callable[..., Any]:
             [pd.DataFrame(r.history).assign(seed=seed + n) for n, r in enumerate(results)],
             ignore_index=True,
         )
-        state = {**first.state, "repeats": [other.state for other in others]}
         repeats = [Repeat(other.network, training_cost(other.state)) for other in others]
-        return first.network, history, training_cost(first.state), state, repeats
+        outputs = (first.network, history, training_cost(first.state), repeats)
+        if not keep_state:
+            return outputs
+        return (*outputs, {**first.state, "repeats": [other.state for other in others]})
 
     train_student.__name__ = f"train_{method}"
     return train_student

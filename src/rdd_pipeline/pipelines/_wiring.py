@@ -93,10 +93,11 @@ def method_pipeline(
                 tags=["checks"],
             ),
             Node(
-                make_train_node(method, stage),
+                make_train_node(method, stage, keep_state=keep_state),
                 name=f"train_{method}_node",
                 inputs=training_inputs,
-                outputs=["weights", "history", "training_cost", "state", "repeats"],
+                outputs=["weights", "history", "training_cost", "repeats"]
+                + (["state"] if keep_state else []),
                 tags=["gpu", "training"],
             ),
             Node(
