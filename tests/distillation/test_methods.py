@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from rdd_pipeline.config import MethodsParams, RddParams
 from rdd_pipeline.distillation.methods import (
@@ -15,6 +16,7 @@ from rdd_pipeline.distillation.methods import (
 )
 from rdd_pipeline.distillation.terms import TERMS, LossTerm, TermContext, build_term
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.logits import kd_loss
 from rdd_pipeline.networks import NetworkOutput
 
 EVERY = METHODS | COMPANIONS | ABLATIONS
@@ -25,6 +27,11 @@ def _maps(width: int, size: tuple[int, int] = (8, 8)) -> NetworkOutput:
         return torch.zeros(1, channels, *size, device="meta")
 
     return NetworkOutput(maps(5), maps(5), maps(width), (maps(width), maps(2 * width)))
+
+
+def _drawn(seed: int) -> NetworkOutput:
+    logits = torch.randn(1, 5, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return _maps(16)._replace(logits=logits)
 
 
 CONTEXT = TermContext(_maps(16), _maps(32))
@@ -167,8 +174,10 @@ def test_changes_of_methods_that_do_not_exist_are_refused():
 
 
 def test_a_term_is_built_with_its_options():
+    given, taken = _drawn(1), _drawn(2)
     term = build_term(Term("kd", {"kd": 1.0}, {"temperature": 4.0}), CONTEXT)
-    assert term.temperature == 4.0
+    expected = kd_loss(given.logits, taken.logits, temperature=4.0)
+    assert_close(term(given, taken, torch.zeros(1, 8, 8))["kd"], expected)
     wide = build_term(METHODS["cwd"].terms[2], CONTEXT)
     narrow = build_term(Term("cwd_feature", {}, {"divisor": "student"}), CONTEXT)
     assert (wide.channels, narrow.channels) == (32, 16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rdd_pipeline.config import AugmentParams, NetworkParams, OptimizerParams, TrainerParams
-from rdd_pipeline.distillation.terms import KnowledgeDistillation
+from rdd_pipeline.distillation import terms
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
@@ -460,18 +460,18 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
     job = make_job(recipe={"clip_norm": 1.0})
     whole = run(job)
     optimizers = []
-    build, forward = loop.build_optimizer, KnowledgeDistillation.forward
+    build, kd_loss = loop.build_optimizer, terms.logits.kd_loss
     calls = []
 
-    def spoiled(self, *inputs):
+    def spoiled(*inputs, **options):
         calls.append(1)
-        return {"kd": forward(self, *inputs)["kd"] * (value if len(calls) == 6 else 1)}
+        return kd_loss(*inputs, **options) * (value if len(calls) == 6 else 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(
             loop, "build_optimizer", lambda *a: optimizers.append(build(*a)) or optimizers[-1]
         )
-        patch.setattr(KnowledgeDistillation, "forward", spoiled)
+        patch.setattr(terms.logits, "kd_loss", spoiled)
         with pytest.raises(
             NonFiniteLossError,
             match=rf"tse: non-finite at iteration 6: .*kd = {value}.* The step was not taken. "

@@ -59,12 +59,13 @@ class TermContext:
         return self.student.stages[1].shape[1], self.teacher.stages[1].shape[1]
 
 
-class LossTerm(nn.Module):
-    """Base of all terms; the constructor takes the `TermContext`, then the term's options."""
+Losses = dict[str, Tensor]
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+
+class LossTerm(nn.Module):
+    """Base of all terms: built from the `TermContext` and the term's options."""
+
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """Return the unweighted losses by name, float32 scalars.
 
         Args:
@@ -79,19 +80,122 @@ class LossTerm(nn.Module):
         return iter(())
 
 
-class KnowledgeDistillation(LossTerm):
-    """Pixel-wise KL between the class distributions of both networks (Hinton et al. 2015)."""
+class Stateless(LossTerm):
+    """A term that only names the maps a function wants; its options are in the function."""
 
-    def __init__(self, context: TermContext, *, temperature: float = 1.0) -> None:
+    def __init__(self, losses: Callable[[NetworkOutput, NetworkOutput, Tensor], Losses]) -> None:
         super().__init__()
-        self.temperature = temperature
+        self._losses = losses
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
-        kd = logits.kd_loss(student.logits, teacher.logits, temperature=self.temperature)
-        return {"kd": kd}
+        return self._losses(student, teacher, labels)
+
+
+def kd(context: TermContext, *, temperature: float = 1.0) -> LossTerm:
+    """Pixel-wise KL between the class distributions of both networks (Hinton et al. 2015)."""
+    return Stateless(
+        lambda s, t, _: {"kd": logits.kd_loss(s.logits, t.logits, temperature=temperature)}
+    )
+
+
+def attention_transfer(context: TermContext) -> LossTerm:
+    """Maps of attention."""
+    return Stateless(lambda s, t, _: {"at": features.at_loss(s.feature, t.feature)})
+
+
+def skd_pairwise(context: TermContext) -> LossTerm:
+    """SKD's cosines between positions."""
+    return Stateless(
+        lambda s, t, _: {"skd_pairwise": relations.skd_pairwise_loss(s.feature, t.feature)}
+    )
+
+
+def ifvd(context: TermContext) -> LossTerm:
+    """Cosines of pixels to the means of their classes."""
+    return Stateless(
+        lambda s, t, labels: {
+            "ifvd": features.ifvd_loss(
+                s.feature,
+                t.feature,
+                labels,
+                num_classes=context.num_classes,
+                ignore_index=context.ignore_index,
+            )
+        }
+    )
+
+
+def cwd_logits(context: TermContext, *, temperature: float = 4.0) -> LossTerm:
+    """CWD on logits."""
+    return Stateless(
+        lambda s, t, _: {"cwd_logits": logits.cwd_loss(s.logits, t.logits, temperature=temperature)}
+    )
+
+
+def psd(context: TermContext) -> LossTerm:
+    """DSD's pixel-wise similarity; without two auxiliary heads over feature and logits only."""
+
+    def losses(student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
+        ours, theirs = [student.feature, student.logits], [teacher.feature, teacher.logits]
+        if student.aux_logits is not None and teacher.aux_logits is not None:
+            ours.insert(0, student.aux_logits)
+            theirs.insert(0, teacher.aux_logits)
+        return {"psd": features.psd_loss(ours, theirs)}
+
+    return Stateless(losses)
+
+
+def csd(context: TermContext, *, temperature: float = 4.0) -> LossTerm:
+    """DSD's category-wise similarity."""
+    return Stateless(
+        lambda s, t, _: {"csd": features.csd_loss(s.logits, t.logits, temperature=temperature)}
+    )
+
+
+def cirkd_minibatch(context: TermContext, *, temperature: float = 0.1) -> LossTerm:
+    """CIRKD's relations across the images of the batch."""
+    return Stateless(
+        lambda s, t, _: {
+            "cirkd_minibatch": relations.cirkd_minibatch_loss(
+                s.feature, t.feature, temperature=temperature
+            )
+        }
+    )
+
+
+def dist(context: TermContext, *, inter_weight: float = 1.0, intra_weight: float = 1.0) -> LossTerm:
+    """DIST on the logits, and with the auxiliary weight on the auxiliary ones."""
+
+    def of(student: Tensor, teacher: Tensor) -> Tensor:
+        return logits.dist_loss(
+            student, teacher, inter_weight=inter_weight, intra_weight=intra_weight
+        )
+
+    def losses(student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
+        loss = of(student.logits, teacher.logits)
+        if student.aux_logits is not None and teacher.aux_logits is not None:
+            loss = loss + context.aux_weight * of(student.aux_logits, teacher.aux_logits)
+        return {"dist": loss}
+
+    return Stateless(losses)
+
+
+def bpkd(context: TermContext, *, temperature: float = 4.0, kernel: int = 7) -> LossTerm:
+    """Edges and bodies of the classes apart."""
+
+    def losses(student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
+        terms = logits.bpkd_terms(
+            student.logits,
+            teacher.logits,
+            labels,
+            temperature=temperature,
+            kernel=kernel,
+            ignore_index=context.ignore_index,
+        )
+        return {"bpkd_edge": terms.edge, "bpkd_body": terms.body}
+
+    return Stateless(losses)
 
 
 class FitNet(LossTerm):
@@ -101,38 +205,9 @@ class FitNet(LossTerm):
         super().__init__()
         self.adapter = features.channel_adapter(*context.feature_widths)
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
         return {"fitnet": features.fitnet_loss(self.adapter(student.feature), teacher.feature)}
-
-
-class AttentionTransfer(LossTerm):
-    """Maps of attention."""
-
-    def __init__(self, context: TermContext) -> None:
-        super().__init__()
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        return {"at": features.at_loss(student.feature, teacher.feature)}
-
-
-class PairwiseSimilarity(LossTerm):
-    """SKD's pair-wise term."""
-
-    def __init__(self, context: TermContext) -> None:
-        super().__init__()
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        loss = relations.skd_pairwise_loss(student.feature, teacher.feature)
-        return {"skd_pairwise": loss}
 
 
 class HolisticAdversary(LossTerm):
@@ -151,9 +226,7 @@ class HolisticAdversary(LossTerm):
         )
         self.discriminator = HolisticDiscriminator(context.num_classes, (height, width))
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
         constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         fooled = functional_call(self.discriminator, constant, (student.logits,))
@@ -168,43 +241,6 @@ class HolisticAdversary(LossTerm):
     def adversaries(self) -> Iterator[nn.Module]:
         """The discriminator."""
         yield self.discriminator
-
-
-class IntraClassVariation(LossTerm):
-    """IFVD: cosines of pixels to the means of their classes."""
-
-    def __init__(self, context: TermContext) -> None:
-        super().__init__()
-        self.num_classes = context.num_classes
-        self.ignore_index = context.ignore_index
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        loss = features.ifvd_loss(
-            student.feature,
-            teacher.feature,
-            labels,
-            num_classes=self.num_classes,
-            ignore_index=self.ignore_index,
-        )
-        return {"ifvd": loss}
-
-
-class ChannelWiseLogits(LossTerm):
-    """CWD on logits."""
-
-    def __init__(self, context: TermContext, *, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        loss = logits.cwd_loss(student.logits, teacher.logits, temperature=self.temperature)
-        return {"cwd_logits": loss}
 
 
 class ChannelWiseFeature(LossTerm):
@@ -225,9 +261,7 @@ class ChannelWiseFeature(LossTerm):
         self.channels = narrow if divisor == "student" else wide
         self.adapter = features.channel_adapter(narrow, wide)
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
         loss = features.cwd_feature_loss(
             self.adapter(student.feature),
@@ -238,55 +272,6 @@ class ChannelWiseFeature(LossTerm):
         return {"cwd_feature": loss}
 
 
-class PixelSimilarity(LossTerm):
-    """DSD's pixel-wise similarity; without two auxiliary heads over feature and logits only."""
-
-    def __init__(self, context: TermContext) -> None:
-        super().__init__()
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        ours, theirs = [student.feature, student.logits], [teacher.feature, teacher.logits]
-        if student.aux_logits is not None and teacher.aux_logits is not None:
-            ours.insert(0, student.aux_logits)
-            theirs.insert(0, teacher.aux_logits)
-        return {"psd": features.psd_loss(ours, theirs)}
-
-
-class CategorySimilarity(LossTerm):
-    """DSD's category-wise similarity."""
-
-    def __init__(self, context: TermContext, *, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        loss = features.csd_loss(student.logits, teacher.logits, temperature=self.temperature)
-        return {"csd": loss}
-
-
-class CirkdMinibatch(LossTerm):
-    """CIRKD's relations across the images of the batch."""
-
-    def __init__(self, context: TermContext, *, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        loss = relations.cirkd_minibatch_loss(
-            student.feature, teacher.feature, temperature=self.temperature
-        )
-        return {"cirkd_minibatch": loss}
-
-
 class CirkdMemory(LossTerm):
     """CIRKD's relations with earlier batches; options are those of `relations.CirkdMemory`."""
 
@@ -294,37 +279,10 @@ class CirkdMemory(LossTerm):
         super().__init__()
         self.memory = _memory(context, options)
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
         terms = self.memory(student.feature, teacher.feature, labels)
         return {"cirkd_pixel": terms.pixel, "cirkd_region": terms.region}
-
-
-class Dist(LossTerm):
-    """DIST on the logits, and with the auxiliary weight on the auxiliary ones."""
-
-    def __init__(
-        self, context: TermContext, *, inter_weight: float = 1.0, intra_weight: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.inter_weight, self.intra_weight = inter_weight, intra_weight
-        self.aux_weight = context.aux_weight
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        loss = self._of(student.logits, teacher.logits)
-        if student.aux_logits is not None and teacher.aux_logits is not None:
-            loss = loss + self.aux_weight * self._of(student.aux_logits, teacher.aux_logits)
-        return {"dist": loss}
-
-    def _of(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return logits.dist_loss(
-            student, teacher, inter_weight=self.inter_weight, intra_weight=self.intra_weight
-        )
 
 
 class MaskedGeneration(LossTerm):
@@ -334,9 +292,7 @@ class MaskedGeneration(LossTerm):
         super().__init__()
         self.generator = features.MaskedGeneration(*context.stage_widths, mask_ratio=mask_ratio)
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
         target = teacher.stages[1]
         return {"mgd": features.mgd_loss(_complete(self.generator, student, teacher), target)}
@@ -371,9 +327,7 @@ class AfDcd(LossTerm):
                 "recipe.augment.crop or methods.options={af_dcd: {af_dcd: {patch: 2}}}."
             )
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
         completed, target = _complete(self.generator, student, teacher), teacher.stages[1]
         contrast = features.af_dcd_contrast_loss(
@@ -417,9 +371,7 @@ class CirkdV2(LossTerm):
             **of_channels,  # type: ignore[arg-type]
         )
 
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
         refined, target = self.refine(student.feature), teacher.feature
         memory = self.memory(refined, target, labels)
@@ -435,50 +387,27 @@ class CirkdV2(LossTerm):
         }
 
 
-class Bpkd(LossTerm):
-    """BPKD: edges and bodies of the classes apart."""
-
-    def __init__(self, context: TermContext, *, temperature: float = 4.0, kernel: int = 7) -> None:
-        super().__init__()
-        self.temperature, self.kernel = temperature, kernel
-        self.ignore_index = context.ignore_index
-
-    def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `LossTerm.forward`."""
-        terms = logits.bpkd_terms(
-            student.logits,
-            teacher.logits,
-            labels,
-            temperature=self.temperature,
-            kernel=self.kernel,
-            ignore_index=self.ignore_index,
-        )
-        return {"bpkd_edge": terms.edge, "bpkd_body": terms.body}
-
-
 class Module(NamedTuple):
-    """An entry of `TERMS`: how a module is built and which losses it returns."""
+    """An entry of `TERMS`: how a term is built and which losses it returns."""
 
     build: Callable[..., LossTerm]
     losses: tuple[str, ...]
 
 
 TERMS: dict[str, Module] = {
-    "kd": Module(KnowledgeDistillation, ("kd",)),
+    "kd": Module(kd, ("kd",)),
     "fitnet": Module(FitNet, ("fitnet",)),
-    "at": Module(AttentionTransfer, ("at",)),
-    "skd_pairwise": Module(PairwiseSimilarity, ("skd_pairwise",)),
+    "at": Module(attention_transfer, ("at",)),
+    "skd_pairwise": Module(skd_pairwise, ("skd_pairwise",)),
     "skd_holistic": Module(HolisticAdversary, ("skd_generator", "skd_discriminator")),
-    "ifvd": Module(IntraClassVariation, ("ifvd",)),
-    "cwd_logits": Module(ChannelWiseLogits, ("cwd_logits",)),
+    "ifvd": Module(ifvd, ("ifvd",)),
+    "cwd_logits": Module(cwd_logits, ("cwd_logits",)),
     "cwd_feature": Module(ChannelWiseFeature, ("cwd_feature",)),
-    "psd": Module(PixelSimilarity, ("psd",)),
-    "csd": Module(CategorySimilarity, ("csd",)),
-    "cirkd_minibatch": Module(CirkdMinibatch, ("cirkd_minibatch",)),
+    "psd": Module(psd, ("psd",)),
+    "csd": Module(csd, ("csd",)),
+    "cirkd_minibatch": Module(cirkd_minibatch, ("cirkd_minibatch",)),
     "cirkd_memory": Module(CirkdMemory, ("cirkd_pixel", "cirkd_region")),
-    "dist": Module(Dist, ("dist",)),
+    "dist": Module(dist, ("dist",)),
     "mgd": Module(MaskedGeneration, ("mgd",)),
     "af_dcd": Module(AfDcd, ("af_dcd_feature", "af_dcd_contrast")),
     "cirkdv2": Module(
@@ -493,7 +422,7 @@ TERMS: dict[str, Module] = {
             "channel_mse",
         ),
     ),
-    "bpkd": Module(Bpkd, ("bpkd_edge", "bpkd_body")),
+    "bpkd": Module(bpkd, ("bpkd_edge", "bpkd_body")),
 }
 
 
@@ -512,7 +441,7 @@ def build_term(term: Term, context: TermContext) -> LossTerm:
     except TypeError as error:
         raise UserError(
             f"params:methods.options does not suit the term {term.module!r} ({error}). Its options "
-            "are the arguments of the class in distillation/terms.py."
+            "are its arguments in distillation/terms.py."
         ) from error
 
 
