@@ -122,11 +122,13 @@ def test_bpkd_equals_a_loop_over_classes():
     mask = edge_masks(blocks(), num_classes=5, size=(3, 4), kernel=7, ignore_index=255)
     edge = body = 0.0
     for n in range(2):
-        p_s, p_t = ((z[n] * mask[n] / t).softmax(0) for z in (student, teacher))
+        p_s, p_t = (
+            Categorical(logits=(z[n] * mask[n] / t).movedim(0, -1)) for z in (student, teacher)
+        )
+        kl = kl_divergence(p_t, p_s)  # (3, 4)
         for c in range(5):
             if mask[n, c].sum() > 0:
-                kl = mask[n, c] * p_t[c] * (p_t[c] / p_s[c]).log()
-                edge += 2 * t**2 * kl.sum() / mask[n, c].sum() / 2
+                edge += 2 * t**2 * (mask[n, c] * kl).sum() / mask[n, c].sum() / 2
             q_s, q_t = (
                 Categorical(logits=(z[n, c] * (1 - mask[n, c]) / t).flatten())
                 for z in (student, teacher)
@@ -135,6 +137,19 @@ def test_bpkd_equals_a_loop_over_classes():
     terms = bpkd_terms(student, teacher, blocks())
     assert_close(terms.edge, torch.as_tensor(edge), rtol=1e-5, atol=1e-6)
     assert_close(terms.body, torch.as_tensor(body), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_bpkd_is_never_negative_and_zero_for_the_teacher_itself(scale):
+    """A student that calls each edge by its class scores below zero in the form by class alone."""
+    teacher = logits(1)
+    mask = edge_masks(blocks(), num_classes=5, size=(3, 4), kernel=7, ignore_index=255)
+    for student in (logits(0) * scale, teacher + scale * mask):
+        terms = bpkd_terms(student, teacher, blocks())
+        assert terms.edge > 0
+        assert terms.body > 0
+    same = bpkd_terms(teacher, teacher, blocks())
+    assert_close(torch.stack([*same]), torch.zeros(2), atol=1e-4, rtol=0)
 
 
 def test_bpkd_without_any_edge_has_only_a_body():

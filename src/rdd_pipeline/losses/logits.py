@@ -115,8 +115,8 @@ def bpkd_terms(
     where they begin.
 
     * edge: p = softmax over classes of z * M / T;
-      ``2 T^2 * mean over images of sum over classes of (sum over positions of M * p_t
-      (log p_t - log p_s)) / (sum of M)``,
+      ``2 T^2 * mean over images of sum over classes of (sum over positions of M * KL(p_t || p_s)) /
+      (sum of M)``,
     * body: p = softmax over positions of z * (1 - M) / T; ``T^2 / C * mean over images of sum over
       classes of KL``.
 
@@ -145,7 +145,9 @@ def bpkd_terms(
 
     student_log_p = (student * mask / temperature).log_softmax(1)
     teacher_log_p = (teacher * mask / temperature).log_softmax(1)
-    kl = F.kl_div(student_log_p, teacher_log_p, reduction="none", log_target=True)
+    # Over all classes at each position, then weighed. A class's own summand, weighed by its mask
+    # alone, is no divergence: it is negative where the student overrates every class at its edges.
+    kl = F.kl_div(student_log_p, teacher_log_p, reduction="none", log_target=True).sum(1, True)
     area = mask.sum((2, 3))
     edge_of_class = (mask * kl).sum((2, 3)) / torch.where(area > 0, area, 1)
     images, classes = max(1, teacher.shape[0]), max(1, teacher.shape[1])

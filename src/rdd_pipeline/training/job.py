@@ -14,7 +14,7 @@ from rdd_pipeline.distillation.methods import Method, find_method
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.segmentation.labels import LabelSet
 
-TRAINING_FORMAT = 2
+TRAINING_FORMAT = 3
 """Raised whenever the same job would give other weights than before: old work is not reused."""
 
 Stage = Literal["whole", "tfe", "tse"]
