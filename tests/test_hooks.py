@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from rdd_pipeline import tracking
 from rdd_pipeline.config import RecipeParams
-from rdd_pipeline.errors import RunInterrupted, UserError
+from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.hooks import ExperimentHook
 from rdd_pipeline.hooks.configuration import check_environment, check_upstream
 from rdd_pipeline.hooks.facts import (
@@ -562,6 +562,7 @@ def test_errors_of_the_user_are_their_message() -> None:
     assert user_message(wrapped) == "File X is damaged."
     text = "Parameter 'x': bad\n    For further information visit https://errors.pydantic.dev/2"
     assert user_message(ParameterValidationError(text)) == "Parameter 'x': bad"
+    assert user_message(WorkerFailedError("ValueError: bad")) == "ValueError: bad"
     assert user_message(RuntimeError("a bug")) is None
     assert user_message(DatasetError("no cause")) is None
 
@@ -580,6 +581,10 @@ def test_only_errors_of_the_user_lose_their_traceback(
     sys.excepthook(RuntimeError, bug, None)
     assert capsys.readouterr().err == "Error: Do this.\n"
     assert seen == [bug]
+    with pytest.raises(SystemExit) as info:
+        sys.excepthook(RunInterrupted, RunInterrupted("Stopped."), None)
+    assert info.value.code == 143
+    assert capsys.readouterr().err == "Error: Stopped.\n"
 
 
 def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

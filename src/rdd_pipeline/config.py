@@ -237,16 +237,26 @@ class EvaluationParams(Params):
 
 
 class TrainerParams(Params):
-    """How a job runs on this machine. Only `precision` changes what is computed."""
+    """How a job runs on this machine. Only `precision` and `devices` change what is computed."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    devices: PositiveInt | Literal["auto"] = Field(
+        1,
+        description="GPUs that train one network together, each with its share of the batch; auto: "
+        "all that share it evenly. On CPU the number of processes, which is 1 for auto.",
+    )
+    max_restarts: NonNegativeInt = Field(
+        3,
+        description="With several devices: how often processes that died are started again, from "
+        "the last checkpoint.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="auto: bfloat16 autocast where the device has it in hardware, else float32.",
     )
     channels_last: bool = True
     workers: NonNegativeInt | Literal["auto"] = Field(
-        "auto", description="Loader processes; auto: 0 on CPU, up to 8 beside a GPU."
+        "auto", description="Loader processes; auto: 0 on CPU, up to 8 beside each GPU."
     )
     threads: PositiveInt | None = Field(
         None, description="CPU threads torch computes with; None: torch's own choice."

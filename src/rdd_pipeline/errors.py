@@ -13,5 +13,13 @@ class NonFiniteLossError(RuntimeError):
     """A loss term became NaN or infinite; raised before the optimizer changed anything."""
 
 
+INTERRUPTED = 143
+"""Exit status of a command that a signal stopped: 128 + SIGTERM, as shells count."""
+
+
 class RunInterrupted(RuntimeError):  # noqa: N818 - no fault, the user wanted it
     """Ctrl-C or SIGTERM stopped the run; an Exception, so that Kedro's hooks see it."""
+
+
+class WorkerFailedError(RuntimeError):
+    """A process of a training on several devices failed again and again; its own error first."""

@@ -7,7 +7,9 @@ from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import device as module
 from rdd_pipeline.training.device import (
+    ran_out_of_memory,
     resolve_device,
+    resolve_devices,
     resolve_precision,
     resolve_workers,
     set_up,
@@ -81,3 +83,50 @@ def test_threads_are_set_when_they_are_given(monkeypatch):
     set_up(TrainerParams(), CPU)
     set_up(TrainerParams(threads=3), CPU)
     assert given == [3]
+
+
+@pytest.mark.parametrize(
+    ("count", "params", "batch_size", "expected"),
+    [
+        (0, {}, 8, 1),
+        (0, {"devices": "auto"}, 8, 1),
+        (0, {"devices": 3}, 9, 3),
+        (4, {}, 8, 1),
+        (4, {"devices": "auto"}, 8, 4),
+        (4, {"devices": "auto"}, 6, 3),  # four do not share it evenly
+        (4, {"devices": "auto", "device": "cuda:2"}, 8, 1),
+        (4, {"devices": 2, "device": "cuda"}, 8, 2),
+        (4, {"devices": 8, "device": "cpu"}, 8, 8),
+    ],
+)
+def test_so_many_processes_train_together(gpus, count, params, batch_size, expected):
+    gpus(count)
+    assert resolve_devices(TrainerParams(**params), batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"devices": 3}, "devices is 3, but torch .* sees 2 CUDA devices. Lower it"),
+        ({"devices": 2, "device": "cuda:1"}, "devices is 2, but trainer.device names one GPU"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(gpus, params, message):
+    gpus(2)
+    with pytest.raises(UserError, match=message):
+        resolve_devices(TrainerParams(**params), 8)
+
+
+def test_processes_share_the_cores_for_their_loaders(monkeypatch):
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert resolve_workers("auto", GPU) == 3
+    assert resolve_workers(5, GPU) == 5
+
+
+def test_out_of_memory_is_known_on_the_cpu_too():
+    with pytest.raises(RuntimeError) as info:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert ran_out_of_memory(info.value)
+    assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not ran_out_of_memory(RuntimeError("a bug"))

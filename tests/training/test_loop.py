@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -673,3 +675,60 @@ def test_crops_larger_than_the_images_are_padded(run, make_job):
     augment = AugmentParams(crop=(64, 64), scale_min=0.5, scale_max=0.5)
     result = run(make_job(recipe={"augment": augment, "iterations": 2}, rdd={"warmup": 2}))
     assert all(math.isfinite(row["loss"]) for row in result.history if "loss" in row)
+
+
+def test_out_of_memory_names_what_to_lower_and_keeps_the_checkpoint(
+    run, make_job, tmp_path, monkeypatch
+):
+    forward = loop.TrainingStep.forward
+
+    def greedy(self, images, labels, iteration):
+        if iteration == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return forward(self, images, labels, iteration)
+
+    monkeypatch.setattr(loop.TrainingStep, "forward", greedy)
+    with pytest.raises(
+        UserError,
+        match=r"tse: memory of cpu ran out in iteration 3 with recipe.batch_size=2, recipe.augment."
+        r"crop=\[32, 32\] and precision float32. Lower .* The last checkpoint is whole.$",
+    ):
+        run(make_job(), work=tmp_path)
+    monkeypatch.setattr(loop.TrainingStep, "forward", forward)
+    assert run(make_job(), work=tmp_path).trained == 6
+
+
+def test_a_full_disk_ends_the_training_with_the_last_checkpoint(
+    run, make_job, tmp_path, monkeypatch
+):
+    save = WorkFolder.save
+
+    def full(self, state):
+        if state["iteration"] == 3:
+            monkeypatch.setattr(os, "fsync", _no_space)
+        return save(self, state)
+
+    def _no_space(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sync = os.fsync
+    monkeypatch.setattr(WorkFolder, "save", full)
+    with pytest.raises(
+        UserError, match=r"state-000000003.ckpt .* No space left on device. Free some space and"
+    ):
+        run(make_job(), work=tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(WorkFolder, "save", save)
+    assert _same(run(make_job(), work=tmp_path), run(make_job()))
+
+
+def test_a_flag_from_outside_stops_as_a_signal_does(run, make_job, tmp_path):
+    flag = threading.Event()
+
+    def observe(iteration, values):
+        if iteration == 3:
+            flag.set()
+
+    with pytest.raises(TrainingInterruptedError, match=r"after iteration 3 of 8. Its state is sav"):
+        run(make_job(), work=tmp_path, trainer=EVERY, observe=observe, stop=flag)

@@ -11,7 +11,13 @@ from typing import Any
 from kedro.io import DatasetError
 from kedro.validation import ParameterValidationError
 
-from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
+from rdd_pipeline.errors import (
+    INTERRUPTED,
+    NonFiniteLossError,
+    RunInterrupted,
+    UserError,
+    WorkerFailedError,
+)
 
 
 def show_user_errors_as_one_line() -> None:
@@ -19,7 +25,8 @@ def show_user_errors_as_one_line() -> None:
 
     Kedro's logging installs rich tracebacks as `sys.excepthook`; a page of them hides the one
     sentence that matters. The exception itself is not touched: callers of a session still catch
-    it. ``RDD_TRACEBACK=1`` shows the traceback.
+    it. ``RDD_TRACEBACK=1`` shows the traceback. A command that a signal stopped ends with
+    status 143.
     """
     if os.environ.get("RDD_TRACEBACK") or isinstance(sys.excepthook, _ShortErrors):
         return
@@ -38,11 +45,13 @@ class _ShortErrors:
             self._otherwise(kind, error, trace)
         else:
             print(f"Error: {message}", file=sys.stderr)
+        if isinstance(error, RunInterrupted):
+            raise SystemExit(INTERRUPTED)  # the interpreter takes it from an excepthook, too
 
 
 def user_message(error: BaseException) -> str | None:
     """What to tell the user instead of a traceback; None when the traceback is needed."""
-    if isinstance(error, UserError | RunInterrupted | NonFiniteLossError):
+    if isinstance(error, UserError | RunInterrupted | NonFiniteLossError | WorkerFailedError):
         return str(error)
     if isinstance(error, ParameterValidationError):
         # pydantic adds a link to its documentation to every fault

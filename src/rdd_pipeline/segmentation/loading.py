@@ -8,9 +8,7 @@ random states. Iterations count from 1.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +26,7 @@ from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.segmentation.cache import PackedSource
 from rdd_pipeline.segmentation.index import Sample
 from rdd_pipeline.segmentation.labels import Lookup
+from rdd_pipeline.segmentation.processes import end_with_parent, hidden_main
 from rdd_pipeline.segmentation.reading import resize_image
 from rdd_pipeline.segmentation.sources import FileSource, ImageSource
 from rdd_pipeline.segmentation.transforms import (
@@ -350,10 +349,11 @@ def _load(
         num_workers=workers,
         multiprocessing_context=context,
         pin_memory=pin_memory,
+        worker_init_fn=end_with_parent,
         # Otherwise a number is drawn from the global generator, which training uses.
         generator=torch.Generator().manual_seed(0),
     )
-    with _hidden_main():
+    with hidden_main():
         batches = iter(loader)
     try:
         for batch in batches:
@@ -372,17 +372,3 @@ def _unchanged_batch(batch: AnyBatch) -> AnyBatch:
 
 def _pinned(batch: AnyBatch) -> AnyBatch:
     return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep new processes from importing the main script (the `kedro` command) again."""
-    main = sys.modules["__main__"]
-    saved = {name: main.__dict__.get(name) for name in ("__spec__", "__file__")}
-    try:
-        for name in saved:
-            main.__dict__.pop(name, None)
-        main.__dict__["__spec__"] = None
-        yield
-    finally:
-        main.__dict__.update({name: value for name, value in saved.items() if value is not None})

@@ -26,7 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
-from rdd_pipeline.errors import NonFiniteLossError, UserError
+from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.segmentation.index import Sample, build_index, from_rows
@@ -34,11 +34,11 @@ from rdd_pipeline.segmentation.layouts import get_layout
 from rdd_pipeline.training.checkpoints import WorkFolder, write_atomically
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.launch import train
 from rdd_pipeline.training.loop import (
     TrainingInterruptedError,
     job_fingerprint,
     prepare_job,
-    train,
 )
 
 
@@ -129,12 +129,12 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         summary = run_job_file(arguments.job)
-    except (UserError, NonFiniteLossError) as error:
+    except (UserError, NonFiniteLossError, WorkerFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingInterruptedError as error:
         print(error, file=sys.stderr)
-        return 143
+        return INTERRUPTED
     for split, scores in summary["scores"].items():
         print(f"{split}: mIoU {100 * scores['miou']:.2f} %")
     return 0

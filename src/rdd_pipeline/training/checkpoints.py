@@ -9,6 +9,7 @@ Payloads are read with ``weights_only=True``: a pickled object in them is refuse
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -117,7 +118,11 @@ def copy_to_cpu(value: Any) -> Any:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, flush to the disk, rename: `path` holds all of `data` or what it held before."""
+    """Write aside, flush to the disk, rename: `path` holds all of `data` or what it held before.
+
+    Raises:
+        UserError: The disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -126,9 +131,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{path} ({len(data) / 1e6:.1f} MB) could not be written: {error.strerror}. Free "
+                "some space and repeat the command; a training goes on from its last checkpoint, "
+                "which is whole."
+            ) from error
         raise
     with contextlib.suppress(OSError):  # not every file system can flush a folder
         folder = os.open(path.parent, os.O_RDONLY)

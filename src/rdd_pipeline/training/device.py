@@ -60,11 +60,46 @@ def _cpu_has_bfloat16() -> bool:
     return any(name in flags for name in ("avx512_bf16", "amx_bf16"))
 
 
+def resolve_devices(trainer: TrainerParams, batch_size: int) -> int:
+    """Processes that train together on this machine.
+
+    Raises:
+        UserError: More GPUs than there are, or several where `trainer.device` names one.
+    """
+    device = resolve_device(trainer.device)
+    one = device.type == "cpu" or device.index is not None
+    if trainer.devices == "auto":
+        there = 1 if one else torch.cuda.device_count()
+        return max(number for number in range(1, there + 1) if batch_size % number == 0)
+    if trainer.devices > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise UserError(
+                f"trainer.devices is {trainer.devices}, but trainer.device names one GPU, "
+                f"{trainer.device!r}. Set trainer.device=cuda, or trainer.devices=1."
+            )
+        if trainer.devices > torch.cuda.device_count():
+            raise UserError(
+                f"trainer.devices is {trainer.devices}, but torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices. Lower it, or set it to auto."
+            )
+    return trainer.devices
+
+
 def resolve_workers(workers: int | Literal["auto"], device: torch.device) -> int:
     """Loader processes. On CPU they would only compete with the training for the cores."""
     if workers != "auto":
         return workers
-    return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+    if device.type == "cpu":
+        return 0
+    # torch's launcher sets it: processes on this machine, which share its cores.
+    share = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(1, share - 1))
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that the device, or the machine, has no more memory."""
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def set_up(trainer: TrainerParams, device: torch.device) -> None:

@@ -44,6 +44,7 @@ from rdd_pipeline.segmentation.loading import evaluation_batches, training_batch
 from rdd_pipeline.training.checkpoints import State, WorkFolder, copy_to_cpu, digest
 from rdd_pipeline.training.device import (
     peak_memory,
+    ran_out_of_memory,
     reset_peak_memory,
     resolve_device,
     resolve_precision,
@@ -104,6 +105,7 @@ def train(
     group: dist.ProcessGroup | None = None,
     device: torch.device | None = None,
     observe: Observer | None = None,
+    stop: threading.Event | None = None,
 ) -> TrainingResult:
     """Train one network, or load it when this very work is done, or go on where it stopped.
 
@@ -117,15 +119,17 @@ def train(
         group: Ranks that train together; None: this process alone.
         device: Where to compute; None: what `trainer.device` says.
         observe: Called with (iteration, values) for every point of the curves.
+        stop: Set from outside to stop after the current iteration; None: SIGTERM and SIGINT do it.
 
     Raises:
-        UserError: The pieces do not fit together; raised before anything is trained.
+        UserError: The pieces do not fit together (raised before anything is trained), or memory
+            or disk space ran out.
         NonFiniteLossError: A loss became NaN or infinite; the step was not taken.
-        TrainingInterruptedError: SIGTERM or SIGINT; the state was saved.
+        TrainingInterruptedError: SIGTERM, SIGINT or `stop`; the state was saved.
     """
     device = resolve_device(trainer.device) if device is None else device
     set_up(trainer, device)
-    run = _Run(job, samples, trainer, teacher, start, work, group, device, observe)
+    run = _Run(job, samples, trainer, teacher, start, work, group, device, observe, stop)
     return run.result()
 
 
@@ -175,10 +179,12 @@ class _Run:
         group: dist.ProcessGroup | None,
         device: torch.device,
         observe: Observer | None,
+        stop: threading.Event | None,
     ) -> None:
         self.job, self.trainer, self.teacher = job, trainer, teacher
         self.start, self.work, self.group, self.device = start, work, group, device
         self.observe = observe or (lambda iteration, values: None)
+        self.stop = stop
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world = dist.get_world_size(group) if group is not None else 1
         self.train_samples = of_split(samples, "train")
@@ -191,22 +197,50 @@ class _Run:
     def result(self) -> TrainingResult:
         finished = self.work.finished_state() if self.work else None
         if finished is not None:
-            logger.info("%s: already trained (%s), loaded.", _title(self.job), self.fingerprint)
+            self._log_line("already trained (%s), loaded.", self.fingerprint)
             return self._wrap(finished, trained=0)
         if self.work and self.rank == 0:
             self.work.describe(self.job.model_dump(mode="json"))
         resumed = self.work.latest() if self.work else None
         state = resumed or self.start
-        self._build()
         progression = _Progression()
-        if state is not None:
-            self._restore(state, progression)
-        if resumed is not None:
-            logger.info("%s: going on after iteration %d.", _title(self.job), resumed["iteration"])
-        first = progression.iteration + 1
-        self._iterate(progression)
+        try:
+            self._build()
+            if state is not None:
+                self._restore(state, progression)
+            if resumed is not None:
+                self._log_line("going on after iteration %d.", resumed["iteration"])
+            first = progression.iteration + 1
+            self._iterate(progression)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise UserError(self._memory_message(progression.iteration + 1)) from error
         final = self._complete(progression)
         return self._wrap(final, trained=progression.iteration - first + 1)
+
+    def _log_line(self, text: str, *values: object) -> None:
+        """One line for all ranks."""
+        if self.rank == 0:
+            logger.info("%s: " + text, title_of(self.job), *values)
+
+    def _memory_message(self, iteration: int) -> str:
+        recipe = self.job.recipe
+        crop = list(recipe.augment.crop)
+        share = f" ({recipe.batch_size // self.world} a device)" if self.world > 1 else ""
+        return (
+            f"{title_of(self.job)}: memory of {self.device} ran out in iteration {iteration} with "
+            f"recipe.batch_size={recipe.batch_size}{share}, recipe.augment.crop={crop} "
+            f"and precision {self.job.precision}. Lower the batch size or the crop, or set "
+            "trainer.precision=bfloat16, which starts the training anew; or share the batch among "
+            f"more GPUs (trainer.devices), which goes on with it. {self._kept()}"
+        ).rstrip()
+
+    def _kept(self) -> str:
+        """What there is to go on from, as a sentence."""
+        return (
+            "The last checkpoint is whole. " if self.work and self.work.latest() is not None else ""
+        )
 
     def _complete(self, progression: _Progression) -> State:
         """Write the final state and mark the work as done."""
@@ -346,7 +380,10 @@ class _Run:
         window = _Window()
         saved = time.monotonic()
         self.wrapped.train()
-        with _stop_signals() as stop, TrainingProgress(_title(job), first, last) as progress:
+        with (
+            _stop_signals(self.stop) as stop,
+            TrainingProgress(title_of(job), first, last, silent=self.rank > 0) as progress,
+        ):
             for batch in batches:
                 iteration = batch.iteration
                 lr = learning_rate(recipe.optimizer, iteration, recipe.iterations)
@@ -372,7 +409,7 @@ class _Run:
                     self._wait_for_all()
                     kept = "Its state is saved; the same command goes on from there."
                     raise TrainingInterruptedError(
-                        f"{_title(job)} was asked to stop after iteration {iteration} of {last}. "
+                        f"{title_of(job)} was asked to stop after iteration {iteration} of {last}. "
                         + (kept if self.work else "Nothing was saved.")
                     )
         self._share_buffers()
@@ -413,12 +450,9 @@ class _Run:
         if not bad:
             return
         named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-        kept = (
-            "The last checkpoint is whole. " if self.work and self.work.latest() is not None else ""
-        )
         raise NonFiniteLossError(
-            f"{_title(self.job)}: non-finite at iteration {iteration}: {named}. The step was not "
-            f"taken. {kept}Lower recipe.optimizer.lr, set recipe.clip_norm, or use "
+            f"{title_of(self.job)}: non-finite at iteration {iteration}: {named}. The step was not "
+            f"taken. {self._kept()}Lower recipe.optimizer.lr, set recipe.clip_norm, or use "
             "trainer.precision=float32."
         )
 
@@ -629,7 +663,8 @@ def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
     )
 
 
-def _title(job: TrainingJob) -> str:
+def title_of(job: TrainingJob) -> str:
+    """What people call a job."""
     stage = "" if job.stage == "whole" else f" ({job.stage} stage)"
     return job.method + stage + (f", seed {job.seed}" if job.seed else "")
 
@@ -646,13 +681,14 @@ def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) 
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals(given: threading.Event | None) -> Iterator[threading.Event]:
     """Turn the first SIGTERM or SIGINT into a flag, so that a step is never cut in half.
 
-    A second one acts as it did before. Elsewhere than in the main thread nothing is changed.
+    A second one acts as it did before. Elsewhere than in the main thread nothing is changed, nor
+    where a flag is given.
     """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    stop = threading.Event() if given is None else given
+    if given is not None or threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -27,11 +27,13 @@ class TrainingProgress:
     """Progress of iterations `first`..`last` with loss, learning rate, images/s and time left.
 
     Draws on rich's shared console, the one Kedro logs to, so that log lines do not tear the bar.
+    Of several processes that train together all but one are `silent`.
     """
 
-    def __init__(self, title: str, first: int, last: int) -> None:
+    def __init__(self, title: str, first: int, last: int, *, silent: bool = False) -> None:
         self._title = title
         self._first, self._last = first, last
+        self._silent = silent
         self._console = rich.get_console()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -42,7 +44,7 @@ class TrainingProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=silent or not self._console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=last, completed=first - 1, facts="")
         self._begin = self._last_line = time.monotonic()
@@ -63,6 +65,8 @@ class TrainingProgress:
         self, iteration: int, *, loss: float, lr: float, rate: float, miou: float | None
     ) -> None:
         """Show the state after `iteration`; `rate` is images a second."""
+        if self._silent:
+            return
         facts = f"loss {loss:.3f}  lr {lr:.2g}  {rate:.1f} img/s"
         if miou is not None:
             facts += f"  mIoU {100 * miou:.1f}"
