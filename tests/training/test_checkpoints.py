@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import checkpoints
 from rdd_pipeline.training.checkpoints import (
     MAGIC,
@@ -206,7 +207,7 @@ def test_when_writing_fails_the_old_content_stays_and_nothing_else(tmp_path, mon
 
     target = os if failing == "fsync" else Path
     monkeypatch.setattr(target, failing, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"file .* could not be written: No space left .*Free some"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
