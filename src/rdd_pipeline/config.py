@@ -179,6 +179,11 @@ class RecipeParams(Params):
 
     iterations: PositiveInt = Field(40_000, description="Optimizer steps, not epochs.")
     batch_size: PositiveInt = Field(16, description="Images a step, over all devices together.")
+    accumulate: PositiveInt = Field(
+        1,
+        description="Parts in which each device computes its share of a batch, for want of memory: "
+        "one more forward pass of the student, same losses and gradients. Batch norm sees a part.",
+    )
     optimizer: OptimizerParams = OptimizerParams()
     augment: AugmentParams = AugmentParams()
     aux_weight: NonNegativeFloat = Field(0.4, description="Weight of the auxiliary head's loss.")
@@ -190,6 +195,14 @@ class RecipeParams(Params):
     keep: Literal["best", "last"] = Field(
         "best", description="Weights handed on: of the best validation mIoU, or of the last step."
     )
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_on(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `accumulate` while it is off: fingerprints of older work stay as they were."""
+        values: dict[str, Any] = dump(self)
+        if self.accumulate == 1:
+            values.pop("accumulate", None)
+        return values
 
 
 class RddParams(Params):
@@ -215,6 +228,19 @@ class RddParams(Params):
     annealed: bool = Field(
         False, description="After the warm-up, fade from TFE to TSE instead of switching."
     )
+    scope: Literal["rank", "global"] = Field(
+        "rank",
+        description="With several devices: min_kept counts the pixels of each device's share of "
+        "the batch (as published) or of the whole batch.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_changed(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `scope` as published: fingerprints of older work stay as they were."""
+        values: dict[str, Any] = dump(self)
+        if self.scope == "rank":
+            values.pop("scope", None)
+        return values
 
     def warmup_iterations(self, iterations: int) -> int:
         """First iteration of the TSE stage for a run of `iterations` steps."""
@@ -279,6 +305,11 @@ class MethodsParams(Params):
     kd: NonNegativeFloat = Field(
         1.0,
         description="Weight of plain pixel-wise KD in every method that has it among its terms.",
+    )
+    relations: Literal["gathered", "rank"] = Field(
+        "gathered",
+        description="With several devices: losses across images (CIRKD, CIRKDv2, DIST) relate the "
+        "images of all devices, or of each device's own share of the batch only.",
     )
     weights: dict[str, dict[str, NonNegativeFloat]] = Field(
         {}, description="Other weights by method and loss, e.g. {cwd: {cwd_logits: 2.0}}."

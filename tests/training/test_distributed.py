@@ -1,4 +1,4 @@
-"""Two processes that train together, over gloo."""
+"""Two processes that train together, over gloo: the same as one process."""
 
 from __future__ import annotations
 
@@ -8,43 +8,51 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
-from rdd_pipeline.config import OptimizerParams
-from rdd_pipeline.distillation.objective import Objective
-from rdd_pipeline.networks import Preprocessing, network_from_params
-from rdd_pipeline.segmentation.loading import training_batches
-from rdd_pipeline.training.step import TrainingStep
+from rdd_pipeline.distillation.methods import METHODS
+from rdd_pipeline.training.loop import train
 
-from .conftest import LABELS, STUDENT
+from .conftest import CPU
+from .test_methods import CNN, OPTIONS, TRANSFORMER
+from .two_ranks import float64
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
-
+pytestmark = pytest.mark.timeout(290)
 
 SPREAD = {"batch_size": 4}
+EVERY = CPU.model_copy(update={"log_every": 1})
+LARGE = ("skd", "af_dcd")  # their maps need a crop of 128
+METHODS_OF_BATCH = [name for name in METHODS if name != "tfe"]
 
 
 @pytest.fixture(scope="module")
-def first_step(make_job):
-    return make_job(
-        "baseline",
-        network=STUDENT.model_copy(update={"dropout": 0.0}),
-        recipe={
-            "iterations": 1,
-            "batch_size": 4,
-            "keep": "last",
-            "optimizer": OptimizerParams(lr=0.1, momentum=0.0, weight_decay=0.0),
-        },
-    )
+def same(make_job):
+    """Jobs by name that have to come out the same in one and in two processes."""
+
+    def job(method, network=CNN, **fields):
+        crop = (128, 128) if method in LARGE else (48, 48)
+        recipe = {"iterations": 3, "batch_size": 8, "validate_every": 3, "augment": {"crop": crop}}
+        rdd = {"warmup": 2, "min_kept": 0.5, "scope": "global", **fields.pop("rdd", {})}
+        recipe |= {"keep": "last", **fields.pop("recipe", {})}
+        return make_job(method, network=network, recipe=recipe, rdd=rdd, methods=OPTIONS, **fields)
+
+    return {
+        **{name: job(name) for name in METHODS_OF_BATCH},
+        "tse_cwd": job("tse_cwd"),
+        "transformer": job("tse", TRANSFORMER),
+        "valid pixels, class weights": job(
+            "tse", rdd={"reduction": "valid"}, recipe={"class_weights": True}
+        ),
+        "cirkd in parts": job("cirkd", recipe={"accumulate": 2}),
+        "tse in parts": job("tse", recipe={"accumulate": 2}),
+    }
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, make_job, first_step, blocks, teacher):
+def ranks(tmp_path_factory, make_job, same, blocks, teacher):
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    arguments = (make_job(recipe=SPREAD), first_step, blocks.samples, teacher)
-    torch.save(arguments, folder / "arguments.pt")
+    torch.save((make_job(recipe=SPREAD), same, blocks.samples, teacher), folder / "arguments.pt")
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.two_ranks", str(folder)],
         cwd=Path(__file__).parents[2],
@@ -70,68 +78,64 @@ def test_a_second_call_trains_nothing(ranks):
     for rank in ranks:
         assert rank["again"][2] == 0
         assert_close(rank["again"][1], rank["whole"][1], rtol=0, atol=0)
+        assert rank["elsewhere, again"][2] == 0
 
 
-def test_the_first_step_is_that_of_the_mean_gradient_of_both_halves(ranks, first_step, blocks):
-    job = first_step
-    _, after, _ = ranks[0]["first step"]
-
-    def gradient(rank: int) -> dict[str, torch.Tensor]:
-        torch.manual_seed(job.seed)
-        student = network_from_params(job.network, num_classes=3)
-        step = TrainingStep(
-            student,
-            Objective(
-                job.definition,
-                rdd=job.rdd,
-                warmup=0,
-                iterations=1,
-                aux_weight=0.4,
-                class_weights=None,
-                ignore_index=255,
-            ),
-            teacher=None,
-            student_preprocessing=Preprocessing.imagenet(),
-            teacher_preprocessing=None,
-            autocast=None,
-        )
-        (batch,) = training_batches(
-            [sample for sample in blocks.samples if sample.split == "train"],
-            blocks.root,
-            augment=job.recipe.augment,
-            seed=job.seed,
-            batch_size=4,
-            first_iteration=1,
-            last_iteration=1,
-            lookup=LABELS.lookup,
-            pad_color=Preprocessing.imagenet().mean_rgb(),
-            rank=rank,
-            world_size=2,
-        )
-        step(batch.images, batch.labels, 1).total.backward()
-        return {name: p.grad for name, p in student.named_parameters()}
-
-    torch.manual_seed(job.seed)
-    start: nn.Module = network_from_params(job.network, num_classes=3)
-    halves = [gradient(rank) for rank in range(2)]
-    for name, parameter in start.named_parameters():
-        expected = parameter.detach() - 0.1 * (halves[0][name] + halves[1][name]) / 2
-        assert_close(after[name], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_loss_that_is_not_finite_on_one_rank_stops_both(ranks):
+def test_any_rank_may_have_the_work_folder(ranks):
     for rank in ranks:
-        assert "non-finite at iteration 3: loss = nan, kd = nan" in rank["nan"]
+        state, network, trained = rank["elsewhere"]
+        assert trained == 8
+        assert_close(state["student"], ranks[0]["whole"][0]["student"], rtol=0, atol=0)
+        assert_close(network, ranks[0]["whole"][1], rtol=0, atol=0)
 
 
-def test_a_signal_to_one_rank_stops_both_at_the_same_iteration(ranks):
+def test_a_nan_on_one_rank_stops_both_before_the_step(ranks):
+    messages = {rank["nan"] for rank in ranks}
+    assert len(messages) == 1
+    assert "non-finite at iteration 3: loss = nan, kd = nan. The step was not" in messages.pop()
+
+
+def test_a_signal_to_one_rank_stops_both_and_they_go_on(ranks):
     for rank in ranks:
-        assert "after iteration 3 of 8. Its state is saved" in rank["signal"]
-
-
-def test_a_run_that_was_stopped_ends_like_one_never_stopped(ranks):
-    for rank in ranks:
+        assert "was asked to stop after iteration 3 of 8" in rank["signal"]
         state, network, trained = rank["resumed"]
         assert trained == 5
-        assert_close(network, rank["whole"][1], rtol=0, atol=0)
         assert_close(state["student"], rank["whole"][0]["student"], rtol=0, atol=0)
+        assert_close(network, rank["whole"][1], rtol=0, atol=0)
+
+
+NAMES = [*METHODS_OF_BATCH, "tse_cwd", "transformer", "valid pixels, class weights"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_rank_with_the_whole_batch_comes_to_the_same(name, ranks, same, blocks, teacher):
+    with float64():
+        alone = train(same[name], blocks.samples, trainer=EVERY, teacher=teacher).state
+    one, other = (rank["same"][name][0] for rank in ranks)
+    _equal(one, alone)
+    for part in ("student", "objective"):
+        assert_close(one[part], other[part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["cirkd", "tse"])
+def test_a_batch_in_parts_comes_to_the_same(method, ranks, same, blocks, teacher):
+    """In all but batch norm, which sees a part; here is none."""
+    job = same[f"{method} in parts"]
+    whole, quarters = (
+        job.model_copy(update={"recipe": job.recipe.model_copy(update={"accumulate": parts})})
+        for parts in (1, 4)
+    )
+    with float64(batch_norm=False):
+        alone, in_parts = (
+            train(job, blocks.samples, trainer=EVERY, teacher=teacher).state
+            for job in (whole, quarters)
+        )
+    _equal(in_parts, alone)
+    _equal(ranks[1]["same"][f"{method} in parts"][0], alone)
+
+
+def _equal(one, alone) -> None:
+    for part in ("student", "objective"):
+        assert_close(one[part], alone[part], rtol=1e-6, atol=1e-8)
+    for row, row_alone in zip(one["history"], alone["history"], strict=True):
+        assert row == pytest.approx(row_alone, rel=1e-6)

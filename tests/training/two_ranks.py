@@ -10,23 +10,61 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from rdd_pipeline.distillation.terms import KnowledgeDistillation
 from rdd_pipeline.errors import NonFiniteLossError
+from rdd_pipeline.losses import logits
+from rdd_pipeline.networks import Preprocessing
+from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.loop import TrainingInterruptedError, job_fingerprint, train
 
 from .conftest import CPU
 
 
-def scenarios(rank, folder, job, first_step, samples, teacher) -> dict:
+@contextmanager
+def float64(batch_norm: bool = True) -> Iterator[None]:
+    """Train in double precision: what differs then is no rounding.
+
+    Without batch norm, group norm is in its place, which looks at one image at a time.
+    """
+    before = loop._to_device, Preprocessing.normalize, loop.network_from_params
+    to_device, normalize, network = before
+
+    def build(*arguments, **options):
+        student = network(*arguments, **options)
+        if not batch_norm:
+            _group_norm(student)
+        return student
+
+    loop._to_device = lambda module, *others: to_device(module.double(), *others)
+    Preprocessing.normalize = lambda self, images: normalize(self, images).double()
+    loop.network_from_params = build
+    try:
+        yield
+    finally:
+        loop._to_device, Preprocessing.normalize, loop.network_from_params = before
+
+
+def _group_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            act = getattr(child, "act", nn.Identity())
+            setattr(module, name, nn.Sequential(nn.GroupNorm(1, child.num_features), act))
+        else:
+            _group_norm(child)
+
+
+def scenarios(rank, folder, job, same, samples, teacher) -> dict:
     """Whatever a test wants to know: starting the processes takes longer than all of it."""
 
-    def run(name: str, job, observe=None):
+    def run(name: str, job, observe=None, everywhere=True):
         work = WorkFolder(folder / name, job_fingerprint(job, samples, teacher, None))
         trainer = CPU.model_copy(update={"log_every": 1})
         try:
@@ -35,7 +73,7 @@ def scenarios(rank, folder, job, first_step, samples, teacher) -> dict:
                 samples,
                 trainer=trainer,
                 teacher=teacher,
-                work=work,
+                work=work if everywhere or rank == 1 else None,
                 group=dist.group.WORLD,
                 observe=observe,
             )
@@ -46,17 +84,18 @@ def scenarios(rank, folder, job, first_step, samples, teacher) -> dict:
     found = {
         "whole": run("work", job),
         "again": run("work", job),
-        "first step": run("first", first_step),
+        "elsewhere": run("elsewhere", job, everywhere=False),
+        "elsewhere, again": run("elsewhere", job, everywhere=False),
     }
-    forward, calls = KnowledgeDistillation.forward, []
+    kd_loss, calls = logits.kd_loss, []
 
-    def spoiled(self, *inputs):
+    def spoiled(*inputs, **options):
         calls.append(1)
-        return forward(self, *inputs) * (torch.nan if rank == 1 and len(calls) == 3 else 1)
+        return kd_loss(*inputs, **options) * (torch.nan if rank == 1 and len(calls) == 3 else 1)
 
-    KnowledgeDistillation.forward = spoiled
+    logits.kd_loss = spoiled
     found["nan"] = run("nan", job)
-    KnowledgeDistillation.forward = forward
+    logits.kd_loss = kd_loss
 
     def signal_at_3(iteration, values):
         if iteration == 3:
@@ -64,6 +103,10 @@ def scenarios(rank, folder, job, first_step, samples, teacher) -> dict:
 
     found["signal"] = run("signal", job, signal_at_3)  # only rank 0 observes
     found["resumed"] = run("signal", job)
+    found["same"] = {}
+    for name, job in same.items():
+        with float64(batch_norm="parts" not in name):
+            found["same"][name] = run(f"same-{name}", job)
     return found
 
 

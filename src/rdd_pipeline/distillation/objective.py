@@ -11,6 +11,7 @@ from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.distillation.terms import LossTerm, TermContext, build_term
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.losses.rdd import (
     cross_entropy_task_terms,
     tfe_task_terms,
@@ -46,6 +47,7 @@ class Objective(nn.Module):
         class_weights: (C,) weights of the task loss, or None.
         ignore_index: Label that is not looked at.
         context: What the terms are built for; None: the method has none.
+        ranks: Processes that share the batches.
 
     Raises:
         UserError: A term does not suit the networks.
@@ -62,9 +64,11 @@ class Objective(nn.Module):
         class_weights: Tensor | None,
         ignore_index: int,
         context: TermContext | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.method = method
+        self.ranks = ranks
         self.rdd = rdd
         self.warmup = warmup
         self.iterations = iterations
@@ -119,6 +123,7 @@ class Objective(nn.Module):
             class_weights=self.class_weights,
             aux_weight=self.aux_weight,
             ignore_index=self.ignore_index,
+            ranks=self.ranks,
         )
 
     def _rdd_task(
@@ -139,6 +144,7 @@ class Objective(nn.Module):
                 aux_weight=self.aux_weight,
                 reduction=self.rdd.reduction,
                 ignore_index=self.ignore_index,
+                ranks=self.ranks,
             )
             task = task + fade * tfe
         if fade < 1.0:
@@ -154,6 +160,8 @@ class Objective(nn.Module):
                 class_weights=self.class_weights,
                 aux_weight=self.aux_weight,
                 ignore_index=self.ignore_index,
+                ranks=self.ranks,
+                scope=self.rdd.scope,
             )
             task = task + (1.0 - fade) * tse
             statistics |= tse_statistics

@@ -24,6 +24,7 @@ from rdd_pipeline.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
+from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.networks import NetworkOutput
 
 
@@ -36,12 +37,21 @@ class TermContext:
         teacher: The same of the teacher.
         ignore_index: Label that is not looked at.
         aux_weight: Weight of the auxiliary heads beside the main ones.
+        ranks: Processes that share the batches.
+        relations: Whether images are related to those of all ranks, or of their own only.
     """
 
     student: NetworkOutput
     teacher: NetworkOutput
     ignore_index: int = 255
     aux_weight: float = 0.4
+    ranks: Ranks = ALONE
+    relations: Literal["gathered", "rank"] = "gathered"
+
+    @property
+    def related(self) -> Ranks:
+        """Processes whose images are related to one another."""
+        return self.ranks if self.relations == "gathered" else ALONE
 
     @property
     def num_classes(self) -> int:
@@ -158,7 +168,7 @@ def cirkd_minibatch(context: TermContext, *, temperature: float = 0.1) -> LossTe
     return Stateless(
         lambda s, t, _: {
             "cirkd_minibatch": relations.cirkd_minibatch_loss(
-                s.feature, t.feature, temperature=temperature
+                s.feature, t.feature, temperature=temperature, ranks=context.related
             )
         }
     )
@@ -169,7 +179,11 @@ def dist(context: TermContext, *, inter_weight: float = 1.0, intra_weight: float
 
     def of(student: Tensor, teacher: Tensor) -> Tensor:
         return logits.dist_loss(
-            student, teacher, inter_weight=inter_weight, intra_weight=intra_weight
+            student,
+            teacher,
+            inter_weight=inter_weight,
+            intra_weight=intra_weight,
+            ranks=context.related,
         )
 
     def losses(student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
@@ -290,7 +304,7 @@ class MaskedGeneration(LossTerm):
 
     def __init__(self, context: TermContext, *, mask_ratio: float = 0.75) -> None:
         super().__init__()
-        self.generator = features.MaskedGeneration(*context.stage_widths, mask_ratio=mask_ratio)
+        self.generator = _generator(context, mask_ratio)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
@@ -316,7 +330,7 @@ class AfDcd(LossTerm):
     ) -> None:
         super().__init__()
         width = context.stage_widths[1]
-        self.generator = features.MaskedGeneration(*context.stage_widths, mask_ratio=mask_ratio)
+        self.generator = _generator(context, mask_ratio)
         self.groups = max(g for g in range(1, groups + 1) if width % g == 0)
         self.temperature, self.pool, self.patch = temperature, pool, patch
         height, wide = context.teacher.stages[1].shape[2:]
@@ -368,8 +382,11 @@ class CirkdV2(LossTerm):
             narrow,
             wide,
             relations.pooled_positions(height, width, pool=pool),
+            ranks=context.ranks,
+            pairs=context.related,
             **of_channels,  # type: ignore[arg-type]
         )
+        self.related = context.related
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
@@ -377,7 +394,7 @@ class CirkdV2(LossTerm):
         memory = self.memory(refined, target, labels)
         channels = self.channels(refined, target)
         return {
-            "cirkd_minibatch": relations.cirkd_minibatch_loss(refined, target),
+            "cirkd_minibatch": relations.cirkd_minibatch_loss(refined, target, ranks=self.related),
             "cirkd_pixel": memory.pixel,
             "cirkd_region": memory.region,
             "fitnet": features.fitnet_loss(self.adapter(refined), target),
@@ -450,7 +467,14 @@ def _memory(context: TermContext, options: Mapping[str, Option]) -> relations.Ci
         *context.feature_widths,
         context.num_classes,
         ignore_index=context.ignore_index,
+        ranks=context.ranks,
         **options,  # type: ignore[arg-type]
+    )
+
+
+def _generator(context: TermContext, mask_ratio: float) -> features.MaskedGeneration:
+    return features.MaskedGeneration(
+        *context.stage_widths, mask_ratio=mask_ratio, ranks=context.ranks
     )
 
 

@@ -29,6 +29,7 @@ from rdd_pipeline.losses.maps import (
     rows_of,
 )
 from rdd_pipeline.losses.pixelwise import PixelLabels, pixel_labels
+from rdd_pipeline.losses.ranks import ALONE, Ranks
 
 
 def channel_adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
@@ -204,7 +205,12 @@ class MaskedGeneration(nn.Module):
     """
 
     def __init__(
-        self, student_channels: int, teacher_channels: int, *, mask_ratio: float = 0.75
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        *,
+        mask_ratio: float = 0.75,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Layers for features of the given widths.
 
@@ -212,6 +218,7 @@ class MaskedGeneration(nn.Module):
             student_channels: Ds.
             teacher_channels: Dt.
             mask_ratio: Share of the positions that are zeroed.
+            ranks: Processes that share the batches, each image's pattern stays what it is in one.
 
         Raises:
             UserError: The ratio is not a probability.
@@ -220,6 +227,7 @@ class MaskedGeneration(nn.Module):
         if not 0 <= mask_ratio <= 1:
             raise UserError(f"mask_ratio is {mask_ratio}; expected a share between 0 and 1.")
         self.mask_ratio = mask_ratio
+        self.ranks = ranks
         self.align = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
         self.generation = nn.Sequential(
             nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
@@ -230,8 +238,7 @@ class MaskedGeneration(nn.Module):
     def forward(self, student_feature: Tensor, size: tuple[int, int]) -> Tensor:
         """Completed feature (N, Dt, *size) from the student's (N, Ds, h, w)."""
         aligned = resize(self.align(as_float(student_feature)), size)
-        shape = (aligned.shape[0], 1, *size)
-        kept = torch.rand(shape, device=aligned.device) >= self.mask_ratio
+        kept = self.ranks.rand(len(aligned), 1, *size, device=aligned.device) >= self.mask_ratio
         completed: Tensor = self.generation(aligned * kept)
         return completed
 

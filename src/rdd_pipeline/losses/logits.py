@@ -17,6 +17,7 @@ from torch import Tensor
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import paired_logits
 from rdd_pipeline.losses.pixelwise import pixel_labels
+from rdd_pipeline.losses.ranks import ALONE, Ranks
 
 
 class BpkdTerms(NamedTuple):
@@ -71,6 +72,7 @@ def dist_loss(
     *,
     inter_weight: float = 1.0,
     intra_weight: float = 1.0,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """DIST: one minus Pearson's correlation of the predictions, between and within classes.
 
@@ -85,6 +87,7 @@ def dist_loss(
         teacher_logits: (N, C, h', w').
         inter_weight: Weight of the relations between the classes of one pixel.
         intra_weight: Weight of the relations between the pixels of one class.
+        ranks: Processes whose images are one population.
 
     Raises:
         UserError: Batches or class counts differ.
@@ -95,7 +98,7 @@ def dist_loss(
     if len(student_PC) == 0:
         return student.sum()
     inter = 1 - _pearson(student_PC, teacher_PC, dim=1).mean()
-    intra = 1 - _pearson(student_PC, teacher_PC, dim=0).mean()
+    intra = 1 - _pearson(student_PC, teacher_PC, dim=0, ranks=ranks).mean()
     return inter_weight * inter + intra_weight * intra
 
 
@@ -209,8 +212,14 @@ def _kl_sum(student: Tensor, teacher: Tensor, *, dim: int) -> Tensor:
     )
 
 
-def _pearson(a: Tensor, b: Tensor, *, dim: int) -> Tensor:
-    """Correlation along a dimension; 0 where one of the two is constant."""
-    a = a - a.mean(dim, keepdim=True)
-    b = b - b.mean(dim, keepdim=True)
-    return F.cosine_similarity(a, b, dim=dim, eps=1e-8)
+def _pearson(a: Tensor, b: Tensor, *, dim: int, ranks: Ranks = ALONE) -> Tensor:
+    """Correlation along a dimension, that of all ranks; 0 where one of the two is constant."""
+    # Ranks hold equally many.
+    a = a - ranks.sum(a.mean(dim, keepdim=True)) / ranks.size
+    b = b - ranks.sum(b.mean(dim, keepdim=True)) / ranks.size
+    if ranks.size == 1:
+        return F.cosine_similarity(a, b, dim=dim, eps=1e-8)
+    sums = ranks.sum(torch.stack([(a * b).sum(dim), a.square().sum(dim), b.square().sum(dim)]))
+    # As cosine_similarity: no length below eps.
+    squares = sums[1:].clamp(min=1e-16)
+    return sums[0] / (squares[0] * squares[1]).sqrt()

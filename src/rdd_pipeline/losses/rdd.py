@@ -9,7 +9,8 @@ Logits have the shape (N, C, h, w) at the network's stride, labels (N, H, W); lo
 bilinearly with aligned corners. Whatever comes in, computing is done in float32 (float64 stays).
 
 Each task loss exists twice: `..._task_loss` returns the scalar, `..._task_terms` also what a
-training log wants, as detached 0-dim tensors that were computed on the way.
+training log wants, as detached 0-dim tensors that were computed on the way. The latter also know of
+other processes that share the batch (`ranks`, see `losses.ranks`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from torch import Tensor
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import as_float, resize
 from rdd_pipeline.losses.pixelwise import PixelLabels, log_prob_of_label, pixel_labels
+from rdd_pipeline.losses.ranks import ALONE, Ranks
 
 Mode = Literal["xor", "or", "and", "ohem"]
 Reduction = Literal["paper", "valid"]
+Scope = Literal["rank", "global"]
 
 _CHOOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "xor": torch.logical_xor,
@@ -119,7 +122,7 @@ def hard_pixels(
     """
     with torch.no_grad():
         pixels = pixel_labels(labels, num_classes=logits.shape[1], ignore_index=ignore_index)
-        return _hard(log_prob_of_label(logits, pixels), pixels, threshold, min_kept).mask
+        return _hard(log_prob_of_label(logits, pixels), pixels, threshold, min_kept, ALONE).mask
 
 
 def chosen_pixels(
@@ -187,18 +190,23 @@ def cross_entropy_task_terms(
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
+    ranks: Ranks = ALONE,
 ) -> TaskTerms:
-    """`cross_entropy_task_loss` and its statistics: `student_ce`, `student_aux_ce`."""
+    """`cross_entropy_task_loss` of the ranks' batch and its statistics.
+
+    They are `student_ce` and `student_aux_ce`.
+    """
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
     weight = _class_weight_map(class_weights, pixels, pixels.valid, student_logits)
     log_p = log_prob_of_label(student_logits, pixels)
-    total = weight.sum()
+    total = ranks.share(weight.sum())
+    valid_count = _valid_count(pixels, ranks)
     loss = _weighted_mean_ce(log_p, weight, total)
-    statistics = {"student_ce": _mean_ce(log_p, pixels)}
+    statistics = {"student_ce": -log_p.detach().sum() / valid_count}
     if student_aux_logits is not None:
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
         loss = loss + aux_weight * _weighted_mean_ce(aux_log_p, weight, total)
-        statistics["student_aux_ce"] = _mean_ce(aux_log_p, pixels)
+        statistics["student_aux_ce"] = -aux_log_p.detach().sum() / valid_count
     return TaskTerms(loss, statistics)
 
 
@@ -257,8 +265,9 @@ def tfe_task_terms(
     aux_weight: float = 0.4,
     reduction: Reduction = "paper",
     ignore_index: int = 255,
+    ranks: Ranks = ALONE,
 ) -> TaskTerms:
-    """`tfe_task_loss` and its statistics.
+    """`tfe_task_loss` of the ranks' batch and its statistics.
 
     They are `student_ce`, `student_aux_ce` (unweighted means over valid pixels) and
     `teacher_confidence` (mean weight of the valid pixels).
@@ -272,7 +281,7 @@ def tfe_task_terms(
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
     height, width = labels.shape[-2:]
     confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=(height, width))
-    valid_count = pixels.valid.count_nonzero().clamp(min=1)
+    valid_count = _valid_count(pixels, ranks)
     count = max(1, labels.numel()) if reduction == "paper" else valid_count
 
     # Ignored pixels have log-probability 0, but a teacher's NaN there would survive the product.
@@ -280,13 +289,13 @@ def tfe_task_terms(
     log_p = log_prob_of_label(student_logits, pixels)
     loss = -(confidence * log_p).sum() / count
     statistics = {
-        "student_ce": _mean_ce(log_p, pixels),
+        "student_ce": -log_p.detach().sum() / valid_count,
         "teacher_confidence": confidence.sum() / valid_count,
     }
     if student_aux_logits is not None:
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
         loss = loss - aux_weight * (confidence * aux_log_p).sum() / count
-        statistics["student_aux_ce"] = _mean_ce(aux_log_p, pixels)
+        statistics["student_aux_ce"] = -aux_log_p.detach().sum() / valid_count
     return TaskTerms(loss, statistics)
 
 
@@ -363,10 +372,16 @@ def tse_task_terms(
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
+    ranks: Ranks = ALONE,
+    scope: Scope = "rank",
 ) -> TaskTerms:
-    """`tse_task_loss` and its statistics.
+    """`tse_task_loss` of the ranks' batch and its statistics.
 
-    They are, for the main heads and with the prefix `aux_` for the auxiliary ones:
+    `scope` says among which pixels the `min_kept` hardest are looked for: each rank's own, as
+    published, or those of all ranks (`global`). The mean is taken over the chosen pixels of all
+    ranks in either case.
+
+    The statistics are, for the main heads and with the prefix `aux_` for the auxiliary ones:
     `student_ce` and `teacher_ce` (unweighted means over valid pixels), `hard_student`,
     `hard_teacher` and `chosen` (fractions of the valid pixels), and `chosen_none` (1 when no pixel
     was chosen, else 0). Mode `ohem` does not evaluate the teacher and leaves out its two.
@@ -379,24 +394,25 @@ def tse_task_terms(
         )
     _check_classes(student_logits, teacher_logits)
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
-    valid_count = pixels.valid.count_nonzero().clamp(min=1)
+    valid_count = _valid_count(pixels, ranks)
+    among = ranks if scope == "global" else ALONE
 
     def head(student: Tensor, teacher: Tensor | None, prefix: str) -> TaskTerms:
         log_p = log_prob_of_label(student, pixels)
-        hard_student = hard_teacher = _hard(log_p.detach(), pixels, threshold, min_kept)
+        hard_student = hard_teacher = _hard(log_p.detach(), pixels, threshold, min_kept, among)
         counts = {"hard_student": hard_student.size}
         statistics = {"student_ce": -log_p.detach().sum() / valid_count}
         if teacher is not None and mode != "ohem":
             teacher_log_p = log_prob_of_label(teacher.detach(), pixels)
-            hard_teacher = _hard(teacher_log_p, pixels, threshold, min_kept)
+            hard_teacher = _hard(teacher_log_p, pixels, threshold, min_kept, among)
             counts["hard_teacher"] = hard_teacher.size
             statistics["teacher_ce"] = -teacher_log_p.sum() / valid_count
         chosen = choose(hard_student.mask, hard_teacher.mask)
         weight = _class_weight_map(class_weights, pixels, chosen, student)
         counts["chosen"] = weight.sum() if class_weights is None else chosen.count_nonzero()
-        total = counts["chosen"] if class_weights is None else weight.sum()
+        total = ranks.share(counts["chosen"] if class_weights is None else weight.sum())
         statistics |= {name: count / valid_count for name, count in counts.items()}
-        statistics["chosen_none"] = (counts["chosen"] == 0).to(log_p.dtype)
+        statistics["chosen_none"] = (ranks.share(counts["chosen"]) == 0).to(log_p.dtype)
         named = {prefix + name: value for name, value in statistics.items()}
         return TaskTerms(_weighted_mean_ce(log_p, weight, total), named)
 
@@ -421,8 +437,17 @@ class _Hard(NamedTuple):
     size: Tensor
 
 
-def _hard(log_p_NHW: Tensor, pixels: PixelLabels, threshold: float, min_kept: int | float) -> _Hard:
-    """`hard_pixels` from log-probabilities (0, that is p = 1, where ignored), and their number."""
+def _hard(
+    log_p_NHW: Tensor,
+    pixels: PixelLabels,
+    threshold: float,
+    min_kept: int | float,
+    ranks: Ranks,
+) -> _Hard:
+    """`hard_pixels` from log-probabilities (0, that is p = 1, where ignored), and their number.
+
+    The mask and the number are this rank's, `min_kept` counts the pixels of all given ranks.
+    """
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}; it is a probability, between 0 and 1.")
     if min_kept < 0 or (isinstance(min_kept, float) and min_kept > 1):
@@ -430,23 +455,27 @@ def _hard(log_p_NHW: Tensor, pixels: PixelLabels, threshold: float, min_kept: in
             f"min_kept is {min_kept}; expected a count (integer, at least 0) or a fraction of the "
             "batch's pixels (float between 0 and 1)."
         )
-    total = log_p_NHW.numel()
+    total = log_p_NHW.numel() * ranks.size
     kept = min(total, round(min_kept * total) if isinstance(min_kept, float) else min_kept)
     hard_NHW = (log_p_NHW <= (math.log(threshold) if threshold > 0 else -math.inf)) & pixels.valid
     count = hard_NHW.count_nonzero()
     on_cpu = log_p_NHW.device.type == "cpu"
     # Sorting millions of probabilities is what made the published loss slow. Mostly the count
     # decides; where looking at it means waiting for the device, the selection alone is cheap.
-    if kept > 0 and not (on_cpu and int(count) >= kept):
+    if kept > 0 and not (on_cpu and int(ranks.total(count)) >= kept):
         p = log_p_NHW.exp()
-        kth = _smallest(p.flatten(), kept, on_cpu=on_cpu)
+        kth = _smallest(p.flatten(), kept, ranks, on_cpu=on_cpu)
         hard_NHW = ((p <= kth) & pixels.valid).logical_or_(hard_NHW)
         count = hard_NHW.count_nonzero()
     return _Hard(hard_NHW, count)
 
 
-def _smallest(values: Tensor, k: int, *, on_cpu: bool) -> Tensor:
-    """The k-th smallest value. On CUDA, kthvalue has one block search millions of values."""
+def _smallest(values: Tensor, k: int, ranks: Ranks, *, on_cpu: bool) -> Tensor:
+    """The k-th smallest of all ranks' values, of which each has as many."""
+    if ranks.size > 1:
+        # Each rank's k smallest are enough to know it.
+        values = ranks.gather(values.topk(min(k, len(values)), largest=False, sorted=False).values)
+    # On CUDA, kthvalue has one block search millions of values.
     if on_cpu:
         return values.kthvalue(k).values
     return values.topk(k, largest=False, sorted=False).values.max()
@@ -472,8 +501,10 @@ def _weighted_mean_ce(log_p_NHW: Tensor, weight_NHW: Tensor, total: Tensor) -> T
     return -(weight_NHW * log_p_NHW).sum() / torch.where(total > 0, total, 1)
 
 
-def _mean_ce(log_p_NHW: Tensor, pixels: PixelLabels) -> Tensor:
-    return -log_p_NHW.detach().sum() / pixels.valid.count_nonzero().clamp(min=1)
+def _valid_count(pixels: PixelLabels, ranks: Ranks) -> Tensor:
+    """What a mean over the ranks' valid pixels divides by; 1 where there is none."""
+    count = ranks.share(pixels.valid.count_nonzero())
+    return torch.where(count > 0, count, 1)
 
 
 def _check_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:

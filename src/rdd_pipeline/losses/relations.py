@@ -6,8 +6,10 @@ teacher's size. Computing is done in float32 (float64 stays), whatever comes in;
 that are trained follow autocast. No gradient reaches the teacher.
 
 Modules here hold what a checkpoint has to hold: projection heads (trained with the student) and
-queues of teacher vectors (buffers). Under DDP set ``broadcast_buffers=False``: with 19 classes the
-queues are 400 MB that would otherwise be sent at every step; each rank keeps its own.
+queues of teacher vectors (buffers). Processes that share a batch (`ranks`, see `losses.ranks`)
+write all that any of them enqueues into their queues, which are equal hence. Under DDP set
+``broadcast_buffers=False``: with 19 classes the queues are 400 MB that would otherwise be sent at
+every step.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import as_float, no_autocast, paired_maps, resize_labels, rows_of
+from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.losses.similarity import soft_similarity_kl
 
 MemoryPreset = Literal["class_pixels", "cirkd_published"]
@@ -67,7 +70,11 @@ def skd_pairwise_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tenso
 
 
 def cirkd_minibatch_loss(
-    student_feature: Tensor, teacher_feature: Tensor, *, temperature: float = 0.1
+    student_feature: Tensor,
+    teacher_feature: Tensor,
+    *,
+    temperature: float = 0.1,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """CIRKD across the images of a batch: how each position relates to those of every image.
 
@@ -79,6 +86,7 @@ def cirkd_minibatch_loss(
         student_feature: (N, Ds, h, w).
         teacher_feature: (N, Dt, h', w').
         temperature: T.
+        ranks: Processes whose images are one batch.
 
     Raises:
         UserError: Batches differ.
@@ -87,7 +95,7 @@ def cirkd_minibatch_loss(
     student_NPD, teacher_NPD = (
         rows_of(F.normalize(feature, dim=1)) for feature in (student, teacher)
     )
-    return _relations_in_batch(student_NPD, teacher_NPD, temperature)
+    return _relations_in_batch(student_NPD, teacher_NPD, temperature, ranks)
 
 
 class ProjectionHead(nn.Sequential):
@@ -138,6 +146,7 @@ class CirkdMemory(nn.Module):
         temperature: float = 0.1,
         preset: MemoryPreset = "class_pixels",
         ignore_index: int = 255,
+        ranks: Ranks = ALONE,
     ) -> None:
         """A projection head and empty queues.
 
@@ -156,6 +165,7 @@ class CirkdMemory(nn.Module):
                 (`cirkd_published`) as the published code does, for a class of n pixels some of the
                 image's first n positions, whatever they show.
             ignore_index: Label of ignored pixels.
+            ranks: Processes that share the batches; their queues stay equal.
 
         Raises:
             UserError: The preset is unknown.
@@ -173,6 +183,7 @@ class CirkdMemory(nn.Module):
         self.temperature = temperature
         self.preset = preset
         self.ignore_index = ignore_index
+        self.ranks = ranks
         self.projection = ProjectionHead(student_channels, teacher_channels)
         for name, slots in (("pixel", pixel_slots), ("region", region_slots)):
             queue = F.normalize(torch.randn(num_classes, slots, teacher_channels), dim=2)
@@ -201,6 +212,8 @@ class CirkdMemory(nn.Module):
 
         anchors = labels_NP != self.ignore_index
         student_MD, teacher_MD = student_NPD[anchors], teacher_NPD[anchors]
+        positions = self.ranks.share(anchors.sum())
+        positions = torch.where(positions > 0, positions, 1)
         terms = []
         for queue, draws in (
             (self.pixel_queue, self.pixel_draws),
@@ -211,12 +224,12 @@ class CirkdMemory(nn.Module):
             total = soft_similarity_kl(
                 student_MD, keys, teacher_MD, keys, temperature=self.temperature
             )
-            terms.append(total / max(1, len(student_MD)))
+            terms.append(total / positions)
         return MemoryTerms(*terms)
 
     @torch.no_grad()
     def enqueue(self, teacher_NPD: Tensor, labels_NP: Tensor) -> None:
-        """Write the batch's regions and pixels into the queues, image after image.
+        """Write the regions and pixels of all ranks' images into the queues, image after image.
 
         Args:
             teacher_NPD: Unit vectors of the teacher at P positions of N images, (N, P, Dt).
@@ -225,7 +238,8 @@ class CirkdMemory(nn.Module):
         Raises:
             UserError: The batch holds more images than a queue has slots.
         """
-        images, positions, width = teacher_NPD.shape
+        positions, width = teacher_NPD.shape[1:]
+        images = self.ranks.size * len(teacher_NPD)
         if images == 0:
             return
         slots = min(self.pixel_queue.shape[1], self.region_queue.shape[1])
@@ -243,8 +257,8 @@ class CirkdMemory(nn.Module):
         _write(
             self.region_queue,
             self.region_pointer,
-            regions_NCD.transpose(0, 1),
-            (counts_NC > 0).transpose(0, 1),
+            self.ranks.gather(regions_NCD).transpose(0, 1),
+            self.ranks.gather(counts_NC).transpose(0, 1) > 0,
         )
 
         most = min(self.pixels_per_image, positions, self.pixel_queue.shape[1] // images)
@@ -253,17 +267,18 @@ class CirkdMemory(nn.Module):
             candidates_NCP = order < counts_NC.unsqueeze(2)
         else:
             candidates_NCP = of_class_NCP
-        keys_NCP = _random_order(candidates_NCP.shape, labels_NP.device)
+        of_all = (images, self.num_classes, positions)
+        keys_NCP = self.ranks.own(_random_order(of_all, labels_NP.device))
         keys_NCP = keys_NCP.masked_fill(~candidates_NCP, torch.inf)
         index_NCK = keys_NCP.topk(most, dim=2, largest=False).indices
         keep_NCK = torch.arange(most, device=labels_NP.device) < counts_NC.unsqueeze(2)
         pixels_NKD = teacher_NPD.gather(1, index_NCK.flatten(1).unsqueeze(2).expand(-1, -1, width))
-        pixels_NCKD = pixels_NKD.view(images, self.num_classes, most, width)
+        pixels_NCKD = pixels_NKD.view(-1, self.num_classes, most, width)
         _write(
             self.pixel_queue,
             self.pixel_pointer,
-            pixels_NCKD.transpose(0, 1).flatten(1, 2),
-            keep_NCK.transpose(0, 1).flatten(1, 2),
+            self.ranks.gather(pixels_NCKD).transpose(0, 1).flatten(1, 2),
+            self.ranks.gather(keep_NCK.byte()).transpose(0, 1).flatten(1, 2).bool(),
         )
 
 
@@ -328,6 +343,8 @@ class ChannelRelations(nn.Module):
         contrast: int = 2048,
         temperature: float = 0.1,
         pool: int = 4,
+        ranks: Ranks = ALONE,
+        pairs: Ranks = ALONE,
     ) -> None:
         """A projection head and an empty queue.
 
@@ -340,8 +357,11 @@ class ChannelRelations(nn.Module):
             contrast: Slots drawn in a step.
             temperature: T.
             pool: Side of the average-pooling.
+            ranks: Processes that share the batches; their queues stay equal.
+            pairs: Processes whose images are paired with one another.
         """
         super().__init__()
+        self.ranks, self.pairs = ranks, pairs
         self.enqueued = min(enqueued, slots)
         self.draws = min(contrast, slots)
         self.temperature = temperature
@@ -370,12 +390,13 @@ class ChannelRelations(nn.Module):
             )
         student = as_float(self.projection(student))
         student_NDP, teacher_NDP = (F.normalize(f.flatten(2), dim=2) for f in (student, teacher))
-        minibatch = _relations_in_batch(student_NDP, teacher_NDP, self.temperature)
+        minibatch = _relations_in_batch(student_NDP, teacher_NDP, self.temperature, self.pairs)
 
         teacher_MP, student_MP = teacher_NDP.flatten(0, 1), student_NDP.flatten(0, 1)
-        chosen = random_slots(len(teacher_MP), self.enqueued, teacher.device)
         with torch.no_grad():
-            new = teacher_MP[chosen].unsqueeze(0)
+            all_MP = self.ranks.gather(teacher_MP)
+            chosen = random_slots(len(all_MP), self.enqueued, teacher.device)
+            new = all_MP[chosen].unsqueeze(0)
             _write(self.queue.unsqueeze(0), self.pointer, new, torch.ones_like(new[..., 0]) > 0)
         keys = self.queue[random_slots(len(self.queue), self.draws, self.queue.device)]
         keys = keys.to(student.dtype).unsqueeze(0)
@@ -399,22 +420,27 @@ def random_slots(slots: int, count: int, device: torch.device) -> Tensor:
     return torch.randperm(slots, device=device)[:count]
 
 
-def _random_order(shape: torch.Size, device: torch.device) -> Tensor:
+def _random_order(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Random numbers whose order decides which pixels are enqueued."""
     return torch.rand(shape, device=device)
 
 
-def _relations_in_batch(student_NRD: Tensor, teacher_NRD: Tensor, temperature: float) -> Tensor:
-    """Mean over pairs of images and rows of the KL of the first's relations with the second."""
+def _relations_in_batch(
+    student_NRD: Tensor, teacher_NRD: Tensor, temperature: float, ranks: Ranks
+) -> Tensor:
+    """Mean over pairs of images and rows of the KL of the first's relations with the second.
+
+    The first are this rank's images, the second those of all ranks.
+    """
     total = soft_similarity_kl(
         student_NRD.flatten(0, 1),
-        student_NRD,
+        ranks.gather(student_NRD),
         teacher_NRD.flatten(0, 1),
-        teacher_NRD,
+        ranks.gather(teacher_NRD),
         temperature=temperature,
     )
     images, rows = student_NRD.shape[:2]
-    return total / max(1, rows * images**2)
+    return total / max(1, rows * images**2 * ranks.size)
 
 
 def _write(queue: Tensor, pointer: Tensor, vectors: Tensor, keep: Tensor) -> None:

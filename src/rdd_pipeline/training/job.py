@@ -99,6 +99,8 @@ class TrainingJob(Params):
                 for t in definition.terms
             ],
         }
+        if self.methods.relations != "gathered":
+            facts["relations"] = self.methods.relations
         if definition.task == "rdd":
             facts["rdd"] = rdd.model_dump(mode="json")
             # Two ways to say the same: a fraction of the run and a count.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from rdd_pipeline.distillation.terms import TermContext
 from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
+from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     NetworkHeader,
@@ -41,7 +42,14 @@ from rdd_pipeline.segmentation.cache import usable_pack
 from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
 from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
-from rdd_pipeline.training.checkpoints import State, WorkFolder, copy_to_cpu, digest
+from rdd_pipeline.training.checkpoints import (
+    State,
+    WorkFolder,
+    copy_to_cpu,
+    digest,
+    dumps,
+    loads,
+)
 from rdd_pipeline.training.device import (
     peak_memory,
     ran_out_of_memory,
@@ -55,6 +63,7 @@ from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer, learning_rate
 from rdd_pipeline.training.step import TrainingStep
+from rdd_pipeline.training.synchronized import Parts, see_whole_batch
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +124,8 @@ def train(
         trainer: How to run here.
         teacher: Frozen network; required by methods that distill.
         start: State of the stage before (stage `tse`).
-        work: Where checkpoints live; None keeps nothing on disk.
+        work: Where checkpoints live; None keeps nothing on disk. Of several ranks the first that
+            has one writes and reads it for all; `start` is that rank's, too.
         group: Ranks that train together; None: this process alone.
         device: Where to compute; None: what `trainer.device` says.
         observe: Called with (iteration, values) for every point of the curves.
@@ -185,27 +195,34 @@ class _Run:
         self.start, self.work, self.group, self.device = start, work, group, device
         self.observe = observe or (lambda iteration, values: None)
         self.stop = stop
-        self.rank = dist.get_rank(group) if group is not None else 0
-        self.world = dist.get_world_size(group) if group is not None else 1
+        self.ranks = Ranks(group)
+        self.rank, self.world = self.ranks.rank, self.ranks.size
+        self.parts = Parts(self.ranks, job.recipe.accumulate)
+        self.writer, self.one_machine = self._who_writes()
+        self.writes = self.rank == self.writer
         self.train_samples = of_split(samples, "train")
         self.val_samples = of_split(samples, "val")
-        self.fingerprint = (
-            work.fingerprint if work else job_fingerprint(job, samples, teacher, start)
-        )
-        check_inputs(job, samples, teacher, start, self.world)
+        self.fingerprint = work.fingerprint if work else ""
+        if self.writes:
+            check_inputs(job, samples, teacher, start, self.world)
+            self.fingerprint = self.fingerprint or job_fingerprint(job, samples, teacher, start)
 
     def result(self) -> TrainingResult:
-        finished = self.work.finished_state() if self.work else None
+        work = self.work
+        finished = self._from_writer(lambda: work.finished_state() if work else None)
         if finished is not None:
             self._log_line("already trained (%s), loaded.", self.fingerprint)
             return self._wrap(finished, trained=0)
-        if self.work and self.rank == 0:
-            self.work.describe(self.job.model_dump(mode="json"))
-        resumed = self.work.latest() if self.work else None
-        state = resumed or self.start
+        if work and self.writes:
+            work.describe(self.job.model_dump(mode="json"))
+        resumed = self._from_writer(lambda: work.latest() if work else None)
+        state = resumed or self._from_writer(lambda: self.start)
         progression = _Progression()
         try:
             self._build()
+            if state is None and not self.one_machine:
+                # Pretrained weights are files of one machine.
+                state = self._from_writer(lambda: self._state(progression))
             if state is not None:
                 self._restore(state, progression)
             if resumed is not None:
@@ -219,9 +236,36 @@ class _Run:
         final = self._complete(progression)
         return self._wrap(final, trained=progression.iteration - first + 1)
 
+    def _who_writes(self) -> tuple[int, bool]:
+        """The first rank with a work folder, and whether all ranks are on its machine."""
+        if self.group is None:
+            return 0, True
+        have = torch.zeros(self.world, device=self.device)
+        have[self.rank] = self.work is not None
+        dist.all_reduce(have, group=self.group)
+        return int(have.argmax()), bool(have.all()) or not have.any()
+
+    def _from_writer(self, find: Callable[[], State | None]) -> State | None:
+        """What one rank finds, for all of them: they may be on other machines."""
+        state = find() if self.writes else None
+        if self.group is None:
+            return state
+        data = dumps(state) if state is not None else b""
+        length = torch.tensor(len(data), device=self.device)
+        source = dist.get_global_rank(self.group, self.writer)
+        dist.broadcast(length, source, group=self.group)
+        if not length:
+            return None
+        sent = torch.empty(int(length), dtype=torch.uint8)
+        if self.writes:
+            sent.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        sent = sent.to(self.device)
+        dist.broadcast(sent, source, group=self.group)
+        return state if self.writes else loads(sent.cpu().numpy().tobytes())
+
     def _log_line(self, text: str, *values: object) -> None:
         """One line for all ranks."""
-        if self.rank == 0:
+        if self.writes:
             logger.info("%s: " + text, title_of(self.job), *values)
 
     def _memory_message(self, iteration: int) -> str:
@@ -245,7 +289,7 @@ class _Run:
     def _complete(self, progression: _Progression) -> State:
         """Write the final state and mark the work as done."""
         final = self._state(progression)
-        if self.work and self.rank == 0:
+        if self.work and self.writes:
             self.work.save(final)
             self.work.finish(final["iteration"])
         self._wait_for_all()
@@ -254,7 +298,11 @@ class _Run:
     def _build(self) -> None:
         job = self.job
         torch.manual_seed(job.seed)
-        self.student = network_from_params(job.network, num_classes=job.labels.num_classes)
+        self.student = network_from_params(
+            job.network,
+            num_classes=job.labels.num_classes,
+            pretrained=self.writes or self.one_machine,
+        )
         self.preprocessing = Preprocessing.for_network(job.network)
         weights = job.labels.class_weights if job.recipe.class_weights else None
         teacher_network = None
@@ -278,7 +326,15 @@ class _Run:
             ignore_index=job.labels.ignore_index,
             context=None
             if teacher_network is None
-            else term_context(self.student, teacher_network, job.recipe, job.labels),
+            else term_context(
+                self.student,
+                teacher_network,
+                job.recipe,
+                job.labels,
+                ranks=self.ranks,
+                relations=job.methods.relations,
+            ),
+            ranks=self.ranks,
         )
         if teacher_network is not None:
             _to_device(teacher_network, self.device, self.trainer)
@@ -296,13 +352,10 @@ class _Run:
         self.parameters = [p for p in self.step.parameters() if id(p) not in ids]
         self.optimizer = build_optimizer(job.recipe.optimizer, self.parameters)
         self.adversary_optimizer = build_adversary_optimizer(against)
+        if self.parts.in_all > 1:
+            see_whole_batch(self.step, self.parts, self.device)
         self.wrapped: nn.Module = self.step
-        if self.world > 1:
-            if self.device.type == "cuda":
-                self.step.student = nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
-                    self.student
-                )
-                self.student = self.step.student
+        if self.world > 1 and self.parts.parts == 1:
             self.wrapped = DistributedDataParallel(
                 self.step,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -382,7 +435,7 @@ class _Run:
         self.wrapped.train()
         with (
             _stop_signals(self.stop) as stop,
-            TrainingProgress(title_of(job), first, last, silent=self.rank > 0) as progress,
+            TrainingProgress(title_of(job), first, last, silent=not self.writes) as progress,
         ):
             for batch in batches:
                 iteration = batch.iteration
@@ -412,22 +465,27 @@ class _Run:
                         f"{title_of(job)} was asked to stop after iteration {iteration} of {last}. "
                         + (kept if self.work else "Nothing was saved.")
                     )
-        self._share_buffers()
 
     def _one_step(
         self, images: Tensor, labels: Tensor, iteration: int, lr: float
     ) -> dict[str, float]:
         """Forward, check, backward, update; returns all scalars of the step."""
-        torch.manual_seed(_step_seed(self.job.seed, iteration, self.rank))
+        # The same on all ranks, which draw what one process would draw and take their share of it.
+        seed = _step_seed(self.job.seed, iteration)
+        torch.manual_seed(seed)
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         if self.trainer.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        output = self.wrapped(images, labels, iteration)
+        if self.parts.parts > 1:
+            output = self.step.backward_in_parts(images, labels, iteration, self.parts, seed)
+            self._average_gradients()
+        else:
+            output = self.wrapped(images, labels, iteration)
+            output.total.backward()
         scalars = {"loss": output.total.detach(), **output.parts, **output.statistics}
-        output.total.backward()
         norm = self.job.recipe.clip_norm
         if norm is not None:
             scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, norm)
@@ -444,6 +502,20 @@ class _Run:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         return values
+
+    def _average_gradients(self) -> None:
+        """What DDP does; it wants one forward and one backward pass, parts are several."""
+        if self.group is None:
+            return
+        gradients = [p.grad for p in self.step.parameters() if p.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together, group=self.group)
+        together /= self.world
+        first = 0
+        for gradient in gradients:
+            mean = together[first : first + gradient.numel()]
+            gradient.copy_(mean.view_as(gradient))
+            first += gradient.numel()
 
     def _require_finite(self, values: Mapping[str, float], iteration: int) -> None:
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
@@ -471,7 +543,7 @@ class _Run:
             )
         progression.history.append(row)
         rate = images / seconds if seconds > 0 else 0.0
-        if self.rank == 0:
+        if self.writes:
             self.observe(
                 progression.iteration,
                 {k: v for k, v in row.items() if k != "iteration"} | {"images_per_second": rate},
@@ -492,7 +564,7 @@ class _Run:
             "val.pixel_accuracy": scores.pixel_accuracy,
         }
         progression.history.append(row)
-        if self.rank == 0:
+        if self.writes:
             self.observe(progression.iteration, {k: v for k, v in row.items() if k != "iteration"})
         if progression.best is None or scores.miou > progression.best["miou"]:
             progression.best = {
@@ -503,7 +575,6 @@ class _Run:
 
     def _scores(self) -> Scores:
         job = self.job
-        self._share_buffers()
         batches = evaluation_batches(
             self.val_samples,
             job.root,
@@ -534,20 +605,12 @@ class _Run:
         return votes.item() > 0
 
     def _wait_for_all(self) -> None:
-        """No rank looks into the work folder before the first one has written what it writes."""
+        """No rank looks into the work folder before all is written."""
         if self.group is not None:
             dist.barrier(self.group)
 
-    def _share_buffers(self) -> None:
-        """Give all ranks the first one's batch-norm statistics, the ones that are saved."""
-        if self.group is None:
-            return
-        first = dist.get_global_rank(self.group, 0)
-        for buffer in self.student.buffers():
-            dist.broadcast(buffer, first, group=self.group)
-
     def _checkpoint(self, progression: _Progression) -> None:
-        if self.work and self.rank == 0:
+        if self.work and self.writes:
             self.work.save(self._state(progression))
 
 
@@ -594,9 +657,11 @@ def check_inputs(
     """Raise a UserError when the pieces of a job do not fit together."""
     if not of_split(samples, "train"):
         raise UserError("The index has no image in split `train`. Add some or fix the layout.")
-    if job.recipe.batch_size % world:
+    if job.recipe.batch_size % (world * job.recipe.accumulate):
+        parts = f" in {job.recipe.accumulate} parts each" if job.recipe.accumulate > 1 else ""
         raise UserError(
-            f"recipe.batch_size is {job.recipe.batch_size}, not a multiple of {world} devices."
+            f"recipe.batch_size is {job.recipe.batch_size}, not a multiple of {world} devices"
+            f"{parts}. Change recipe.batch_size, recipe.accumulate or trainer.devices."
         )
     if job.definition.needs_teacher:
         if teacher is None:
@@ -618,6 +683,9 @@ def term_context(
     teacher: SegmentationNetwork,
     recipe: RecipeParams,
     labels: LabelSet,
+    *,
+    ranks: Ranks = ALONE,
+    relations: Literal["gathered", "rank"] = "gathered",
 ) -> TermContext:
     """What distillation terms are built for: both networks' maps of a training sample."""
     crop = recipe.augment.crop
@@ -626,6 +694,8 @@ def term_context(
         teacher=output_shapes(teacher, crop),
         ignore_index=labels.ignore_index,
         aux_weight=recipe.aux_weight,
+        ranks=ranks,
+        relations=relations,
     )
 
 
@@ -669,9 +739,9 @@ def title_of(job: TrainingJob) -> str:
     return job.method + stage + (f", seed {job.seed}" if job.seed else "")
 
 
-def _step_seed(seed: int, iteration: int, rank: int) -> int:
-    """Decides dropout and other draws on the device in one step of one rank."""
-    return (seed * 1_000_003 + iteration) * 1_009 + rank
+def _step_seed(seed: int, iteration: int) -> int:
+    """Decides dropout and other draws on the device in one step."""
+    return (seed * 1_000_003 + iteration) * 1_009
 
 
 def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from rdd_pipeline.distillation.objective import Objective, ObjectiveOutput
 from rdd_pipeline.networks import NetworkOutput, Preprocessing, SegmentationNetwork
+from rdd_pipeline.training.synchronized import Parts
 
 
 class TrainingStep(nn.Module):
@@ -51,11 +54,66 @@ class TrainingStep(nn.Module):
             iteration: Counts from 1; decides the RDD stage.
         """
         teacher = self._teach(images)
+        student = self._learn(images)
+        return self.objective(student, teacher, labels, iteration)  # type: ignore[no-any-return]
+
+    def backward_in_parts(
+        self, images: Tensor, labels: Tensor, iteration: int, parts: Parts, seed: int
+    ) -> ObjectiveOutput:
+        """Losses and gradients of one batch, with memory for a part of it.
+
+        The student's outputs are computed part by part without a graph; the objective sees all of
+        them, as if they had come from one pass, and says what gradient each wants; then each part
+        is computed again, with a graph, and pulls its gradient back. So losses that relate images
+        to one another, or divide by a count, are those of the whole batch. Only batch norm's
+        statistics are those of a part.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB.
+            labels: (B, H, W) train ids.
+            iteration: Counts from 1; decides the RDD stage.
+            parts: Says how many, and is told which one is computed.
+            seed: Set before each part, so that its dropout is the same in both passes.
+        """
+        pieces = images.chunk(parts.parts)
+        buffers = [buffer.clone() for buffer in self.student.buffers()]
+        outputs: list[NetworkOutput] = []
+        taught: list[NetworkOutput] = []
+        for number, piece in enumerate(pieces):
+            lesson = self._teach(piece)
+            if lesson is not None:
+                taught.append(lesson)
+            parts.current = number
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                outputs.append(self._learn(piece))
+        for buffer, before in zip(self.student.buffers(), buffers, strict=True):
+            buffer.copy_(before)  # statistics are counted once, in the pass that is to come
+
+        whole = [tensor.requires_grad_() for tensor in _joined(outputs)]
+        teacher = _output(_joined(taught)) if taught else None
+        result: ObjectiveOutput = self.objective(_output(whole), teacher, labels, iteration)
+        result.total.backward()  # type: ignore[no-untyped-call]
+
+        wanted = [tensor.grad for tensor in whole]
+        for number, piece in enumerate(pieces):
+            parts.current = number
+            torch.manual_seed(seed)
+            first = number * len(pieces[0])
+            pairs = [
+                (tensor, grad[first : first + len(piece)])
+                for tensor, grad in zip(_flat(self._learn(piece)), wanted, strict=True)
+                if grad is not None
+            ]
+            torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
+        return result
+
+    def _learn(self, images: Tensor) -> NetworkOutput:
         with torch.autocast(
             images.device.type, dtype=self._autocast, enabled=self._autocast is not None
         ):
-            student = self.student(self._student_preprocessing.normalize(images))
-        return self.objective(student, teacher, labels, iteration)  # type: ignore[no-any-return]
+            output: NetworkOutput = self.student(self._student_preprocessing.normalize(images))
+        return output
 
     @torch.no_grad()
     def _teach(self, images: Tensor) -> NetworkOutput | None:
@@ -67,3 +125,20 @@ class TrainingStep(nn.Module):
         ):
             output: NetworkOutput = teacher(self._teacher_preprocessing.normalize(images))
         return output
+
+
+def _flat(output: NetworkOutput) -> list[Tensor]:
+    """The tensors of an output, those that are there."""
+    logits, aux_logits, feature, stages = output
+    return [logits, feature, *stages, *([] if aux_logits is None else [aux_logits])]
+
+
+def _joined(outputs: Sequence[NetworkOutput]) -> list[Tensor]:
+    """`_flat` of one output for the images of all."""
+    return [torch.cat(tensors) for tensors in zip(*map(_flat, outputs), strict=True)]
+
+
+def _output(tensors: Sequence[Tensor]) -> NetworkOutput:
+    """Inverse of `_flat`."""
+    logits, feature, early, late, *aux_logits = tensors
+    return NetworkOutput(logits, aux_logits[0] if aux_logits else None, feature, (early, late))
