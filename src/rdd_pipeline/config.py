@@ -271,6 +271,24 @@ class TrainerParams(Params):
         description="GPUs that train one network together, each with its share of the batch; auto: "
         "all that share it evenly. On CPU the number of processes, which is 1 for auto.",
     )
+    nodes: PositiveInt = Field(
+        1, description="Machines that train one network together, each with `devices` processes."
+    )
+    rendezvous: str | None = Field(
+        None,
+        description="HOST:PORT of the first machine, where the others meet it: each of them runs "
+        "`python -m rdd_pipeline.training.join HOST:PORT`.",
+    )
+    address: str | None = Field(
+        None,
+        description="Name or address under which the other machines reach this one; None: its own "
+        "name.",
+    )
+    patience: PositiveFloat = Field(
+        600.0,
+        description="Seconds to wait for machines that have not joined yet or were lost, and for "
+        "a process that does not answer.",
+    )
     max_restarts: NonNegativeInt = Field(
         3,
         description="With several devices: how often processes that died are started again, from "
@@ -292,6 +310,15 @@ class TrainerParams(Params):
         60.0, description="Seconds between checkpoints; one is also written at every validation."
     )
     deterministic: bool = Field(False, description="Repeatable on CUDA too, at some cost.")
+
+    @model_validator(mode="after")
+    def _machines_meet_somewhere(self) -> Self:
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(
+                f"nodes is {self.nodes}, but rendezvous is not set. Give HOST:PORT of this "
+                "machine, the first one, e.g. trainer.rendezvous=node1:29400."
+            )
+        return self
 
 
 class MethodsParams(Params):

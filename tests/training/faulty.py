@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.training import launch
+from rdd_pipeline.training import worker
 from rdd_pipeline.training.step import TrainingStep
 
 RANK, ATTEMPT = "RANK", "TORCHELASTIC_RESTART_COUNT"
@@ -32,7 +32,7 @@ def killed_once(path: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     _before_each_step(act)
-    launch._worker(path)
+    worker.work(path)
 
 
 def always_fails(path: str) -> None:
@@ -43,7 +43,7 @@ def always_fails(path: str) -> None:
             raise ZeroDivisionError("a fault of its own")
 
     _before_each_step(act)
-    launch._worker(path)
+    worker.work(path)
 
 
 def wrong_input(path: str) -> None:
@@ -54,10 +54,10 @@ def wrong_input(path: str) -> None:
             raise UserError("image 7 is not what it was. Put it back.")
 
     _before_each_step(act)
-    launch._worker(path)
+    worker.work(path)
 
 
 def slow(path: str) -> None:
     """Takes long enough for a signal to come in between."""
     _before_each_step(lambda iteration: time.sleep(0.5))
-    launch._worker(path)
+    worker.work(path)

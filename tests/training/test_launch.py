@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from torch.testing import assert_close
 
-from rdd_pipeline.errors import UserError, WorkerFailedError
+from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.errors import DataProblem, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.segmentation.loading import evaluation_batches
-from rdd_pipeline.training import launch, loop
+from rdd_pipeline.training import launch, loop, machines, worker
 from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.join import join
 from rdd_pipeline.training.loop import TrainingInterruptedError, job_fingerprint
 
 from . import faulty
@@ -52,7 +59,7 @@ def undisturbed(run, job, tmp_path_factory):
 
 @pytest.fixture
 def no_processes(monkeypatch):
-    monkeypatch.setattr(launch, "_run_workers", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setattr(launch, "run_workers", lambda *_: pytest.fail("processes were started"))
 
 
 def _same(one, other) -> None:
@@ -92,8 +99,33 @@ def test_an_error_names_its_kind_through_the_folder(tmp_path):
         (tmp_path / f"fault-0-{number}.json").write_text(
             f'{{"final": "{kind}", "message": "{kind}!", "time": {when}}}'
         )
-    with pytest.raises(launch.DataProblem, match=r"^DataProblem!$"):
+    with pytest.raises(DataProblem, match=r"^DataProblem!$"):
         launch._raise_fault(tmp_path)
+
+
+def test_several_machines_need_a_place_to_meet():
+    with pytest.raises(ValueError, match=r"nodes is 2, but rendezvous is not set. Give HOST:PORT"):
+        TrainerParams(nodes=2)
+
+
+@pytest.mark.parametrize("endpoint", ["node1", "node1:", ":29400", "node1:http", "node1:70000"])
+def test_an_address_that_is_none_is_refused(endpoint, run, job, tmp_path, no_processes):
+    trainer = TWO.model_copy(update={"devices": 1, "nodes": 2, "rendezvous": endpoint})
+    with pytest.raises(UserError, match="expected HOST:PORT, as in node1:29400"):
+        run(job, tmp_path, trainer=trainer)
+
+
+def test_an_address_of_another_machine_is_refused(run, job, tmp_path, no_processes):
+    trainer = TWO.model_copy(
+        update={"devices": 1, "nodes": 2, "rendezvous": "192.0.2.1:29400"}  # for documentation
+    )
+    with pytest.raises(UserError, match="this machine cannot listen there .* the first one"):
+        run(job, tmp_path, trainer=trainer)
+
+
+def test_a_machine_that_finds_no_training_says_so():
+    with pytest.raises(UserError, match=r"no training at 127.0.0.1:1 after 0.1 seconds. Start it"):
+        join("127.0.0.1:1", patience=0.1)
 
 
 # ---- in two processes
@@ -139,7 +171,7 @@ def test_what_is_done_is_loaded_and_the_way_there_is_cleared(undisturbed, run, j
 def test_killed_once_it_ends_as_if_nothing_had_happened(
     undisturbed, run, job, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(launch, "_worker", faulty.killed_once)
+    monkeypatch.setattr(worker, "work", faulty.killed_once)
     with caplog.at_level(logging.INFO):
         result = run(job, tmp_path)
     _same(result, undisturbed[1])
@@ -151,7 +183,7 @@ def test_killed_once_it_ends_as_if_nothing_had_happened(
 def test_failing_again_and_again_it_ends_with_the_error_of_the_process(
     run, job, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(launch, "_worker", faulty.always_fails)
+    monkeypatch.setattr(worker, "work", faulty.always_fails)
     with pytest.raises(WorkerFailedError) as info:
         run(job, tmp_path)
     message = str(info.value)
@@ -162,7 +194,7 @@ def test_failing_again_and_again_it_ends_with_the_error_of_the_process(
 
 
 def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, blocks):
-    monkeypatch.setattr(launch, "_worker", faulty.slow)
+    monkeypatch.setattr(worker, "work", faulty.slow)
     before = [signal.getsignal(number) for number in launch.STOP_SIGNALS]
     sent = []
 
@@ -183,7 +215,70 @@ def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, bloc
 
 @pytest.mark.slow
 def test_what_the_user_has_to_mend_is_not_tried_again(run, job, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(launch, "_worker", faulty.wrong_input)
+    monkeypatch.setattr(worker, "work", faulty.wrong_input)
     with pytest.raises(UserError, match=r"^image 7 is not what it was. Put it back.$"):
         run(job, tmp_path)
     assert "start again" not in caplog.text
+
+
+# ---- on two "machines": two launchers that share nothing but the loopback interface
+
+
+class Machine:
+    """The second one."""
+
+    def __init__(self, endpoint: str, images: Path) -> None:
+        self._command = [
+            *(sys.executable, "-m", "rdd_pipeline.training.join", endpoint),
+            *("--data", str(images), "--patience", "60"),
+        ]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def workers(self) -> list[int]:
+        """Processes of it that train: children of its fork server that have forked on."""
+        return [pid for pid in _descendants(self.process.pid) if _trains(pid)]
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return found + [below for child in found for below in _descendants(child)]
+
+
+def _trains(pid: int) -> bool:
+    """A process of gloo has threads of that name."""
+    names = [path.read_text().strip() for path in Path(f"/proc/{pid}/task").glob("*/comm")]
+    return any("gloo" in name for name in names)
+
+
+@pytest.fixture(scope="module")
+def two_machines(blocks, tmp_path_factory):
+    """Trainer of the first, and the second; its images are a copy at another place."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    images = tmp_path_factory.mktemp("second") / "images"
+    shutil.copytree(blocks.root, images)
+    machine = Machine(endpoint, images)
+    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 60}
+    yield TWO.model_copy(update=updates), machine
+    machines.close(endpoint, 1)
+    output, _ = machine.process.communicate(timeout=60)
+    assert machine.process.returncode == 0, output
+
+
+def test_two_machines_come_to_what_two_processes_do(undisturbed, run, job, two_machines, tmp_path):
+    trainer, _ = two_machines
+    result = run(job, tmp_path, trainer=trainer)
+    _same(result, undisturbed[1])
+    assert result.trained == 8
+    assert run(job, tmp_path, trainer=trainer).trained == 0

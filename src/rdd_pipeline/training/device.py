@@ -70,7 +70,8 @@ def resolve_devices(trainer: TrainerParams, batch_size: int) -> int:
     one = device.type == "cpu" or device.index is not None
     if trainer.devices == "auto":
         there = 1 if one else torch.cuda.device_count()
-        return max(number for number in range(1, there + 1) if batch_size % number == 0)
+        shares = [n for n in range(1, there + 1) if batch_size % (n * trainer.nodes) == 0]
+        return max(shares, default=1)
     if trainer.devices > 1 and device.type == "cuda":
         if device.index is not None:
             raise UserError(

@@ -1,10 +1,8 @@
-"""One training on several devices of this machine, started from inside any function.
+"""One training on several devices, of one machine or several, started from inside any function.
 
-`train` is `loop.train` that first starts `trainer.devices` processes, by torch's elastic launcher.
-Everything passes through files in the work folder: the task goes in as JSON, safetensors and a
-training state, the result comes back as the work's final state, and whatever a process has to say
-meanwhile (points of the curves, log lines, the error it ends with) as lines of JSON. Nothing is
-unpickled, and nobody but this process talks to Kedro or MLflow.
+`train` is `loop.train` that first starts `trainer.devices` processes (see `worker`), by torch's
+elastic launcher. The result comes back as the work's final state. Nobody but this process talks to
+Kedro or MLflow. With `trainer.nodes` the other machines join it (see `machines`, `join`).
 """
 
 from __future__ import annotations
@@ -17,62 +15,31 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
-import sys
 import threading
-import time
-import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import torch
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from rdd_pipeline.config import Params, TrainerParams
-from rdd_pipeline.errors import (
-    INTERRUPTED,
-    DataProblem,
-    NonFiniteLossError,
-    RunInterrupted,
-    UserError,
-    WorkerFailedError,
-)
-from rdd_pipeline.networks import NetworkCheckpoint, load_checkpoint, save_checkpoint
+from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
+from rdd_pipeline.networks import NetworkCheckpoint, save_checkpoint
 from rdd_pipeline.segmentation.index import Sample, usable_cores
-from rdd_pipeline.segmentation.processes import end_with_parent, hidden_main
-from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import (
-    DamagedStateError,
-    State,
-    WorkFolder,
-    dumps,
-    loads,
-    write_atomically,
-)
+from rdd_pipeline.segmentation.processes import hidden_main
+from rdd_pipeline.training import loop, machines, worker
+from rdd_pipeline.training.checkpoints import State, WorkFolder, dumps, write_atomically
 from rdd_pipeline.training.device import resolve_device, resolve_devices
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import Observer, TrainingInterruptedError, TrainingResult
+from rdd_pipeline.training.worker import FINAL, STOP_SIGNALS, Task, faults, train_in_group
 
 logger = logging.getLogger(__name__)
 
-# Errors that a restart does not cure. They end the run at once, as what they are.
-FINAL: dict[str, type[Exception]] = {
-    kind.__name__: kind
-    for kind in (
-        DataProblem,
-        DamagedStateError,
-        UserError,
-        NonFiniteLossError,
-        TrainingInterruptedError,
-        RunInterrupted,
-    )
-}
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _POLL = 0.2
 """Seconds between looks at what the processes have written."""
 
@@ -99,35 +66,20 @@ def train(
         WorkerFailedError: A process failed more often than `trainer.max_restarts`.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _train_in_group(job, samples, trainer, teacher, start, work, observe, None)
+        return train_in_group(job, samples, trainer, teacher, start, work, observe, None)
     processes = resolve_devices(trainer, job.recipe.batch_size)
-    if processes > 1:
+    if processes * trainer.nodes > 1:
         if work is None:
             raise UserError(
                 f"trainer.devices is {processes}: several processes meet in a work folder, but "
-                "none was given. Give one, or set trainer.devices=1."
+                "none was given. Give one, or set trainer.devices=1 and trainer.nodes=1."
             )
-        loop.check_inputs(job, samples, teacher, start, processes)
+        loop.check_inputs(job, samples, teacher, start, processes * trainer.nodes)
         if work.finished_state() is None:
             return _launch(job, samples, trainer, teacher, start, work, observe, processes)
     return loop.train(
         job, samples, trainer=trainer, teacher=teacher, start=start, work=work, observe=observe
     )
-
-
-# ---- in the process that launches
-
-
-class _Task(Params):
-    """What every process is to do; the tensors lie beside it."""
-
-    job: TrainingJob
-    trainer: TrainerParams
-    samples: tuple[Sample, ...]
-    work: Path
-    fingerprint: str
-    cwd: Path
-    log_level: int
 
 
 def _launch(
@@ -144,12 +96,8 @@ def _launch(
     begun = work.latest() or start
     folder = work.path.resolve() / "launch"
     shutil.rmtree(folder, ignore_errors=True)
-    if resolve_device(trainer.device).type == "cpu" and trainer.threads is None:
-        # Each of them would take all cores.
-        threads = max(1, usable_cores() // processes)
-        trainer = trainer.model_copy(update={"threads": threads})
     try:
-        task = _Task(
+        task = Task(
             job=job,
             trainer=trainer,
             samples=tuple(samples),
@@ -158,18 +106,27 @@ def _launch(
             cwd=Path.cwd(),
             log_level=logger.getEffectiveLevel(),
         )
-        write_atomically(folder / "task.json", task.model_dump_json().encode())
+        write_task(task, folder, processes)
         if teacher is not None:
             save_checkpoint(teacher, folder / "teacher.safetensors")
         if start is not None:
             write_atomically(folder / "start.ckpt", dumps(start))
-        logger.info("%s: %d processes train together.", title, processes)
+        logger.info(
+            "%s: %d processes%s train together.",
+            title,
+            processes * trainer.nodes,
+            f" on {trainer.nodes} machines" if trainer.nodes > 1 else "",
+        )
         try:
-            with _Relay(folder, observe), _own_signal_handlers(), _elastic_is_quiet():
-                _run_workers(folder, processes, trainer.max_restarts)
-        except (SignalException, ChildFailedError, RunInterrupted) as error:
+            with _Relay(folder, observe):
+                if trainer.nodes == 1:
+                    run_workers(folder, processes, trainer.max_restarts)
+                else:
+                    _run_with_others(folder, processes, trainer)
+        except (SignalException, ChildFailedError, RunInterrupted, RendezvousError) as error:
             _raise_fault(folder)
-            _raise_otherwise(error, title, work, folder, processes, trainer.max_restarts)
+            world = processes * trainer.nodes
+            _raise_otherwise(error, title, work, folder, world, trainer)
         _raise_fault(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -187,29 +144,98 @@ def _launch(
     )
 
 
-def _run_workers(folder: Path, processes: int, max_restarts: int) -> None:
+def write_task(task: Task, folder: Path, processes: int) -> None:
+    """Put a task where the processes of this machine look for it."""
+    if resolve_device(task.trainer.device).type == "cpu" and task.trainer.threads is None:
+        # Each of them would take all cores.
+        threads = max(1, usable_cores() // processes)
+        trainer = task.trainer.model_copy(update={"threads": threads})
+        task = task.model_copy(update={"trainer": trainer})
+    write_atomically(folder / "task.json", task.model_dump_json().encode())
+
+
+def _run_with_others(folder: Path, processes: int, trainer: TrainerParams) -> None:
+    """Hand the training out to the other machines and take part in it."""
+    assert trainer.rendezvous is not None, "a rule of TrainerParams"
+    exchange = machines.host(trainer.rendezvous, trainer.nodes - 1)
+    files = {
+        path.name: path.read_bytes()
+        for path in (folder / "task.json", folder / "teacher.safetensors")
+        if path.exists()
+    }
+    run = uuid.uuid4().hex
+    training = exchange.hand_out(files, {"run": run, "processes": processes})
+    logger.info(
+        "The other machines join by: python -m rdd_pipeline.training.join %s", trainer.rendezvous
+    )
+    watching, known = machines.Exchange.connect(trainer.rendezvous), 0
+
+    def look() -> bool:
+        nonlocal known
+        known = watching.fetch_faults(training, folder, known)
+        return machines.any_final(folder)
+
+    try:
+        with machines.Watch(folder, look):
+            run_workers(folder, processes, trainer.max_restarts, trainer=trainer, run=run)
+    finally:
+        exchange.call_off(training)
+        watching.fetch_faults(training, folder, known)
+
+
+def run_workers(
+    folder: Path,
+    processes: int,
+    max_restarts: int,
+    *,
+    trainer: TrainerParams | None = None,
+    run: str = "",
+) -> None:
+    """Start the processes of this machine and wait for their end.
+
+    Args:
+        folder: Where they find their task.
+        processes: How many.
+        max_restarts: How often all are started again when one ends.
+        trainer: Of a training on several machines: where they meet.
+        run: Its name, the same on all of them.
+
+    Raises:
+        SignalException: This process got a signal; the others have ended.
+        ChildFailedError: A process failed too often.
+        RendezvousError: The machines do not find one another.
+    """
     # Otherwise processes that are started again read the addresses of dead ones, and hang
     # (pytorch#135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # A process is forked from one that has imported all this: seconds become tenths of one.
     multiprocessing.set_forkserver_preload(
-        ["torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", __name__]
+        ["torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", worker.__name__]
     )
+    nodes, endpoint, meeting = 1, "localhost:0", {}
+    address: str | None = "localhost"
+    if trainer is not None and trainer.rendezvous is not None:
+        nodes, endpoint = trainer.nodes, trainer.rendezvous
+        on_one = worker.on_one_machine(trainer)
+        address = trainer.address or ("localhost" if on_one else None)
+        # The store is there already.
+        meeting = {"is_host": "false", "join_timeout": str(round(trainer.patience))}
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
+        run_id=run or uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # the host's own name may not resolve
+        rdzv_endpoint=endpoint,
+        rdzv_configs=meeting,
+        local_addr=address,  # the host's own name may not resolve
         max_restarts=max_restarts,
         monitor_interval=0.1,
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "elastic")),
     )
-    with hidden_main():
-        elastic_launch(config, _worker)(str(folder))
+    with hidden_main(), _own_signal_handlers(), _elastic_is_quiet():
+        elastic_launch(config, worker.work)(str(folder))
 
 
 class _Relay:
@@ -288,14 +314,19 @@ def _elastic_is_quiet() -> Iterator[None]:
 
 def _raise_fault(folder: Path) -> None:
     """Raise what a process ended the run with, as the same kind of error."""
-    faults = [fault for fault in _faults(folder) if fault["final"]]
-    if faults:
-        first = min(faults, key=lambda fault: float(fault["time"]))
+    final = [fault for fault in faults(folder) if fault["final"]]
+    if final:
+        first = min(final, key=lambda fault: float(fault["time"]))
         raise FINAL[first["final"]](first["message"])
 
 
 def _raise_otherwise(
-    error: Exception, title: str, work: WorkFolder, folder: Path, processes: int, restarts: int
+    error: Exception,
+    title: str,
+    work: WorkFolder,
+    folder: Path,
+    processes: int,
+    trainer: TrainerParams,
 ) -> NoReturn:
     """Raise what became of processes that could not finish their task."""
     state = work.latest()
@@ -305,20 +336,27 @@ def _raise_otherwise(
         if state is not None
         else "Nothing had been saved yet."
     )
-    if not isinstance(error, ChildFailedError):
+    if isinstance(error, SignalException | RunInterrupted):
         raise TrainingInterruptedError(f"{title} was asked to stop. {kept}") from error
+    restarts = trainer.max_restarts
     again = f"after {restarts} restart{'s' if restarts != 1 else ''}"
-    faults = _faults(folder)
-    attempt = max((fault["attempt"] for fault in faults), default=0)
-    faults = [fault for fault in faults if fault["attempt"] == attempt]
-    causes = [fault for fault in faults if not fault["peer"]]
+    found = faults(folder)
+    attempt = max((fault["attempt"] for fault in found), default=0)
+    found = [fault for fault in found if fault["attempt"] == attempt]
+    causes = [fault for fault in found if not fault["peer"]]
     if causes:
         first = min(causes, key=lambda fault: float(fault["time"]))
         raise WorkerFailedError(
             f"{first['kind']}: {first['message']}\n{title}: process {first['rank']} of {processes} "
             f"failed with it {again}. {kept}\n\n{first['traceback']}"
         ) from None
-    silent = sorted(set(range(processes)) - {fault["rank"] for fault in faults})
+    if not isinstance(error, ChildFailedError):
+        raise WorkerFailedError(
+            f"{title}: {trainer.nodes} machines did not come together at {trainer.rendezvous} "
+            f"within {trainer.patience:g} seconds (trainer.patience). On each of the others run: "
+            f"python -m rdd_pipeline.training.join {trainer.rendezvous}. {kept}"
+        ) from error
+    silent = sorted(set(range(processes)) - {fault["rank"] for fault in found})
     rank, failure = error.get_first_failure()
     by = f" by {failure.signal_name()}" if failure.exitcode < 0 else ""
     raise WorkerFailedError(
@@ -326,149 +364,3 @@ def _raise_otherwise(
         f"{again}, perhaps by the system for want of memory (trainer.workers and "
         f"recipe.batch_size decide how much is needed). {kept}"
     ) from error
-
-
-def _faults(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("fault-*.json"))]
-
-
-# ---- in the processes that train
-
-
-def _worker(path: str) -> None:
-    """What each of the processes does."""
-    end_with_parent()
-    folder = Path(path)
-    rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    if any(fault["final"] for fault in _faults(folder)):
-        return  # the launcher starts them again after any fault; this one would come again
-    stop = threading.Event()
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        _do(folder, rank, attempt, stop)
-    except BaseException as error:
-        kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in FINAL]
-        fault = {
-            "rank": rank,
-            "attempt": attempt,
-            "time": time.time(),
-            "kind": type(error).__name__,
-            "message": str(error),
-            "traceback": traceback.format_exc(),
-            "final": kinds[0] if kinds else None,
-            "peer": _lost_a_peer(error),
-        }
-        write_atomically(folder / f"fault-{attempt}-{rank}.json", json.dumps(fault).encode())
-        if not kinds:
-            raise
-        # At once: a launcher that is leaving too does not take a result any more.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED if isinstance(error, RunInterrupted) else 2)
-
-
-def _do(folder: Path, rank: int, attempt: int, stop: threading.Event) -> None:
-    task = _Task.model_validate_json((folder / "task.json").read_text())
-    os.chdir(task.cwd)
-    events = _Events(folder / "events.jsonl")
-    _forward_log(events if rank == 0 else None, task.log_level)
-    if attempt and rank == 0:
-        logger.warning(
-            "%s: a process ended; all start again from the last checkpoint (%d of %d).",
-            loop.title_of(task.job),
-            attempt,
-            task.trainer.max_restarts,
-        )
-    teacher, start = folder / "teacher.safetensors", folder / "start.ckpt"
-    if "GLOO_SOCKET_IFNAME" not in os.environ:
-        # They are on one machine, whose own name may resolve to nothing.
-        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-        if names:
-            os.environ["GLOO_SOCKET_IFNAME"] = names[0]
-    _train_in_group(
-        task.job,
-        task.samples,
-        task.trainer,
-        load_checkpoint(teacher) if teacher.exists() else None,
-        loads(start.read_bytes(), source=str(start)) if start.exists() else None,
-        WorkFolder(task.work, task.fingerprint),
-        lambda iteration, values: events.write({"iteration": iteration, "values": dict(values)}),
-        stop,
-    )
-
-
-def _train_in_group(
-    job: TrainingJob,
-    samples: Sequence[Sample],
-    trainer: TrainerParams,
-    teacher: NetworkCheckpoint | None,
-    start: State | None,
-    work: WorkFolder | None,
-    observe: Observer | None,
-    stop: threading.Event | None,
-) -> TrainingResult:
-    """Train as one of the processes that RANK and WORLD_SIZE speak of."""
-    device = resolve_device(trainer.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    ours = not dist.is_initialized()
-    if ours:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    result = loop.train(
-        job,
-        samples,
-        trainer=trainer,
-        teacher=teacher,
-        start=start,
-        work=work,
-        group=dist.group.WORLD,
-        device=device,
-        observe=observe,
-        stop=stop,
-    )
-    # Not after an error: taking leave of a process that is gone can take for ever.
-    if ours:
-        dist.destroy_process_group()
-    return result
-
-
-def _lost_a_peer(error: BaseException) -> bool:
-    """Whether a process fails because another one did."""
-    return isinstance(error, dist.DistError) or (
-        type(error) is RuntimeError and "gloo" in str(error).lower()
-    )
-
-
-class _Events:
-    """Lines of JSON for the process that launched this one."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, event: Mapping[str, Any]) -> None:
-        """In one piece, or not at all."""
-        self._file.write(json.dumps(event).encode() + b"\n")
-
-
-class _Forward(logging.Handler):
-    """Sends log records to the process that launched this one."""
-
-    def __init__(self, events: _Events) -> None:
-        super().__init__()
-        self._events = events
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        self._events.write(
-            {"logger": record.name, "level": record.levelno, "message": record.getMessage()}
-        )
-
-
-def _forward_log(events: _Events | None, level: int) -> None:
-    """Log to the launching process from now on; None: nowhere."""
-    package = logging.getLogger(__name__.split(".")[0])
-    package.handlers = [logging.NullHandler() if events is None else _Forward(events)]
-    package.propagate = False
-    package.setLevel(level)

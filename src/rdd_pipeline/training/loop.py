@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -356,12 +357,15 @@ class _Run:
             see_whole_batch(self.step, self.parts, self.device)
         self.wrapped: nn.Module = self.step
         if self.world > 1 and self.parts.parts == 1:
-            self.wrapped = DistributedDataParallel(
-                self.step,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                process_group=self.group,
-                broadcast_buffers=False,
-            )
+            with warnings.catch_warnings():
+                # torch 2.15 has another name for it, which older ones do not know.
+                warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+                self.wrapped = DistributedDataParallel(
+                    self.step,
+                    device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                    process_group=self.group,
+                    broadcast_buffers=False,
+                )
 
     def _restore(self, state: State, progression: _Progression) -> None:
         self.student.load_state_dict(state["student"])
