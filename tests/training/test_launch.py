@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import os
 import shutil
@@ -9,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,8 @@ from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.errors import DataProblem, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
+from rdd_pipeline.networks import load_checkpoint, save_checkpoint
+from rdd_pipeline.segmentation.index import to_rows
 from rdd_pipeline.segmentation.loading import evaluation_batches
 from rdd_pipeline.training import launch, loop, machines, worker
 from rdd_pipeline.training.checkpoints import WorkFolder
@@ -119,7 +125,7 @@ def test_an_address_of_another_machine_is_refused(run, job, tmp_path, no_process
     trainer = TWO.model_copy(
         update={"devices": 1, "nodes": 2, "rendezvous": "192.0.2.1:29400"}  # for documentation
     )
-    with pytest.raises(UserError, match="this machine cannot listen there .* the first one"):
+    with pytest.raises(UserError, match=r"this machine cannot listen there .* the first one"):
         run(job, tmp_path, trainer=trainer)
 
 
@@ -232,6 +238,7 @@ class Machine:
             *(sys.executable, "-m", "rdd_pipeline.training.join", endpoint),
             *("--data", str(images), "--patience", "60"),
         ]
+        self.images = images
         self.start()
 
     def start(self) -> None:
@@ -282,3 +289,132 @@ def test_two_machines_come_to_what_two_processes_do(undisturbed, run, job, two_m
     _same(result, undisturbed[1])
     assert result.trained == 8
     assert run(job, tmp_path, trainer=trainer).trained == 0
+
+
+def test_a_process_of_the_second_machine_is_killed(
+    undisturbed, run, job, two_machines, tmp_path, monkeypatch, caplog
+):
+    trainer, machine = two_machines
+    monkeypatch.setattr(worker, "work", faulty.slow)  # on this one; the other waits for it
+    killed = []
+
+    def observe(iteration, values):
+        if iteration == 3 and not killed:
+            killed.extend(machine.workers())
+            os.kill(killed[0], signal.SIGKILL)
+
+    with caplog.at_level(logging.INFO):
+        result = run(job, tmp_path, trainer=trainer, observe=observe)
+    assert len(killed) == 1
+    assert "going on after iteration" in caplog.text
+    _same(result, undisturbed[1])
+
+
+def test_what_is_wrong_on_the_second_machine_is_said_on_the_first(
+    run, job, two_machines, blocks, tmp_path
+):
+    trainer, machine = two_machines
+    image = machine.images / next(s.image for s in blocks.samples if s.split == "train")
+    content = image.read_bytes()
+    image.write_bytes(content[:50])
+    try:
+        with pytest.raises(DataProblem, match=image.name):
+            run(job, tmp_path, trainer=trainer)
+    finally:
+        image.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_the_second_machine_is_lost_and_comes_back(
+    undisturbed, run, job, two_machines, tmp_path, monkeypatch
+):
+    trainer, machine = two_machines
+    monkeypatch.setattr(worker, "work", faulty.slow)
+    lost = []
+
+    def observe(iteration, values):
+        if iteration == 3 and not lost:
+            lost.append(machine.workers())
+            machine.process.kill()
+            machine.process.communicate()
+            threading.Timer(3, machine.start).start()
+
+    _same(run(job, tmp_path, trainer=trainer, observe=observe), undisturbed[1])
+    assert not any(Path(f"/proc/{pid}").exists() for pid in lost[0])
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_second_machine_saves_and_stops_all(
+    run, job, two_machines, tmp_path, monkeypatch
+):
+    trainer, machine = two_machines
+    monkeypatch.setattr(worker, "work", faulty.slow)
+
+    def observe(iteration, values):
+        if iteration == 3:
+            machine.process.terminate()
+
+    begun = time.monotonic()
+    with pytest.raises(TrainingInterruptedError, match="was asked to stop after iteration"):
+        run(job, tmp_path, trainer=trainer, observe=observe)
+    assert time.monotonic() - begun < 30
+    output, _ = machine.process.communicate(timeout=30)
+    assert machine.process.returncode == 143
+    assert "Stopped" in output
+    machine.start()
+    assert 0 < run(job, tmp_path, trainer=trainer).trained < 8
+
+
+@pytest.mark.slow
+def test_without_the_second_machine_the_first_gives_up_in_time(run, job, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 5}
+    with pytest.raises(WorkerFailedError, match=r"2 machines did not come together .* 5 seconds"):
+        run(job, tmp_path, trainer=TWO.model_copy(update=updates))
+    machines.close(endpoint, 0)
+
+
+@pytest.mark.slow
+def test_the_first_machine_is_killed_and_starts_again(
+    undisturbed, job, two_machines, blocks, teacher, tmp_path
+):
+    """Its processes end with it, the second machine waits for it, the end is the same."""
+    trainer, machine = two_machines
+    with (tmp_path / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, to_rows(blocks.samples)[0])
+        writer.writeheader()
+        writer.writerows(to_rows(blocks.samples))
+    save_checkpoint(teacher, tmp_path / "teacher.safetensors")
+    if trainer.rendezvous in machines._hosted:  # the port is the command's now
+        machines.close(trainer.rendezvous, 1)
+        machine.process.wait(30)
+        machine.start()
+    content = {
+        "job": job.model_dump(mode="json"),
+        "trainer": trainer.model_dump(mode="json"),
+        **{"index": "index.csv", "teacher": "teacher.safetensors", "output": "out"},
+    }
+    (tmp_path / "JOB.json").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "rdd_pipeline.training", str(tmp_path / "JOB.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    while not list((tmp_path / "out").glob("work/*/state-*.ckpt")):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.002)
+    below = _descendants(first.pid)
+    first.kill()
+    first.communicate()
+    assert not list((tmp_path / "out").glob("work/*/done.json"))
+    time.sleep(2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "going on after iteration" in done.stderr
+    network = load_checkpoint(tmp_path / "out" / "network.safetensors")
+    assert network.digest() == undisturbed[1].network.digest()
+    machine.process.wait(30)
+    assert machine.process.returncode == 0
