@@ -130,7 +130,7 @@ class SegmentationNetwork(nn.Module):
         if batch_size >= 2 or not self._pools_to_one:
             return
         norms = [m for m in self.neck.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if any(norm.training and not isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+        if any(norm.training and not _counts_other_ranks(norm) for norm in norms):
             raise UserError(
                 f"A batch of {batch_size} image on a device cannot train this network: its image "
                 "pooling leaves one value per channel and batch norm needs two. Use a batch_size "
@@ -222,6 +222,11 @@ def network_from_params(
         output_stride=params.output_stride,
         dropout=params.dropout,
     )
+
+
+def _counts_other_ranks(norm: nn.Module) -> bool:
+    """Torch's synchronized batch norm, or `training.synchronized`'s for other devices."""
+    return isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "synchronized", False)
 
 
 def _definition(name: str) -> Published:

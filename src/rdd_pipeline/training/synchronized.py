@@ -89,6 +89,7 @@ class _Dropout(nn.Module):
 class _SynchronizedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all ranks, on any device; an activation may follow."""
 
+    synchronized = True
     ranks: Ranks
     drop: nn.Module
     act: nn.Module
