@@ -72,6 +72,7 @@ class _Dropout(nn.Module):
         super().__init__()
         assert isinstance(dropout, nn.Dropout | nn.Dropout2d)
         self.p, self.maps, self.parts = dropout.p, isinstance(dropout, nn.Dropout2d), parts
+        self.train(dropout.training)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps of the same shape; unchanged in evaluation."""
