@@ -278,7 +278,7 @@ def two_machines(blocks, tmp_path_factory):
     machine = Machine(endpoint, images)
     updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 60}
     yield TWO.model_copy(update=updates), machine
-    machines.close(endpoint, 1)
+    machines.close(endpoint)
     output, _ = machine.process.communicate(timeout=60)
     assert machine.process.returncode == 0, output
 
@@ -373,7 +373,7 @@ def test_without_the_second_machine_the_first_gives_up_in_time(run, job, tmp_pat
     updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 5}
     with pytest.raises(WorkerFailedError, match=r"2 machines did not come together .* 5 seconds"):
         run(job, tmp_path, trainer=TWO.model_copy(update=updates))
-    machines.close(endpoint, 0)
+    machines.close(endpoint)
 
 
 @pytest.mark.slow
@@ -388,7 +388,7 @@ def test_the_first_machine_is_killed_and_starts_again(
         writer.writerows(to_rows(blocks.samples))
     save_checkpoint(teacher, tmp_path / "teacher.safetensors")
     if trainer.rendezvous in machines._hosted:  # the port is the command's now
-        machines.close(trainer.rendezvous, 1)
+        machines.close(trainer.rendezvous)
         machine.process.wait(30)
         machine.start()
     content = {

@@ -58,8 +58,8 @@ def join(
         exchange = _connect(endpoint, patience)
         if exchange.format() != FORMAT:
             raise UserError(
-                f"The first machine has version {exchange.format()} of rdd_pipeline, this one "
-                f"{FORMAT}. Install the same on both."
+                f"The first machine trains by version {exchange.format()} of rdd_pipeline's "
+                f"training, this one by {FORMAT}. Install the same package on both."
             )
         try:
             _take_part_in_all(exchange, endpoint, data, address)
@@ -89,6 +89,7 @@ def _connect(endpoint: str, patience: float) -> Exchange:
 def _take_part_in_all(
     exchange: Exchange, endpoint: str, data: Path | None, address: str | None
 ) -> None:
+    exchange.arrive()
     logger.info("Joined %s.", endpoint)
     seen = 0
     while not exchange.is_over():

@@ -157,7 +157,7 @@ def write_task(task: Task, folder: Path, processes: int) -> None:
 def _run_with_others(folder: Path, processes: int, trainer: TrainerParams) -> None:
     """Hand the training out to the other machines and take part in it."""
     assert trainer.rendezvous is not None, "a rule of TrainerParams"
-    exchange = machines.host(trainer.rendezvous, trainer.nodes - 1)
+    exchange = machines.host(trainer.rendezvous)
     files = {
         path.name: path.read_bytes()
         for path in (folder / "task.json", folder / "teacher.safetensors")
@@ -165,9 +165,6 @@ def _run_with_others(folder: Path, processes: int, trainer: TrainerParams) -> No
     }
     run = uuid.uuid4().hex
     training = exchange.hand_out(files, {"run": run, "processes": processes})
-    logger.info(
-        "The other machines join by: python -m rdd_pipeline.training.join %s", trainer.rendezvous
-    )
     watching, known = machines.Exchange.connect(trainer.rendezvous), 0
 
     def look() -> bool:

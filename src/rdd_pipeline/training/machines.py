@@ -29,7 +29,6 @@ from typing import Any, Self
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from rdd_pipeline import __version__
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.training.checkpoints import write_atomically
 from rdd_pipeline.training.job import TRAINING_FORMAT
@@ -37,7 +36,7 @@ from rdd_pipeline.training.worker import abort, faults
 
 logger = logging.getLogger(__name__)
 
-FORMAT = f"{__version__}/{TRAINING_FORMAT}"
+FORMAT = str(TRAINING_FORMAT)
 """What both sides must agree in, to compute the same."""
 _PIECE = 4 << 20
 """Bytes of one value; the store takes up to 8 MiB."""
@@ -114,11 +113,13 @@ class Exchange:
             for piece in range(pieces):
                 self._store.delete_key(f"rdd/{training}/{name}/{piece}")
 
-    def say_goodbye(self, others: int) -> None:
-        """Say that the command is over, and give the others the time to hear it."""
+    def say_goodbye(self) -> None:
+        """Say that the command is over, and give those that have joined the time to hear it."""
         self._store.set("rdd/over", "")
-        until = time.monotonic() + 3.0
-        while int(self._store.add("rdd/left", 0)) < others and time.monotonic() < until:
+        until = time.monotonic() + 15.0
+        while time.monotonic() < until:
+            if int(self._store.add("rdd/left", 0)) >= int(self._store.add("rdd/joined", 0)):
+                return
             time.sleep(0.05)
 
     def fetch_faults(self, training: int, folder: Path, known: int) -> int:
@@ -130,6 +131,10 @@ class Exchange:
         return number
 
     # ---- the others
+
+    def arrive(self) -> None:
+        """Let the first machine know that this one is there."""
+        self._store.add("rdd/joined", 1)
 
     def about(self, training: int) -> dict[str, Any]:
         """What `hand_out` was given."""
@@ -164,12 +169,11 @@ class Exchange:
 _hosted: dict[str, Exchange] = {}
 
 
-def host(endpoint: str, others: int) -> Exchange:
+def host(endpoint: str) -> Exchange:
     """The store at an address of this machine, which lives as long as this process.
 
     Args:
         endpoint: HOST:PORT; it listens on the address of HOST only.
-        others: Number of other machines.
 
     Raises:
         UserError: The address is not one of this machine, or the port is taken.
@@ -199,14 +203,15 @@ def host(endpoint: str, others: int) -> Exchange:
     )
     store.set("rdd/format", FORMAT)
     exchange = _hosted[endpoint] = Exchange(store)
-    atexit.register(close, endpoint, others)
+    atexit.register(close, endpoint)
+    logger.info("Other machines join by: python -m rdd_pipeline.training.join %s", endpoint)
     return exchange
 
 
-def close(endpoint: str, others: int) -> None:
+def close(endpoint: str) -> None:
     """End what `host` began; at the latest when the process ends."""
     if endpoint in _hosted:
-        _hosted.pop(endpoint).say_goodbye(others)
+        _hosted.pop(endpoint).say_goodbye()
 
 
 class Watch:
@@ -245,7 +250,7 @@ class Watch:
             return
         # Time for what the other processes of this machine have to say, and for a launcher that
         # comes to its end by itself.
-        if self._over.wait(2.0):
+        if self._over.wait(1.0):
             return
         with self._lock:
             if self._over.is_set():

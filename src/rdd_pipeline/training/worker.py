@@ -117,12 +117,11 @@ def work(path: str) -> None:
             "peer": _lost_a_peer(error),
         }
         write_atomically(folder / f"fault-{attempt}-{rank}.json", json.dumps(fault).encode())
-        if not kinds:
-            raise
-        # At once: a launcher that is leaving too does not take a result any more.
+        # At once: a launcher that is leaving too does not take a result any more, and taking leave
+        # of processes that are gone can take for ever.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(INTERRUPTED if isinstance(error, RunInterrupted) else 2)
+        os._exit(INTERRUPTED if isinstance(error, RunInterrupted) else 2 if kinds else 1)
 
 
 def _watch_for_abort(folder: Path) -> None:
