@@ -1,6 +1,7 @@
 # One command each. The first use of any target makes .venv from requirements.lock.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 export DO_NOT_TRACK := true
 
@@ -24,11 +25,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 run: setup ## set up, then the main job on generated road scenes
 	$(BIN)/kedro run --pipeline=distill_tse
 
-test: setup ## set up, then the tests
-	$(BIN)/python -m pytest
+# A file's tests stay together (they share what its fixtures train), the longest files go first.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: setup ## set up, then the tests, in WORKERS=2 processes
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: setup ## the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not gpu'
 
 check: setup ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -16,6 +16,16 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+import pytest  # noqa: E402
 import torch  # noqa: E402 - it reads OMP_NUM_THREADS when it is imported
 
 torch.set_num_threads(1)
+
+# They mostly wait for processes of their own; a worker that got them last would be the last to end.
+_FIRST = ("test_launch.py", "test_distributed.py", "test_run.py", "test_main.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, where several workers take one file after the other."""
+    rank = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from rdd_pipeline.pipelines import _training
 from rdd_pipeline.training.checkpoints import loads
 from tests.kedro_project import CONF, ROOT, Project, bootstrap
 from tests.mlflow_store import new_store
+from tests.typist import Typist
 
 STUDENT = "06_models/test/student_tse.safetensors"
 METRICS = "07_model_output/test/metrics"
@@ -420,8 +420,15 @@ def test_a_wrong_parameter_is_named_before_anything_is_read(recorder, empty, par
 # ---- the command line
 
 
+@pytest.fixture(scope="module")
+def typist(tmp_path_factory):
+    typist = Typist(tmp_path_factory.mktemp("typist"))
+    yield typist
+    typist.leave()
+
+
 @pytest.fixture
-def command_line(tmp_path, recorder):
+def command_line(tmp_path, recorder, typist):
     """Function that types `kedro run` in a clone; its words after that."""
     clone = tmp_path / "clone"
     (clone / "src").mkdir(parents=True)
@@ -429,13 +436,11 @@ def command_line(tmp_path, recorder):
     shutil.copy(ROOT / "pyproject.toml", clone)
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "kedro", "run", "--env=test", *words],
+        return typist.type(
+            *("run", "--env=test", *words),
             cwd=clone,
-            env={**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db", "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=250,
+            MLFLOW_TRACKING_URI="sqlite:///mlflow.db",
+            COLUMNS="200",
         )
 
     new_store(clone / "mlflow.db")

@@ -48,6 +48,11 @@ def configuration(request) -> OmegaConfigLoader:
     )
 
 
+@pytest.fixture(scope="module")
+def catalog(configuration) -> DataCatalog:
+    return DataCatalog.from_config(dict(configuration["catalog"]))
+
+
 def test_the_pipelines_that_others_call_are_there(pipelines):
     assert NAMES | {"__default__"} <= set(pipelines)
 
@@ -110,8 +115,7 @@ def test_node_names_are_unique_and_end_in_node(pipelines):
         assert all(name.endswith("_node") for name in names)
 
 
-def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration):
-    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
+def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration, catalog):
     parameters = dict(configuration["parameters"])
     for name, pipeline in pipelines.items():
         for dataset in pipeline.datasets():
@@ -122,17 +126,15 @@ def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration):
                 assert dataset in catalog, (name, dataset)
 
 
-def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, configuration):
-    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
+def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, catalog):
     for pipeline in pipelines.values():
         for dataset in pipeline.datasets():
             if not dataset.startswith("params:") and "." not in dataset:
                 assert type(catalog.get(dataset)).__name__ != "MemoryDataset", dataset
 
 
-def test_nothing_is_kept_in_memory_that_no_node_takes(pipelines, configuration):
+def test_nothing_is_kept_in_memory_that_no_node_takes(pipelines, catalog):
     """Kedro holds such outputs until the run ends, and training states are large."""
-    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
     for pipeline in pipelines.values():
         for dataset in pipeline.outputs():
             assert type(catalog.get(dataset)).__name__ != "MemoryDataset", dataset
@@ -162,8 +164,7 @@ def test_environments_do_not_share_a_folder_of_results():
 # ---- layers of Kedro-Viz
 
 
-def _layers(configuration: OmegaConfigLoader, datasets: set[str]) -> dict[str, str]:
-    catalog = DataCatalog.from_config(dict(configuration["catalog"]))
+def _layers(catalog: DataCatalog, datasets: set[str]) -> dict[str, str]:
     return {
         name: (catalog.get(name).metadata or {})["kedro-viz"]["layer"]
         for name in datasets
@@ -171,10 +172,10 @@ def _layers(configuration: OmegaConfigLoader, datasets: set[str]) -> dict[str, s
     }
 
 
-def test_layers_have_no_cycle(pipelines, configuration):
+def test_layers_have_no_cycle(pipelines, catalog):
     """A cycle removes all layers from the picture."""
     for pipeline in pipelines.values():
-        layers = _layers(configuration, pipeline.datasets())
+        layers = _layers(catalog, pipeline.datasets())
         edges: dict[str, set[str]] = {layer: set() for layer in layers.values()}
         for node in pipeline.nodes:
             for one in node.inputs:
@@ -188,10 +189,10 @@ def test_layers_have_no_cycle(pipelines, configuration):
                 del edges[layer]
 
 
-def test_every_layer_is_one_of_the_eight_folders(pipelines, configuration):
+def test_every_layer_is_one_of_the_eight_folders(pipelines, catalog):
     known = {path.name[3:] for path in (ROOT / "data").iterdir() if path.is_dir()}
     for pipeline in pipelines.values():
-        assert set(_layers(configuration, pipeline.datasets()).values()) <= known
+        assert set(_layers(catalog, pipeline.datasets()).values()) <= known
 
 
 # ---- types

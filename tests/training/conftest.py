@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ from rdd_pipeline.config import (
     RecipeParams,
     TrainerParams,
 )
-from rdd_pipeline.networks import NetworkCheckpoint, build_network
+from rdd_pipeline.networks import NetworkCheckpoint, NetworkOutput, build_network, probe
 from rdd_pipeline.segmentation.index import Sample, build_index
 from rdd_pipeline.segmentation.labels import LabelSet, make_lookup
 from rdd_pipeline.segmentation.layouts import get_layout
+from rdd_pipeline.training import loop
 from rdd_pipeline.training.job import TrainingJob
 
 LABELS = LabelSet(
@@ -61,6 +62,22 @@ def write_blocks(root: Path) -> None:
             image = (colors[mask] + noise).clip(0, 255).astype(np.uint8)
             Image.fromarray(image).save(root / split / f"{number}.png")
             Image.fromarray(mask).save(root / f"{split}annot" / f"{number}.png")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shapes_are_computed_once() -> Iterator[None]:
+    """Both networks' shapes take as long as a short training, and are always the same few."""
+    known: dict[tuple[str, tuple[int, int]], NetworkOutput] = {}
+
+    def output_shapes(network, size):
+        key = repr(network), tuple(size)
+        if key not in known:
+            known[key] = probe.output_shapes(network, size)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "output_shapes", output_shapes)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def same(make_job):
 
     def job(method, network=CNN, **fields):
         crop = (128, 128) if method in LARGE else (48, 48)
-        recipe = {"iterations": 3, "batch_size": 8, "validate_every": 3, "augment": {"crop": crop}}
+        recipe = {"iterations": 2, "batch_size": 8, "validate_every": 2, "augment": {"crop": crop}}
         rdd = {"warmup": 2, "min_kept": 0.5, "scope": "global", **fields.pop("rdd", {})}
         recipe |= {"keep": "last", **fields.pop("recipe", {})}
         return make_job(method, network=network, recipe=recipe, rdd=rdd, methods=OPTIONS, **fields)

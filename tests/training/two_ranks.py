@@ -66,6 +66,8 @@ def scenarios(rank, folder, job, same, samples, teacher) -> dict:
 
     def run(name: str, job, observe=None, everywhere=True):
         work = WorkFolder(folder / name, job_fingerprint(job, samples, teacher, None))
+        if not name:
+            work = None
         trainer = CPU.model_copy(update={"log_every": 1})
         try:
             result = train(
@@ -106,7 +108,7 @@ def scenarios(rank, folder, job, same, samples, teacher) -> dict:
     found["same"] = {}
     for name, job in same.items():
         with float64(batch_norm="parts" not in name):
-            found["same"][name] = run(f"same-{name}", job)
+            found["same"][name] = run("", job)
     return found
 
 
