@@ -4,7 +4,10 @@ import errno
 import hashlib
 import io
 import os
+import pickle
+import random
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,19 +114,52 @@ class _Trap:
         return (Path.write_text, (self.path, "the code was run"))
 
 
-def test_a_pickled_object_is_refused_and_not_run(tmp_path):
+def _sealed(payload: bytes) -> bytes:
+    """A file with any payload and the digest that belongs to it."""
+    return MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_pickled_object_is_refused_and_not_run(tmp_path, form):
     trap = tmp_path / "trap"
     buffer = io.BytesIO()
-    torch.save({"x": _Trap(trap)}, buffer)
+    if form == "pickle":
+        pickle.dump(_Trap(trap), buffer)
+    else:
+        zipped = form == "zip"
+        torch.save({"x": _Trap(trap)}, buffer, _use_new_zipfile_serialization=zipped)
     payload = buffer.getvalue()
-    data = MAGIC + hashlib.sha256(payload).digest() + payload
 
-    with pytest.raises(DamagedStateError, match="other than tensors and plain values"):
-        loads(data)
+    with pytest.raises(DamagedStateError, match="other than tensors and plain values") as error:
+        loads(_sealed(payload))
     assert not trap.exists()
+    assert "nothing in it was run. Delete it; training goes on" in str(error.value)
+    # torch's own advice is how to run it all the same:
+    assert "weights_only" not in str(error.value)
     # The trap itself works:
-    torch.load(io.BytesIO(payload), weights_only=False)
+    if form == "pickle":
+        pickle.loads(payload)
+    else:
+        torch.load(io.BytesIO(payload), weights_only=False)
     assert trap.exists()
+
+
+class _Other:
+    """Harmless, but no plain value."""
+
+
+def test_the_message_says_what_was_found_in_the_file():
+    buffer = io.BytesIO()
+    torch.save({"x": _Other()}, buffer)
+    with pytest.raises(DamagedStateError, match=r"a\.ckpt holds .* \(it names [\w.]+\._Other\)"):
+        loads(_sealed(buffer.getvalue()), source="a.ckpt")
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"PK\x03\x04"])
+def test_a_payload_that_torch_cannot_read_is_refused(payload):
+    with pytest.raises(DamagedStateError, match="other than tensors and plain values"):
+        loads(_sealed(payload))
 
 
 def test_content_other_than_a_dict_is_refused():
@@ -273,6 +309,92 @@ def test_a_damaged_state_is_named_and_the_older_one_is_used(work, caplog, damage
     assert work.latest()["iteration"] == 5
     assert str(newest) in caplog.text
     assert "Trying the one before it" in caplog.text
+
+
+def _positions(data: bytes, count: int) -> list[int]:
+    """Places in a state file: each of its parts and, up to `count`, others drawn once for all."""
+    numbers = data.find(torch.arange(6.0).numpy().tobytes())
+    payload = len(MAGIC) + 32
+    chosen = {
+        *(0, len(MAGIC) - 1),  # magic
+        *(len(MAGIC), payload - 1),  # digest
+        *range(payload, payload + 4),  # the zip reader's own magic
+        *range(numbers, numbers + 24),  # tensor data, which no reader but the digest checks
+        *(len(data) - 22, len(data) - 1),  # the end record of the zip file
+    }
+    assert numbers > payload
+    others = random.Random(0).sample(range(len(data)), len(data))
+    while len(chosen) < count:
+        chosen.add(others.pop())
+    return sorted(chosen)
+
+
+def _flips(data: bytes) -> Iterator[bytes]:
+    draws = random.Random(1)
+    for position in _positions(data, 200):
+        yield (
+            data[:position] + bytes([data[position] ^ draws.randint(1, 255)]) + data[position + 1 :]
+        )
+
+
+def _truncations(data: bytes) -> Iterator[bytes]:
+    for length in _positions(data, 200):
+        yield data[:length]
+
+
+@pytest.mark.parametrize("damages", [_flips, _truncations])
+def test_whatever_byte_is_damaged_the_state_is_named_and_the_older_one_used(work, caplog, damages):
+    older = work.save(_state(5))
+    newest = work.save(_state(10))
+    whole = {path: path.read_bytes() for path in (older, newest)}
+    files = list(zip(*(damages(whole[path]) for path in (older, newest)), strict=True))
+    assert len(files) == 200
+    for damaged_older, damaged_newest in files:
+        newest.write_bytes(damaged_newest)
+        caplog.clear()
+        assert work.latest()["iteration"] == 5
+        (line,) = caplog.messages
+        assert str(newest) in line
+        assert line.endswith("Trying the one before it.")
+
+        older.write_bytes(damaged_older)
+        caplog.clear()
+        assert work.latest() is None
+        first, second = caplog.messages
+        assert str(newest) in first
+        assert str(older) in second
+        older.write_bytes(whole[older])
+    newest.write_bytes(whole[newest])
+    assert work.latest()["iteration"] == 10
+
+
+def test_a_state_with_a_pickled_object_is_named_and_the_older_one_used(work, tmp_path, caplog):
+    trap = tmp_path / "trap"
+    work.save(_state(5))
+    newest = work.save(_state(10))
+    buffer = io.BytesIO()
+    torch.save({**_state(10), "fingerprint": work.fingerprint, "x": _Trap(trap)}, buffer)
+    newest.write_bytes(_sealed(buffer.getvalue()))
+    assert work.latest()["iteration"] == 5
+    assert not trap.exists()
+    (line,) = caplog.messages
+    assert f"{newest} holds something other than tensors and plain values" in line
+
+
+@pytest.mark.parametrize("damaged", [{15}, {10, 15}])
+def test_damaged_states_do_not_push_out_what_is_saved_after_them(work, damaged):
+    for iteration in (10, 15):
+        path = work.save(_state(iteration))
+        if iteration in damaged:
+            path.write_bytes(path.read_bytes()[:-1])
+    work.latest()
+    for iteration in (7, 8, 9):  # where training goes on, before the damaged ones
+        newest = work.save(_state(iteration + 4 * (10 not in damaged)))
+    again = WorkFolder(work.path.parent, work.fingerprint)
+    reached = again.latest()["iteration"]
+    assert newest.name == f"state-{reached:09d}.ckpt"
+    newest.write_bytes(b"")
+    assert again.latest()["iteration"] == reached - 1
 
 
 def test_with_all_states_damaged_there_is_none(work):

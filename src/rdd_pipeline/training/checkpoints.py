@@ -68,12 +68,22 @@ def loads(data: bytes, *, source: str = "training state") -> State:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, all of them mean the same here
         raise DamagedStateError(
-            f"{source} holds something other than tensors and plain values and was not loaded: "
-            f"{str(error).splitlines()[0]}"
+            f"{source} holds something other than tensors and plain values{_foreign(error)}. It "
+            "was refused and nothing in it was run. Delete it; training goes on from an older "
+            "state or from the start."
         ) from error
     if not isinstance(state, dict):
         raise DamagedStateError(f"{source} holds a {type(state).__name__}, expected a dict.")
     return state
+
+
+def _foreign(error: Exception) -> str:
+    """What torch found in a file, in a few words.
+
+    Its own message is left out: it advises to load the file with `weights_only=False`.
+    """
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (it names {named[1]})" if named else ""
 
 
 def digest(value: Any) -> str:
@@ -159,6 +169,7 @@ class WorkFolder:
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.path = root / fingerprint
         self.fingerprint = fingerprint
+        self._unusable: set[Path] = set()
 
     def describe(self, job: Mapping[str, Any]) -> None:
         """Write ``job.json`` once, for people who look into the folder."""
@@ -167,10 +178,16 @@ class WorkFolder:
             write_atomically(self.path / "job.json", text.encode())
 
     def save(self, state: Mapping[str, Any]) -> Path:
-        """Write the state of ``state["iteration"]`` and drop all but the newest two."""
+        """Write the state of ``state["iteration"]`` and drop all but it and the one before.
+
+        States that `latest` has found damaged do not count: training goes on from before them, and
+        what it writes there would be the first to go.
+        """
         path = self.path / f"state-{state['iteration']:09d}.ckpt"
         write_atomically(path, dumps({**state, "fingerprint": self.fingerprint}))
-        for old in self._states()[KEPT:]:
+        self._unusable.discard(path)
+        others = [p for p in self._states() if p != path and p not in self._unusable]
+        for old in others[KEPT - 1 :]:
             old.unlink(missing_ok=True)
         return path
 
@@ -185,6 +202,7 @@ class WorkFolder:
                     )
             except (DamagedStateError, OSError) as error:
                 logger.warning("%s Trying the one before it.", error)
+                self._unusable.add(path)
                 continue
             return state
         return None
