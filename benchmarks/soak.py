@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+import torch
+
 from rdd_pipeline.config import (
     AugmentParams,
     NetworkParams,
@@ -54,6 +56,7 @@ class Soak:
         root = folder / "scenes"
         write_scenes(root, SceneParams(train=8, val=2, test=1, height=48, width=64))
         self.samples: tuple[Sample, ...] = build_index(root, get_layout("camvid", root)).samples
+        torch.manual_seed(0)
         self.teacher = NetworkCheckpoint.from_network(
             build_network("fcn_test_efficientnet", num_classes=11, width=8, output_stride=16),
             params=NETWORK,
