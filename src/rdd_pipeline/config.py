@@ -8,7 +8,7 @@ Kedro: ``python -m rdd_pipeline.training JOB.json`` builds the same ones from JS
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,18 @@ class Params(BaseModel):
     """Base of all parameters: immutable, and a name it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    added: ClassVar[tuple[str, ...]] = ()
+    """Fields that are left out of a dump while they have their default, because they came later:
+    fingerprints of older work stay as they were."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        for name in self.added:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                values.pop(name, None)
+        return values
 
 
 class SceneParams(Params):
@@ -145,6 +157,8 @@ class OptimizerParams(Params):
 class AugmentParams(Params):
     """Random scale, crop, flip and colors of a training sample."""
 
+    added = ("photometric",)
+
     crop: Size = Field((512, 1024), description="(height, width) of a training sample.")
     scale_min: PositiveFloat = 0.5
     scale_max: PositiveFloat = 2.0
@@ -155,14 +169,6 @@ class AugmentParams(Params):
         description="Strength of random changes of brightness, contrast, saturation and hue; 1: "
         "the usual ranges (12.5 %, 50 %, 50 %, 18 degrees), each in half of the samples. 0: off.",
     )
-
-    @model_serializer(mode="wrap")
-    def _only_what_is_on(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `photometric` while it is off: fingerprints of older work stay as they were."""
-        values: dict[str, Any] = dump(self)
-        if not self.photometric:
-            values.pop("photometric", None)
-        return values
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> Self:
@@ -176,6 +182,8 @@ class AugmentParams(Params):
 
 class RecipeParams(Params):
     """How one network is trained. Every method of a comparison shares one recipe."""
+
+    added = ("accumulate",)
 
     iterations: PositiveInt = Field(40_000, description="Optimizer steps, not epochs.")
     batch_size: PositiveInt = Field(16, description="Images a step, over all devices together.")
@@ -196,17 +204,11 @@ class RecipeParams(Params):
         "best", description="Weights handed on: of the best validation mIoU, or of the last step."
     )
 
-    @model_serializer(mode="wrap")
-    def _only_what_is_on(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `accumulate` while it is off: fingerprints of older work stay as they were."""
-        values: dict[str, Any] = dump(self)
-        if self.accumulate == 1:
-            values.pop("accumulate", None)
-        return values
-
 
 class RddParams(Params):
     """Relative Difficulty Distillation (arXiv 2407.03719), methods TFE and TSE."""
+
+    added = ("scope",)
 
     warmup: NonNegativeInt | Fraction = Field(
         0.1,
@@ -234,14 +236,6 @@ class RddParams(Params):
         "the batch (as published) or of the whole batch.",
     )
 
-    @model_serializer(mode="wrap")
-    def _only_what_is_changed(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `scope` as published: fingerprints of older work stay as they were."""
-        values: dict[str, Any] = dump(self)
-        if self.scope == "rank":
-            values.pop("scope", None)
-        return values
-
     def warmup_iterations(self, iterations: int) -> int:
         """First iteration of the TSE stage for a run of `iterations` steps."""
         if isinstance(self.warmup, float):
@@ -263,7 +257,10 @@ class EvaluationParams(Params):
 
 
 class TrainerParams(Params):
-    """How a job runs on this machine. Only `precision` and `devices` change what is computed."""
+    """How a job runs here. Only `precision` changes what is computed.
+
+    The number of processes changes roundings, and which pixels `rdd.min_kept` counts.
+    """
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     devices: PositiveInt | Literal["auto"] = Field(

@@ -65,9 +65,9 @@ def scenarios(rank, folder, job, same, samples, teacher) -> dict:
     """Whatever a test wants to know: starting the processes takes longer than all of it."""
 
     def run(name: str, job, observe=None, everywhere=True):
-        work = WorkFolder(folder / name, job_fingerprint(job, samples, teacher, None))
-        if not name:
-            work = None
+        work = None
+        if name:  # without one, the many jobs write nothing
+            work = WorkFolder(folder / name, job_fingerprint(job, samples, teacher, None))
         trainer = CPU.model_copy(update={"log_every": 1})
         try:
             result = train(

@@ -37,13 +37,16 @@ class Ranks:
         """Sum over the ranks, element by element, without gradient."""
         if self.group is None:
             return values
-        values = values.clone()
-        dist.all_reduce(values, group=self.group)
-        return values
+        return _all_reduced(values, self.group)
 
     def share(self, count: Tensor) -> Tensor:
         """The divisor with which the mean of the ranks' quotients is the quotient of the sums."""
         return count if self.group is None else self.total(count) / self.size
+
+    def divisor(self, count: Tensor) -> Tensor:
+        """`share`, or 1 where nothing was counted."""
+        share = self.share(count)
+        return torch.where(share > 0, share, 1)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks with gradient: each rank's gradients reach all ranks' values."""
@@ -82,15 +85,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        values = values.clone()
-        dist.all_reduce(values, group=group)
-        return values
+        return _all_reduced(values, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
+        return _all_reduced(grad, ctx.group), None
 
 
 class _Gather(torch.autograd.Function):
@@ -104,6 +103,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return Ranks(ctx.group).own(grad), None
+        return Ranks(ctx.group).own(_all_reduced(grad, ctx.group)), None
+
+
+def _all_reduced(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(values, group=group)
+    return values

@@ -200,7 +200,7 @@ def cross_entropy_task_terms(
     weight = _class_weight_map(class_weights, pixels, pixels.valid, student_logits)
     log_p = log_prob_of_label(student_logits, pixels)
     total = ranks.share(weight.sum())
-    valid_count = _valid_count(pixels, ranks)
+    valid_count = ranks.divisor(pixels.valid.count_nonzero())
     loss = _weighted_mean_ce(log_p, weight, total)
     statistics = {"student_ce": -log_p.detach().sum() / valid_count}
     if student_aux_logits is not None:
@@ -281,7 +281,7 @@ def tfe_task_terms(
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
     height, width = labels.shape[-2:]
     confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=(height, width))
-    valid_count = _valid_count(pixels, ranks)
+    valid_count = ranks.divisor(pixels.valid.count_nonzero())
     count = max(1, labels.numel()) if reduction == "paper" else valid_count
 
     # Ignored pixels have log-probability 0, but a teacher's NaN there would survive the product.
@@ -394,7 +394,7 @@ def tse_task_terms(
         )
     _check_classes(student_logits, teacher_logits)
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
-    valid_count = _valid_count(pixels, ranks)
+    valid_count = ranks.divisor(pixels.valid.count_nonzero())
     among = ranks if scope == "global" else ALONE
 
     def head(student: Tensor, teacher: Tensor | None, prefix: str) -> TaskTerms:
@@ -410,9 +410,10 @@ def tse_task_terms(
         chosen = choose(hard_student.mask, hard_teacher.mask)
         weight = _class_weight_map(class_weights, pixels, chosen, student)
         counts["chosen"] = weight.sum() if class_weights is None else chosen.count_nonzero()
-        total = ranks.share(counts["chosen"] if class_weights is None else weight.sum())
+        chosen_count = ranks.share(counts["chosen"])
+        total = chosen_count if class_weights is None else ranks.share(weight.sum())
         statistics |= {name: count / valid_count for name, count in counts.items()}
-        statistics["chosen_none"] = (ranks.share(counts["chosen"]) == 0).to(log_p.dtype)
+        statistics["chosen_none"] = (chosen_count == 0).to(log_p.dtype)
         named = {prefix + name: value for name, value in statistics.items()}
         return TaskTerms(_weighted_mean_ce(log_p, weight, total), named)
 
@@ -499,12 +500,6 @@ def _class_weight_map(
 def _weighted_mean_ce(log_p_NHW: Tensor, weight_NHW: Tensor, total: Tensor) -> Tensor:
     """Mean of -log p with weights of the given sum; 0 with zero gradient when all are 0."""
     return -(weight_NHW * log_p_NHW).sum() / torch.where(total > 0, total, 1)
-
-
-def _valid_count(pixels: PixelLabels, ranks: Ranks) -> Tensor:
-    """What a mean over the ranks' valid pixels divides by; 1 where there is none."""
-    count = ranks.share(pixels.valid.count_nonzero())
-    return torch.where(count > 0, count, 1)
 
 
 def _check_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:

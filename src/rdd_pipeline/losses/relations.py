@@ -212,8 +212,7 @@ class CirkdMemory(nn.Module):
 
         anchors = labels_NP != self.ignore_index
         student_MD, teacher_MD = student_NPD[anchors], teacher_NPD[anchors]
-        positions = self.ranks.share(anchors.sum())
-        positions = torch.where(positions > 0, positions, 1)
+        positions = self.ranks.divisor(anchors.sum())
         terms = []
         for queue, draws in (
             (self.pixel_queue, self.pixel_draws),

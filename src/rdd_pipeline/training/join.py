@@ -33,7 +33,7 @@ from rdd_pipeline.training import loop, machines
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.launch import run_workers, write_task
 from rdd_pipeline.training.machines import FORMAT, Exchange
-from rdd_pipeline.training.worker import Task, faults
+from rdd_pipeline.training.worker import Task, any_final, faults
 
 logger = logging.getLogger(__name__)
 
@@ -118,18 +118,12 @@ def _take_part(
         def look() -> bool:
             nonlocal sent
             sent = _send_faults(watching, training, folder, sent)
-            return machines.any_final(folder) or watching.is_over(training)
+            return any_final(folder) or watching.is_over(training)
 
         watch = machines.Watch(folder, look)
         try:
             with watch:
-                run_workers(
-                    folder,
-                    processes,
-                    task.trainer.max_restarts,
-                    trainer=task.trainer,
-                    run=about["run"],
-                )
+                run_workers(folder, processes, task.trainer, about["run"])
         except SignalException:
             if not watch.fired:
                 raise

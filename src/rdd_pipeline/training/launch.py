@@ -120,7 +120,7 @@ def _launch(
         try:
             with _Relay(folder, observe):
                 if trainer.nodes == 1:
-                    run_workers(folder, processes, trainer.max_restarts)
+                    run_workers(folder, processes, trainer)
                 else:
                     _run_with_others(folder, processes, trainer)
         except (SignalException, ChildFailedError, RunInterrupted, RendezvousError) as error:
@@ -170,32 +170,24 @@ def _run_with_others(folder: Path, processes: int, trainer: TrainerParams) -> No
     def look() -> bool:
         nonlocal known
         known = watching.fetch_faults(training, folder, known)
-        return machines.any_final(folder)
+        return worker.any_final(folder)
 
     try:
         with machines.Watch(folder, look):
-            run_workers(folder, processes, trainer.max_restarts, trainer=trainer, run=run)
+            run_workers(folder, processes, trainer, run)
     finally:
         exchange.call_off(training)
         watching.fetch_faults(training, folder, known)
 
 
-def run_workers(
-    folder: Path,
-    processes: int,
-    max_restarts: int,
-    *,
-    trainer: TrainerParams | None = None,
-    run: str = "",
-) -> None:
+def run_workers(folder: Path, processes: int, trainer: TrainerParams, run: str = "") -> None:
     """Start the processes of this machine and wait for their end.
 
     Args:
         folder: Where they find their task.
         processes: How many.
-        max_restarts: How often all are started again when one ends.
-        trainer: Of a training on several machines: where they meet.
-        run: Its name, the same on all of them.
+        trainer: How often they are started again, and where several machines meet.
+        run: Name of a training on several machines, the same on all of them.
 
     Raises:
         SignalException: This process got a signal; the others have ended.
@@ -209,24 +201,22 @@ def run_workers(
     multiprocessing.set_forkserver_preload(
         ["torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", worker.__name__]
     )
-    nodes, endpoint, meeting = 1, "localhost:0", {}
-    address: str | None = "localhost"
-    if trainer is not None and trainer.rendezvous is not None:
-        nodes, endpoint = trainer.nodes, trainer.rendezvous
-        on_one = worker.on_one_machine(trainer)
-        address = trainer.address or ("localhost" if on_one else None)
+    endpoint, meeting = "localhost:0", {}
+    address = "localhost" if worker.on_one_machine(trainer) else None
+    if trainer.nodes > 1 and trainer.rendezvous is not None:
+        endpoint, address = trainer.rendezvous, trainer.address or address
         # The store is there already.
         meeting = {"is_host": "false", "join_timeout": str(round(trainer.patience))}
     config = LaunchConfig(
-        min_nodes=nodes,
-        max_nodes=nodes,
+        min_nodes=trainer.nodes,
+        max_nodes=trainer.nodes,
         nproc_per_node=processes,
         run_id=run or uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=endpoint,
         rdzv_configs=meeting,
         local_addr=address,  # the host's own name may not resolve
-        max_restarts=max_restarts,
+        max_restarts=trainer.max_restarts,
         monitor_interval=0.1,
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "elastic")),

@@ -32,7 +32,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.training.checkpoints import write_atomically
 from rdd_pipeline.training.job import TRAINING_FORMAT
-from rdd_pipeline.training.worker import abort, faults
+from rdd_pipeline.training.worker import abort
 
 logger = logging.getLogger(__name__)
 
@@ -257,16 +257,10 @@ class Watch:
                 return
             self.fired = True
             abort(self._folder)
-            if threading.main_thread().is_alive():
-                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _is_over(self) -> bool:
         try:
             return self._look()
         except dist.DistError:
             return True
-
-
-def any_final(folder: Path) -> bool:
-    """Whether a process ended with something that a restart does not cure."""
-    return any(fault["final"] for fault in faults(folder))

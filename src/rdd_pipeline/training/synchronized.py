@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ class _SynchronizedBatchNorm(nn.BatchNorm2d):
         else:
             # autocast leaves batch norm in the precision of its input, computed in float32.
             output, mean, variance, count = _Normalize.apply(
-                input, self.weight, self.bias, self.eps, self.ranks.group
+                input, self.weight, self.bias, self.eps, self.ranks
             )
             self._remember(mean, variance, count)
         activated: Tensor = self.act(self.drop(output))
@@ -147,17 +146,15 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        group: dist.ProcessGroup,
+        ranks: Ranks,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = as_float(maps)
         axes = [0, *range(2, x.dim())]
         own_variance, own_mean = torch.var_mean(x, axes, correction=0)
         own_count = own_mean.new_full((1,), x.numel() / x.shape[1])
         own = torch.cat([own_mean, own_variance, own_count])
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, own, group=group)
+        together = ranks.gather(own.unsqueeze(0))
         channels = x.shape[1]
-        together = torch.stack(parts)
         means, variances = together[:, :channels], together[:, channels:-1]
         counts = together[:, -1:]
         count = counts.sum()
@@ -169,7 +166,7 @@ class _Normalize(torch.autograd.Function):
         output = normalized
         if weight is not None and bias is not None:
             output = torch.addcmul(_along(bias, x), normalized, _along(weight, x))
-        ctx.group, ctx.axes = group, axes
+        ctx.ranks, ctx.axes = ranks, axes
         ctx.save_for_backward(normalized, deviation, weight, count)
         ctx.mark_non_differentiable(mean, variance, count)
         return output.to(maps.dtype), mean, variance, count
@@ -179,8 +176,7 @@ class _Normalize(torch.autograd.Function):
         normalized, deviation, weight, count = ctx.saved_tensors
         grad = as_float(grad_output)
         grad_bias, grad_weight = grad.sum(ctx.axes), (grad * normalized).sum(ctx.axes)
-        sums = torch.stack([grad_bias, grad_weight])
-        dist.all_reduce(sums, group=ctx.group)
+        sums = ctx.ranks.total(torch.stack([grad_bias, grad_weight]))
         mean_grad, mean_product = sums / count
         scale = deviation.reciprocal() if weight is None else weight / deviation
         centered = grad - _along(mean_grad, grad) - normalized * _along(mean_product, grad)

@@ -86,6 +86,11 @@ def faults(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("fault-*.json"))]
 
 
+def any_final(folder: Path) -> bool:
+    """Whether a process ended with something that a restart does not cure."""
+    return any(fault["final"] for fault in faults(folder))
+
+
 def abort(folder: Path) -> None:
     """Let all processes of this machine end at once, also those that wait for others."""
     (folder / _ABORT).touch()
@@ -96,7 +101,7 @@ def work(path: str) -> None:
     end_with_parent()
     folder = Path(path)
     rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    if any(fault["final"] for fault in faults(folder)):
+    if any_final(folder):
         # The launcher starts them again after any fault; this one would come again.
         return
     stop = threading.Event()
