@@ -42,6 +42,7 @@ from rdd_pipeline.hooks.facts import (
 from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line, user_message
 from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
+from rdd_pipeline.tracking import TrackingWriter
 from tests.mlflow_store import new_store
 
 
@@ -476,6 +477,18 @@ def test_a_child_run_starts_with_its_first_node(tmp_path: Path) -> None:
     assert run.place("kd").run_id == run.place("kd").run_id == "id-kd"
     assert run.place(None).run_id == "id-whole"
     assert client.names == ["whole", "kd"]
+    run.close("FINISHED", timeout=1.0)
+
+
+def test_no_child_is_asked_for_while_mlflow_is_known_to_be_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run = _open_run(tmp_path, "kd", "cwd")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackingWriter, "failing", True)
+        assert run.place("kd") == ("id-whole", "kd.")
+    assert client.names == ["whole"]
+    assert run.place("kd").run_id == "id-kd"
     run.close("FINISHED", timeout=1.0)
 
 

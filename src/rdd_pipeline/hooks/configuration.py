@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,17 +24,6 @@ def section(context: KedroContext, name: str) -> Mapping[str, Any]:
     except (MissingConfigException, KeyError):
         return {}
     return content
-
-
-def calm_mlflow() -> None:
-    """Let a server that is away cost seconds, not mlflow's four minutes, and one warning."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    # It would print a line for each run, in the middle of a progress bar.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # They report every attempt, mlflow with a page of traceback, beside our own one warning.
-    for noisy in ("urllib3.connectionpool", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 def check_environment(context: KedroContext) -> None:

@@ -32,7 +32,6 @@ from rdd_pipeline import tracking
 from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
-    calm_mlflow,
     check_environment,
     check_upstream,
     section,
@@ -47,7 +46,7 @@ from rdd_pipeline.hooks.facts import (
 from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
-from rdd_pipeline.tracking.writer import first_line, without_password
+from rdd_pipeline.tracking.writer import calm_mlflow, first_line, without_password
 
 logger = logging.getLogger(__name__)
 

@@ -91,7 +91,8 @@ class OpenRun:
         if namespace is None or not self._nested:
             return Place(self.id)
         with self._lock:
-            if namespace not in self._children and time.monotonic() >= self._next_try:
+            due = time.monotonic() >= self._next_try and not self.writer.failing
+            if namespace not in self._children and due:
                 try:
                     self._children[namespace] = self._create(
                         namespace, {"method": namespace, "mlflow.parentRunId": self.id}

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from rdd_pipeline.tracking.writer import TrackingWriter
+from rdd_pipeline.tracking.writer import TrackingWriter, calm_mlflow
 
 __all__ = ["MlflowSink", "Sink", "TrackingWriter", "connected", "connection", "emit", "listen"]
 
@@ -67,6 +67,7 @@ def connected(connection: Mapping[str, str] | None) -> Iterator[None]:
         logger.warning("mlflow is not installed here: the curves of this training are not live.")
         yield
         return
+    calm_mlflow()
     client = MlflowClient(tracking_uri=connection["tracking_uri"])
     writer = TrackingWriter(client, Path(connection["folder"]))
     listen(MlflowSink(connection["run_id"], writer, prefix=connection["prefix"]))

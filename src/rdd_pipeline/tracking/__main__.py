@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.tracking.writer import send_file
+from rdd_pipeline.tracking.writer import calm_mlflow, send_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Send every file named on the command line.
 
     Returns:
-        Exit code: 1 if anything was refused.
+        Exit code: 1 if anything was refused or MLflow cannot be reached.
     """
     parser = argparse.ArgumentParser(prog="python -m rdd_pipeline.tracking", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="files, or their folder")
@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for given in options.files
         for path in (sorted(given.glob("*.jsonl")) if given.is_dir() else [given])
     ]
+    if not files:
+        print(f"Nothing to send in {', '.join(map(str, options.files))}.")
+    calm_mlflow()
     for path in files:
         try:
             count = send_file(path, options.tracking_uri)

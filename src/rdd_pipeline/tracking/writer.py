@@ -24,6 +24,21 @@ logger = logging.getLogger(__name__)
 Kind = Literal["metric", "param", "tag", "artifact", "status"]
 
 
+def calm_mlflow() -> None:
+    """Let a server that is away cost seconds, not mlflow's four minutes, and one warning.
+
+    What the user has set in the environment stays.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # A server that is asleep, or on a busy machine, needs a while for its first answer.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # It would print a line for each run, in the middle of a progress bar.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # They report every attempt, mlflow with a page of traceback, beside our own one warning.
+    for noisy in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One thing to be written to a run."""
@@ -123,6 +138,11 @@ class TrackingWriter:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="rdd-tracking", daemon=True)
                 self._thread.start()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last request failed, so that another one would only cost time."""
+        return self._failures > 0
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything is sent, but at most `timeout` seconds.
@@ -375,39 +395,59 @@ def without_password(uri: str) -> str:
 def send_file(path: Path, tracking_uri: str | None = None) -> int:
     """Send a file of unsent records to MLflow and delete it when everything was taken.
 
+    Sending twice does no harm: MLflow keeps one point for each step and time.
+
     Args:
-        path: A file that `TrackingWriter` left behind.
+        path: A file that `TrackingWriter` left behind. A last line that a killed process has
+            left half-written is dropped, with a warning.
         tracking_uri: Where to send it; None: where it should have gone.
 
     Returns:
         How many records were refused; they stay in the file.
 
     Raises:
-        UserError: This is no such file.
-        Exception: MLflow cannot be reached; the file stays as it is.
+        UserError: This is no such file, or MLflow cannot be reached; the file stays as it is.
     """
     from mlflow import MlflowClient
 
+    intended, records = _read(path)
+    uri = tracking_uri or intended
+    refused: list[Record] = []
     try:
-        about, *lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        uri = tracking_uri or str(about["tracking_uri"])
-        records = [Record(**line) for line in lines]
+        client = MlflowClient(tracking_uri=uri)
+        for kind in ("param", "tag", "metric", "artifact", "status"):
+            for run_id in dict.fromkeys(record.run_id for record in records):
+                same = [r for r in records if r.kind == kind and r.run_id == run_id]
+                size = _LIMITS.get(kind, 1)
+                for start in range(0, len(same), size):
+                    refused += _send(client, same[start : start + size])
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {without_password(uri)} cannot be reached ({first_line(error)}). {path} "
+            "stays as it is: repeat the command when MLflow is there, or say with --tracking-uri "
+            "where it is now."
+        ) from error
+    if refused:
+        kept = [json.dumps({"tracking_uri": intended}), *(json.dumps(asdict(r)) for r in refused)]
+        path.write_text("\n".join(kept) + "\n", "utf-8")
+    else:
+        path.unlink()
+    return len(refused)
+
+
+def _read(path: Path) -> tuple[str, list[Record]]:
+    """Tracking URI and records of a file of unsent records."""
+    if not path.exists():
+        raise UserError(f"There is no file or folder {path}. Nothing may be left to send.")
+    try:
+        about, *lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            logger.warning("%s ends in the middle of a record, which is left out.", path)
+            lines.pop()
+        uri = str(json.loads(about)["tracking_uri"])
+        return uri, [Record(**json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} is no file of unsent MLflow records ({first_line(error)}). Give a file of "
             "data/07_model_output/untracked."
         ) from error
-    client = MlflowClient(tracking_uri=uri)
-    refused: list[Record] = []
-    for kind in ("param", "tag", "metric", "artifact", "status"):
-        for run_id in dict.fromkeys(record.run_id for record in records):
-            same = [r for r in records if r.kind == kind and r.run_id == run_id]
-            size = _LIMITS.get(kind, 1)
-            for start in range(0, len(same), size):
-                refused += _send(client, same[start : start + size])
-    if refused:
-        kept = [json.dumps(about), *(json.dumps(asdict(record)) for record in refused)]
-        path.write_text("\n".join(kept) + "\n", "utf-8")
-    else:
-        path.unlink()
-    return len(refused)
