@@ -306,7 +306,11 @@ class TrainerParams(Params):
     checkpoint_every: PositiveFloat = Field(
         60.0, description="Seconds between checkpoints; one is also written at every validation."
     )
-    deterministic: bool = Field(False, description="Repeatable on CUDA too, at some cost.")
+    deterministic: bool = Field(
+        False,
+        description="Same weights bit for bit on CUDA too, at some cost in speed; on CPU they "
+        "always are.",
+    )
 
     @model_validator(mode="after")
     def _machines_meet_somewhere(self) -> Self:

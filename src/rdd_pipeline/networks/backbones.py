@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks.files import mismatch, read_state_dict, some
+from rdd_pipeline.networks.resizing import repeatable_resizing
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class Backbone(nn.Module):
                 images_NCHW = F.interpolate(
                     images_NCHW, size=size, mode="bilinear", align_corners=True
                 )
-        stages = self.features(images_NCHW)[-2:]
+        with repeatable_resizing(images_NCHW.device):
+            stages = self.features(images_NCHW)[-2:]
         if self._channels_are_last:
             stages = [stage.permute(0, 3, 1, 2).contiguous() for stage in stages]
         return stages[0], stages[1]

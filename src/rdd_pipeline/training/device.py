@@ -103,6 +103,12 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
+def unrepeatable_operation(error: BaseException) -> str | None:
+    """The operation that torch refuses under `trainer.deterministic`, if that is the error."""
+    name, found, _ = str(error).partition(" does not have a deterministic implementation")
+    return name.rpartition(" ")[2] if found else None
+
+
 def set_up(trainer: TrainerParams, device: torch.device) -> None:
     """Process-wide torch settings of a job."""
     if trainer.threads is not None:
@@ -110,6 +116,8 @@ def set_up(trainer: TrainerParams, device: torch.device) -> None:
     if trainer.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(trainer.deterministic)
+    # A debugging aid that writes each new tensor twice; nothing here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not trainer.deterministic
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True

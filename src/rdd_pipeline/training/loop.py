@@ -59,6 +59,7 @@ from rdd_pipeline.training.device import (
     resolve_precision,
     resolve_workers,
     set_up,
+    unrepeatable_operation,
 )
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.progress import TrainingProgress
@@ -231,6 +232,9 @@ class _Run:
             first = progression.iteration + 1
             self._iterate(progression)
         except RuntimeError as error:
+            operation = unrepeatable_operation(error)
+            if operation is not None:
+                raise UserError(self._unrepeatable_message(operation)) from error
             if not ran_out_of_memory(error):
                 raise
             raise UserError(self._memory_message(progression.iteration + 1)) from error
@@ -280,6 +284,13 @@ class _Run:
             "trainer.precision=bfloat16, which starts the training anew; or share the batch among "
             f"more GPUs (trainer.devices), which goes on with it. {self._kept()}"
         ).rstrip()
+
+    def _unrepeatable_message(self, operation: str) -> str:
+        return (
+            f"{title_of(self.job)}: trainer.deterministic=true, but torch's {operation} has no "
+            f"repeatable form on {self.device}, and {self.job.network.name} or the method needs "
+            "it. Choose another network or set trainer.deterministic=false."
+        )
 
     def _kept(self) -> str:
         """What there is to go on from, as a sentence."""
