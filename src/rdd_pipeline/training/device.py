@@ -117,7 +117,7 @@ def set_up(trainer: TrainerParams, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(trainer.deterministic)
     # A debugging aid that writes each new tensor twice; nothing here reads what was not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not trainer.deterministic
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
