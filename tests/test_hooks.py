@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Node, Pipeline
 from kedro.validation import ParameterValidationError
 from kedro_datasets.json import JSONDataset
+from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from pydantic import BaseModel
@@ -42,7 +43,9 @@ from rdd_pipeline.hooks.facts import (
 from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line, user_message
 from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
-from rdd_pipeline.tracking import TrackingWriter
+from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter
+from rdd_pipeline.tracking.__main__ import main as tracking_command
+from rdd_pipeline.tracking.records import Record
 from tests.mlflow_store import new_store
 
 
@@ -213,7 +216,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     yield Project(path)
     sys.excepthook = hook
     assert handlers == {number: signal.getsignal(number) for number in handlers}
-    assert tracking.connection() is None
+    assert tracking._LISTENER.get() is None
     assert not list(elsewhere.iterdir())
 
 
@@ -321,11 +324,21 @@ def test_a_stopped_run_is_marked_killed(project: Project, name: str) -> None:
     assert project.curve(run) == [1.0]
 
 
+def _wait_for_the_run(project: Project) -> None:
+    deadline = time.monotonic() + 20
+    while not project.runs() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def test_a_database_that_goes_away_does_not_stop_the_training(
     project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def go_away() -> None:
+        _wait_for_the_run(project)
+        (project.path / "mlflow.db").unlink()
+
     with caplog.at_level(logging.WARNING):
-        project.run("kd", after_start=(project.path / "mlflow.db").unlink)
+        project.run("kd", after_start=go_away)
     assert len(list((project.path / "data" / "metrics").rglob("kd.json"))) == 2
     (file,) = (project.path / "data/07_model_output/untracked").iterdir()
     assert '"loss"' in file.read_text()
@@ -333,25 +346,29 @@ def test_a_database_that_goes_away_does_not_stop_the_training(
     assert f"python -m rdd_pipeline.tracking {os.path.relpath(file)}" in caplog.text
 
 
-def test_a_child_run_that_cannot_be_made_is_logged_into_its_parent(
+def test_a_child_that_cannot_be_made_is_made_when_its_records_are_sent(
     project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*arguments: Any, **named: Any) -> None:
         raise ConnectionError("away")
 
-    with caplog.at_level(logging.WARNING):
-        project.run(
-            "kd",
-            "cwd",
-            after_start=lambda: monkeypatch.setattr(MlflowClient, "create_run", refuse),
-        )
-    (run,) = project.runs().values()
-    assert project.curve(run, "kd.loss") == [1.0, 0.5]
-    assert run.data.params["cwd.train.epochs"] == "3"
-    assert run.data.metrics["cwd.test.miou"] == 0.5
+    def go_away() -> None:
+        _wait_for_the_run(project)
+        patch.setattr(MlflowClient, "create_run", refuse)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        project.run("kd", "cwd", after_start=go_away)
+    assert set(project.runs()) == {"small"}
+    assert tracking_command([str(project.path / "data/07_model_output/untracked")]) == 0
+    runs = project.runs()
+    assert set(runs) == {"small", "kd", "cwd"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["cwd"].data.tags["mlflow.parentRunId"] == runs["small"].info.run_id
+    assert project.curve(runs["kd"]) == [1.0, 0.5]
+    assert runs["cwd"].data.params["train.epochs"] == "3"
 
 
-def test_without_a_server_the_run_goes_on_after_one_warning(
+def test_without_a_server_the_run_goes_on_and_can_be_sent_elsewhere(
     project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as free:
@@ -363,12 +380,37 @@ def test_without_a_server_the_run_goes_on_after_one_warning(
         project.run("kd")
     assert time.monotonic() - start < 20
     assert (project.path / "data" / "metrics" / "kd.json").exists()
-    (warning,) = [
+    first, last = [
         record.getMessage() for record in caplog.records if record.name.startswith("rdd_pipeline")
     ]
-    assert f"MLflow at http://127.0.0.1:{port} cannot be used" in warning
-    assert "secret" not in caplog.text
+    assert f"MLflow at http://127.0.0.1:{port} cannot be used" in first
+    (file,) = (project.path / "data/07_model_output/untracked").iterdir()
+    assert file.name.endswith("-small.jsonl")
+    assert f"Send them later: python -m rdd_pipeline.tracking {os.path.relpath(file)}" in last
+    assert "secret" not in caplog.text + file.read_text()
     assert project.runs() == {}
+    assert tracking_command([str(file), "--tracking-uri", project.uri]) == 0
+    (run,) = project.runs().values()
+    assert run.data.tags["method"] == "kd"
+    assert run.data.tags["data_digest"] == "abc"
+    assert project.curve(run) == [1.0, 0.5]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_server_that_starts_late_gets_the_run_all_the_same(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*arguments: Any) -> None:
+        raise ConnectionError("not yet")
+
+    monkeypatch.setattr(KedroMlflowConfig, "setup", away)
+    project.run("kd", "cwd")
+    runs = project.runs()
+    assert set(runs) == {"small", "kd", "cwd"}
+    client = MlflowClient(tracking_uri=project.uri)
+    assert client.get_experiment_by_name("rdd_scenes") is not None
+    location = str(runs["kd"].info.artifact_uri)
+    assert location.startswith((project.path / "mlartifacts").as_uri())
 
 
 def test_a_wrong_mlflow_yml_is_an_error_at_the_start(project: Project) -> None:
@@ -441,66 +483,50 @@ def test_a_dead_process_does_not_leave_its_run_running(tmp_path: Path) -> None:
 # ---- parts
 
 
-class Quiet:
-    """An MLflow client that only counts runs."""
-
-    tracking_uri = "http://server"
+class Remembering(Sender):
+    """Talks to nobody and remembers the records."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        super().__init__("http://server")
+        self.records: list[Record] = []
 
-    def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
-        self.names.append(run_name)
-        return SimpleNamespace(info=SimpleNamespace(run_id=f"id-{run_name}"))
+    def send(self, batch: Sequence[Record]) -> list[Record]:
+        self.records.extend(batch)
+        return []
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **named: None
+    def names(self) -> dict[str, str]:
+        return {record.run_id: record.key for record in self.records if record.kind == "run"}
 
 
-def _open_run(tmp_path: Path, *namespaces: str) -> tuple[Quiet, OpenRun]:
-    client = Quiet()
+def _open_run(tmp_path: Path, *namespaces: str) -> tuple[Remembering, OpenRun]:
+    sender = Remembering()
     run = OpenRun(
-        client,  # type: ignore[arg-type]
-        "0",
+        TrackingWriter(sender, tmp_path / "x.jsonl"),
+        Experiment("0"),
         "whole",
         namespaces=Counter(namespaces),
         tags={},
         own_tags={},
-        folder=tmp_path,
     )
-    return client, run
+    return sender, run
 
 
 def test_a_child_run_starts_with_its_first_node(tmp_path: Path) -> None:
-    client, run = _open_run(tmp_path, "kd", "cwd")
-    assert client.names == ["whole"]
-    assert run.place("kd").run_id == run.place("kd").run_id == "id-kd"
-    assert run.place(None).run_id == "id-whole"
-    assert client.names == ["whole", "kd"]
-    run.close("FINISHED", timeout=1.0)
-
-
-def test_no_child_is_asked_for_while_mlflow_is_known_to_be_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, run = _open_run(tmp_path, "kd", "cwd")
-    with monkeypatch.context() as patch:
-        patch.setattr(TrackingWriter, "failing", True)
-        assert run.place("kd") == ("id-whole", "kd.")
-    assert client.names == ["whole"]
-    assert run.place("kd").run_id == "id-kd"
-    run.close("FINISHED", timeout=1.0)
+    sender, run = _open_run(tmp_path, "kd", "cwd")
+    assert run.of("kd") == run.of("kd") != run.id == run.of(None)
+    run.close("FINISHED", timeout=5.0)
+    assert sender.names() == {run.id: "whole", run.of("kd"): "kd"}
 
 
 def test_threads_that_start_together_make_one_child(tmp_path: Path) -> None:
-    client, run = _open_run(tmp_path, "kd", "cwd")
-    threads = [threading.Thread(target=run.place, args=("kd",)) for _ in range(8)]
+    sender, run = _open_run(tmp_path, "kd", "cwd")
+    threads = [threading.Thread(target=run.of, args=("kd",)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert client.names.count("kd") == 1
-    run.close("FINISHED", timeout=1.0)
+    run.close("FINISHED", timeout=5.0)
+    assert sorted(sender.names().values()) == ["kd", "whole"]
 
 
 def test_params_are_flat_and_typed_models_are_opened() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rdd_pipeline.tracking import MlflowSink
+from rdd_pipeline.tracking import TrackingWriter
 from rdd_pipeline.tracking.__main__ import main
 from tests.kedro_project import Project, bootstrap
 from tests.mlflow_store import new_store
@@ -84,14 +84,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_run_ends_without_its_server_and_all_of_it_can_be_sent_later(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emit = MlflowSink.__call__
+    take = TrackingWriter.metrics
 
-    def emit_until(sink: MlflowSink, step: int, values) -> None:
-        emit(sink, step, values)
+    def take_until(writer: TrackingWriter, run_id: str, values, *, step: int = 0) -> None:
+        take(writer, run_id, values, step=step)
         if step == KILLED_AT and "loss" in values:
             server.signal(signal.Signals[name])
 
-    monkeypatch.setattr(MlflowSink, "__call__", emit_until)
+    monkeypatch.setattr(TrackingWriter, "metrics", take_until)
     bootstrap()
     project = Project(tmp_path / "project")
     project.folder.mkdir()

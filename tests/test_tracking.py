@@ -7,20 +7,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    RESOURCE_DOES_NOT_EXIST,
+)
 
 from rdd_pipeline import tracking
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.tracking import MlflowSink, TrackingWriter
+from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter
 from rdd_pipeline.tracking.__main__ import main
-from rdd_pipeline.tracking.writer import clean_name, send_file, without_password
+from rdd_pipeline.tracking.records import Record, clean_name, without_password
+from rdd_pipeline.tracking.sender import LOCAL_ID, send_file
 from tests.mlflow_store import new_store
 
 
@@ -49,6 +55,9 @@ class FakeClient:
         if bad:
             raise MlflowException(f"cannot take {bad}", INVALID_PARAMETER_VALUE)
         self._request("batch", run_id, (metrics, params, tags))
+
+    def get_experiment_by_name(self, name: str) -> None:
+        self._request("experiment", "", name)
 
     def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
         self._request("status", run_id, status)
@@ -83,11 +92,12 @@ def writer(client: FakeClient, tmp_path: Path) -> Iterator[TrackingWriter]:
 
 def _writer(client: FakeClient, folder: Path, **options: Any) -> TrackingWriter:
     options = {"every": 0.01, **options}
-    return TrackingWriter(client, folder / "untracked", **options)  # type: ignore[arg-type]
+    sender = Sender(client.tracking_uri, client)  # type: ignore[arg-type]
+    return TrackingWriter(sender, folder / "untracked" / "run.jsonl", **options)
 
 
-def _spooled(folder: Path, run_id: str = "run") -> list[dict[str, Any]]:
-    path = folder / "untracked" / f"{run_id}.jsonl"
+def _spooled(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "untracked" / "run.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -96,7 +106,7 @@ def test_emit_without_a_listener_does_nothing() -> None:
 
 
 def test_emitted_points_reach_the_run(client: FakeClient, writer: TrackingWriter) -> None:
-    tracking.listen(MlflowSink("run", writer))
+    tracking.listen(lambda step, values: writer.metrics("run", values, step=step))
     for step in (1, 2):
         tracking.emit(step, {"loss": 1.0 / step, "lr": 0.02})
     tracking.listen(None)
@@ -107,7 +117,7 @@ def test_emitted_points_reach_the_run(client: FakeClient, writer: TrackingWriter
 
 def test_listeners_belong_to_a_thread(client: FakeClient, writer: TrackingWriter) -> None:
     def train(run_id: str) -> None:
-        tracking.listen(MlflowSink(run_id, writer))
+        tracking.listen(lambda step, values: writer.metrics(run_id, values, step=step))
         time.sleep(0.01)
         tracking.emit(1, {"loss": float(len(run_id))})
 
@@ -313,9 +323,11 @@ def _history(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, flo
     return [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
 
 
-def test_mlflow_takes_every_kind(run: tuple[MlflowClient, str], tmp_path: Path) -> None:
+def test_mlflow_takes_every_kind(
+    run: tuple[MlflowClient, str], database: str, tmp_path: Path
+) -> None:
     client, run_id = run
-    writer = TrackingWriter(client, tmp_path)
+    writer = TrackingWriter(Sender(database, client), tmp_path / "x.jsonl")
     writer.metrics(run_id, {"loss": 0.5, "nan": float("nan"), "inf": float("inf")}, step=1)
     writer.metrics(run_id, {"loss": 0.25}, step=2)
     writer.params(run_id, {"lr": 0.02, "long": "x" * 10_000})
@@ -330,10 +342,10 @@ def test_mlflow_takes_every_kind(run: tuple[MlflowClient, str], tmp_path: Path) 
 
 
 def test_a_second_value_of_a_param_is_refused_and_kept(
-    run: tuple[MlflowClient, str], tmp_path: Path
+    run: tuple[MlflowClient, str], database: str, tmp_path: Path
 ) -> None:
     client, run_id = run
-    writer = TrackingWriter(client, tmp_path)
+    writer = TrackingWriter(Sender(database, client), tmp_path / "x.jsonl")
     writer.params(run_id, {"lr": 1})
     writer.params(run_id, {"lr": 2, "batch": 3})
     assert writer.close() == 1
@@ -370,7 +382,7 @@ def test_a_file_of_unsent_records_can_be_sent_later(
     writer.params(run_id, {"lr": 1})
     writer.status(run_id, "FINISHED")
     assert writer.close(5.0) == 3
-    path = tmp_path / "untracked" / f"{run_id}.jsonl"
+    path = tmp_path / "untracked" / "run.jsonl"
     assert main([str(path.parent)]) == 0
     assert "sent" in capsys.readouterr().out
     assert not path.exists()
@@ -399,7 +411,7 @@ def test_a_file_that_a_killed_process_left_half_written_is_sent_up_to_there(
     for step in (1, 2):
         writer.metrics(run_id, {"loss": 0.5}, step=step)
     assert writer.close(5.0) == 2
-    path = tmp_path / "untracked" / f"{run_id}.jsonl"
+    path = tmp_path / "untracked" / "run.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     with caplog.at_level(logging.WARNING):
         assert main([str(path)]) == 0
@@ -455,22 +467,169 @@ def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Error: There is no file or folder" in capsys.readouterr().err
 
 
-def test_a_worker_process_can_go_on_where_the_node_emits(
-    run: tuple[MlflowClient, str], tmp_path: Path
+# ---- runs that MLflow is asked for
+
+PLACE = Experiment("late")
+
+
+def _runs(client: MlflowClient, experiment: str = "late") -> dict[str, Run]:
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id]) if found is not None else []
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {str(run.info.run_name): run for run in runs}
+
+
+def _family(writer: TrackingWriter) -> None:
+    """A run with a child, a point and an end each."""
+    parent = writer.start("whole", PLACE, {"dataset": "scenes"})
+    child = writer.start("kd", PLACE, {"method": "kd"}, parent=parent)
+    for run_id in (child, parent):
+        writer.metrics(run_id, {"loss": 0.5}, step=1)
+        writer.status(run_id, "FINISHED")
+
+
+def _check_family(client: MlflowClient) -> None:
+    runs = _runs(client)
+    assert set(runs) == {"whole", "kd"}
+    assert runs["whole"].data.tags["dataset"] == "scenes"
+    assert runs["kd"].data.tags["method"] == "kd"
+    assert runs["kd"].data.tags["mlflow.parentRunId"] == runs["whole"].info.run_id
+    for run in runs.values():
+        assert _history(client, run.info.run_id, "loss") == [(1, 0.5)]
+        assert run.info.status == "FINISHED"
+
+
+def test_runs_are_created_in_the_background(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, run_id = run
-    writer = TrackingWriter(client, tmp_path)
-    tracking.listen(MlflowSink(run_id, writer, prefix="kd."))
-    connection = tracking.connection()
-    tracking.listen(None)
-    assert connection is not None
-    assert json.loads(json.dumps(connection)) == connection
-    with tracking.connected(connection):
-        tracking.emit(3, {"loss": 0.125})
-    assert _history(client, run_id, "kd.loss") == [(3, 0.125)]
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    writer = TrackingWriter(Sender(str(client.tracking_uri)), tmp_path / "x.jsonl")
+    with caplog.at_level(logging.INFO):
+        _family(writer)
+        assert writer.close() == 0
+    _check_family(client)
+    (run_id,) = (run.info.run_id for name, run in _runs(client).items() if name == "whole")
+    assert f"MLflow run {run_id} in experiment late" in caplog.text
+    assert caplog.text.count("MLflow run") == 1
 
 
-def test_without_a_listener_there_is_no_connection() -> None:
-    assert tracking.connection() is None
-    with tracking.connected(None):
-        tracking.emit(1, {"loss": 1.0})
+def test_runs_that_could_not_be_created_are_created_when_they_are_sent(tmp_path: Path) -> None:
+    away = FakeClient()
+    away.problem = ConnectionError("away")
+    writer = _writer(away, tmp_path)
+    _family(writer)
+    assert writer.close(5.0) == 6
+    uri = new_store(tmp_path / "mlflow.db")
+    assert main([str(tmp_path / "untracked"), "--tracking-uri", uri]) == 0
+    assert not list((tmp_path / "untracked").iterdir())
+    _check_family(MlflowClient(tracking_uri=uri))
+
+
+def test_a_run_is_created_once_although_its_first_answer_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    create, calls = client.create_run, []
+
+    def deaf(*arguments: Any) -> Any:
+        calls.append(create(*arguments))
+        if len(calls) == 1:
+            raise ConnectionError("the answer was lost")
+        return calls[-1]
+
+    monkeypatch.setattr(client, "create_run", deaf)
+    sender = Sender(str(client.tracking_uri), client)
+    writer = TrackingWriter(sender, tmp_path / "x.jsonl", every=0.01)
+    _family(writer)
+    deadline = time.monotonic() + 20
+    while not writer.flush(1.0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert writer.close() == 0
+    assert len(calls) == 2
+    _check_family(client)
+
+
+def test_a_file_that_was_half_sent_is_sent_again_without_a_second_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = FakeClient()
+    away.problem = ConnectionError("away")
+    writer = _writer(away, tmp_path)
+    _family(writer)
+    writer.close(5.0)
+    (path,) = (tmp_path / "untracked").iterdir()
+    uri = new_store(tmp_path / "mlflow.db")
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise ConnectionError("away again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", refuse)
+        with pytest.raises(UserError, match="away again"):
+            send_file(path, uri)
+    client = MlflowClient(tracking_uri=uri)
+    assert set(_runs(client)) == {"whole", "kd"}
+    assert send_file(path, uri) == 0
+    _check_family(client)
+
+
+def test_what_a_refused_run_should_have_taken_is_kept_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+
+    def refuse(*arguments: Any) -> None:
+        raise MlflowException("not you", PERMISSION_DENIED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "create_run", refuse)
+        writer = TrackingWriter(Sender(str(client.tracking_uri), client), tmp_path / "x.jsonl")
+        _family(writer)
+        assert writer.close() == 6
+    assert send_file(tmp_path / "x.jsonl") == 0
+    _check_family(client)
+
+
+def test_the_creation_of_a_run_stays_in_memory_when_there_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    sender = Sender(str(client.tracking_uri), client)
+    writer = TrackingWriter(sender, tmp_path / "x.jsonl", capacity=10, every=60.0)
+    send, gate = sender.send, threading.Event()
+
+    def send_when_open(batch: Sequence[Record]) -> list[Record]:
+        gate.wait(30)
+        return send(batch)
+
+    monkeypatch.setattr(sender, "send", send_when_open)
+    run_id = writer.start("whole", PLACE, {})
+    for step in range(1, 101):
+        writer.metrics(run_id, {"loss": 1.0}, step=step)
+    gate.set()
+    unsent = writer.close()
+    assert unsent > 60
+    assert send_file(tmp_path / "x.jsonl") == 0
+    run = _runs(client)["whole"]
+    steps = [step for step, _ in _history(client, run.info.run_id, "loss")]
+    assert sorted(steps) == list(range(1, 101))
+
+
+def test_an_experiment_in_the_bin_is_restored(tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    client.delete_experiment(client.create_experiment("late"))
+    writer = TrackingWriter(Sender(str(client.tracking_uri), client), tmp_path / "x.jsonl")
+    _family(writer)
+    assert writer.close() == 0
+    assert client.get_experiment_by_name("late").lifecycle_stage == "active"
+    _check_family(client)
+
+
+def test_a_new_experiment_keeps_its_files_where_it_was_told(tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    place = (tmp_path / "files").as_uri()
+    writer = TrackingWriter(Sender(str(client.tracking_uri), client), tmp_path / "x.jsonl")
+    writer.start("whole", Experiment("new", place), {})
+    assert writer.close() == 0
+    assert client.get_experiment_by_name("new").artifact_location == place
+    assert LOCAL_ID in _runs(client, "new")["whole"].data.tags

@@ -13,6 +13,7 @@ from kedro.framework.context import KedroContext
 from kedro.io import CatalogProtocol
 from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
+from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
 from rdd_pipeline.errors import UserError
 
@@ -83,12 +84,28 @@ def anchor_paths(context: KedroContext) -> str:
         experiment.get("create_experiment_kwargs") or {}
     )
     place = creation.get("artifact_location")
-    if local and place is None:
-        creation["artifact_location"] = "mlartifacts"
+    if local and (place is None or "://" not in place):
+        folder = Path(context.project_path, place or "mlartifacts")
+        creation["artifact_location"] = folder.absolute().as_uri()
     elif not local and place is not None and "://" not in place:
         creation["artifact_location"] = None
     loader["mlflow"] = config
     return uri
+
+
+def mlflow_config(context: KedroContext) -> KedroMlflowConfig:
+    """mlflow.yml, checked, without a request to MLflow.
+
+    Raises:
+        pydantic.ValidationError: It is not valid.
+    """
+    content = section(context, "mlflow")
+    config = KedroMlflowConfig.model_validate(dict(content))
+    if "name" not in config.tracking.experiment.model_fields_set:
+        # kedro-mlflow's own default
+        name = context._package_name or Path(context.project_path).name
+        config.tracking.experiment.name = name
+    return config
 
 
 def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:

@@ -13,7 +13,9 @@ import contextlib
 import getpass
 import logging
 import os
+import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from kedro.io import CatalogProtocol
 from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
+from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import ValidationError
 
@@ -34,6 +37,7 @@ from rdd_pipeline.hooks.configuration import (
     anchor_paths,
     check_environment,
     check_upstream,
+    mlflow_config,
     section,
 )
 from rdd_pipeline.hooks.facts import (
@@ -46,7 +50,8 @@ from rdd_pipeline.hooks.facts import (
 from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
-from rdd_pipeline.tracking.writer import calm_mlflow, first_line, without_password
+from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow
+from rdd_pipeline.tracking.records import first_line, without_password
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +65,8 @@ RUN_END_SECONDS = 20.0
 class ExperimentHook(MlflowHook):  # type: ignore[misc]
     """Records Kedro runs in MLflow.
 
-    After its start nothing that goes wrong with MLflow reaches the run: calls either go through a
-    background thread or are guarded, and the user reads one warning.
+    Nothing that goes wrong with MLflow reaches the run: calls either go through a background
+    thread or are guarded, and the user reads one warning.
     """
 
     def __init__(self) -> None:
@@ -69,6 +74,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         self._project = Path()
         self._env: str | None = None
         self._globals: dict[str, Any] = {}
+        self._config: KedroMlflowConfig | None = None
         self._client: Any = None
         self._catalog: CatalogProtocol[Any, Any] | None = None
         self._run: OpenRun | None = None
@@ -91,7 +97,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         self._project = Path(context.project_path)
         self._env = context.env or getattr(context.config_loader, "default_run_env", None)
         self._globals = dict(section(context, "globals"))
-        self._client = None
+        self._config = self._client = None
         if os.environ.get("RANK", "0") != "0":
             return  # torchrun starts one Kedro per process: the first one tells MLflow
         calm_mlflow()
@@ -99,16 +105,20 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         uri = given
         try:
             uri = anchor_paths(context)
+            self._config = mlflow_config(context)
             super().after_context_created(context)
+            self._config = self.mlflow_config
             self._client = self.mlflow_config.server._mlflow_client
         except ValidationError as error:
             raise UserError(f"mlflow.yml is not valid. {error}") from error
         except Exception as error:
             logger.warning(
-                "MLflow at %s cannot be used (%s). This run is not tracked; everything else is "
-                "saved as usual.",
+                "MLflow at %s cannot be used (%s). %s",
                 without_password(str(uri)),
                 first_line(error),
+                "This run is not tracked; everything else is saved as usual."
+                if self._config is None
+                else "The run goes on; its curves are kept and sent when MLflow is back.",
             )
         finally:
             # mlflow exports the address; the next session would take it for the user's wish.
@@ -135,27 +145,36 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         self._run = self._failed_node = None
         self._warned = set()
         self._signals.install()
-        if self._client is None:
+        if self._config is None:
             return
         with self._guard("start the run"):
-            config = self.mlflow_config.tracking
+            config = self._config.tracking
             names = sorted(run_params.get("pipeline_names") or ["__default__"])
             if set(names) <= set(config.disable_tracking.pipelines):
                 return
-            experiment = config.experiment._experiment.experiment_id
+            name = config.run.name or "+".join(names)
+            version = run_params.get("run_id") or time.strftime("%Y-%m-%dT%H.%M.%S")
+            uri = str(self._config.server.mlflow_tracking_uri)
+            writer = TrackingWriter(
+                Sender(uri, self._client),
+                self._project
+                / UNTRACKED
+                / f"{version}-{re.sub(r'[^-.+A-Za-z0-9_]', '_', name)}.jsonl",
+                warned=self._client is None,
+            )
+            location = config.experiment.create_experiment_kwargs.artifact_location
             self._run = OpenRun(
-                self._client,
-                experiment,
-                config.run.name or "+".join(names),
+                writer,
+                Experiment(config.experiment.name, location),
+                name,
                 namespaces=Counter(node.namespace for node in pipeline.nodes if node.namespace),
                 tags=self._run_tags(run_params),
                 own_tags={"kedro_command": command(run_params, names)},
-                folder=self._project / UNTRACKED,
                 given=config.run.id or os.environ.get("MLFLOW_RUN_ID"),
             )
             atexit.register(self._at_exit)
-            logger.info("MLflow run %s in experiment %s", self._run.id, config.experiment.name)
-            threading.Thread(target=self._close_dead_runs, daemon=True).start()
+            if self._client is not None:
+                threading.Thread(target=self._close_dead_runs, daemon=True).start()
 
     # ---- nodes
 
@@ -166,7 +185,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         with self._guard("log parameters") as run:
             if run is not None:
                 run.params(node.namespace, node.name, _params_of(node, inputs))
-                tracking.listen(run.sink(node.namespace))
+                tracking.listen(run.listener(node.namespace))
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:

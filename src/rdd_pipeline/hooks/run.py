@@ -2,152 +2,108 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rdd_pipeline.hooks.facts import is_alive, process_tags
-from rdd_pipeline.tracking import MlflowSink, TrackingWriter
+from rdd_pipeline.tracking import Experiment, TrackingWriter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-logger = logging.getLogger(__name__)
-
-CREATION_PAUSE = 60.0
-"""Seconds until the creation of a child run is tried again after a failure."""
-
-
-class Place(NamedTuple):
-    """Where something is logged: a run, and what its keys begin with there."""
-
-    run_id: str
-    prefix: str = ""
 
 
 class OpenRun:
     """An MLflow run while Kedro runs.
 
-    Everything but the creation of runs goes through a `TrackingWriter` and so returns at once.
+    Everything, the creation of runs too, goes through a `TrackingWriter` and so returns at once.
 
     Args:
-        client: The MLflow client.
-        experiment: Id of the experiment.
+        writer: Writes in the background; `close` closes it.
+        experiment: Where the runs belong.
         name: Name of the run.
         namespaces: Namespace of every node that will run, with repetition; with several different
             ones each gets a child run when its first node starts.
         tags: Of the run and of all its children.
         own_tags: Of the run alone.
-        folder: Where the writer leaves what MLflow did not take.
-        given: Id of an existing run to log into; it is not closed at the end.
+        given: MLflow's id of an existing run to log into; it is not closed at the end.
 
-    Raises:
-        Exception: MLflow cannot create the run.
+    Attributes:
+        id: By which `writer` knows the run.
     """
 
     def __init__(
         self,
-        client: MlflowClient,
-        experiment: str,
+        writer: TrackingWriter,
+        experiment: Experiment,
         name: str,
         *,
         namespaces: Counter[str],
         tags: Mapping[str, str],
         own_tags: Mapping[str, str],
-        folder: Path,
         given: str | None = None,
     ) -> None:
-        self._client = client
+        self.writer = writer
         self._experiment = experiment
         self._tags = dict(tags)
         self._left = Counter(namespaces)
         self._nested = len(namespaces) > 1
         self._children: dict[str, str] = {}
-        self._next_try = 0.0
-        self._params: dict[Place, dict[str, str]] = {}
+        self._params: dict[str, dict[str, str]] = {}
         self._lock = threading.RLock()
         self._owned = given is None
         # One namespace needs no child, its name belongs on the run itself.
         methods = {} if self._nested else {"method": name for name in namespaces}  # noqa: B035
-        own = {**own_tags, **methods}
-        self.id = given or self._create(name, own)
-        self.writer = TrackingWriter(client, folder)
+        all_tags = {**self._tags, **own_tags, **methods}
+        self.id = given or writer.start(name, experiment, all_tags)
         if given is not None:
-            self.writer.tags(given, {**self._tags, **own})
+            writer.tags(given, all_tags)
 
-    def _create(self, name: str, tags: Mapping[str, str]) -> str:
-        run = self._client.create_run(self._experiment, run_name=name, tags={**self._tags, **tags})
-        return str(run.info.run_id)
-
-    def place(self, namespace: str | None) -> Place:
-        """Where a node of this namespace logs.
-
-        While MLflow cannot create the namespace's own run, its keys go to the parent, prefixed.
-        """
+    def of(self, namespace: str | None) -> str:
+        """Id of the run in which a node of this namespace logs."""
         if namespace is None or not self._nested:
-            return Place(self.id)
+            return self.id
         with self._lock:
-            due = time.monotonic() >= self._next_try and not self.writer.failing
-            if namespace not in self._children and due:
-                try:
-                    self._children[namespace] = self._create(
-                        namespace, {"method": namespace, "mlflow.parentRunId": self.id}
-                    )
-                except Exception as error:
-                    self._next_try = time.monotonic() + CREATION_PAUSE
-                    logger.warning(
-                        "MLflow cannot create the run of %s (%s); it is logged into %s.",
-                        namespace,
-                        type(error).__name__,
-                        self.id,
-                    )
-            if namespace in self._children:
-                return Place(self._children[namespace])
-            return Place(self.id, f"{namespace}.")
+            if namespace not in self._children:
+                self._children[namespace] = self.writer.start(
+                    namespace,
+                    self._experiment,
+                    {**self._tags, "method": namespace},
+                    parent=self.id,
+                )
+            return self._children[namespace]
 
-    def sink(self, namespace: str | None) -> MlflowSink:
+    def listener(self, namespace: str | None) -> Callable[[int, Mapping[str, float]], None]:
         """What a node of this namespace emits to."""
-        place = self.place(namespace)
-        return MlflowSink(place.run_id, self.writer, prefix=place.prefix)
+        run_id = self.of(namespace)
+        return lambda step, values: self.writer.metrics(run_id, values, step=step)
 
     def params(self, namespace: str | None, node: str, values: Mapping[str, str]) -> None:
         """Log a node's parameters, each key once; a second value for a key gets the node's name."""
-        place = self.place(namespace)
+        run_id = self.of(namespace)
         with self._lock:
-            known = self._params.setdefault(place, {})
+            known = self._params.setdefault(run_id, {})
             named = {
                 key if known.get(key, value) == value else f"{node}.{key}": value
                 for key, value in values.items()
             }
             fresh = {key: value for key, value in named.items() if key not in known}
             known.update(fresh)
-        if fresh:
-            self.writer.params(
-                place.run_id, {f"{place.prefix}{key}": value for key, value in fresh.items()}
-            )
+        self.writer.params(run_id, fresh)
 
     def metrics(self, namespace: str | None, values: Mapping[str, float]) -> None:
         """Log final numbers."""
-        place = self.place(namespace)
-        self.writer.metrics(
-            place.run_id, {f"{place.prefix}{key}": value for key, value in values.items()}
-        )
+        self.writer.metrics(self.of(namespace), values)
 
     def artifact(self, namespace: str | None, path: Path, folder: str) -> None:
         """Upload a file."""
-        place = self.place(namespace)
-        self.writer.artifact(place.run_id, path, f"{folder}/{place.prefix}".rstrip("./"))
+        self.writer.artifact(self.of(namespace), path, folder)
 
     def tags(self, namespace: str | None, values: Mapping[str, Any]) -> None:
         """Tag the run of a namespace."""
-        place = self.place(namespace)
-        self.writer.tags(
-            place.run_id, {f"{place.prefix}{key}": value for key, value in values.items()}
-        )
+        self.writer.tags(self.of(namespace), values)
 
     def tags_of_all(self, values: Mapping[str, Any]) -> None:
         """Tag the run and its children, those to come included."""

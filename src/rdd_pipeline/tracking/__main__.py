@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.tracking.writer import calm_mlflow, send_file
+from rdd_pipeline.tracking.sender import calm_mlflow, send_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
