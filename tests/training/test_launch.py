@@ -393,7 +393,7 @@ def test_the_first_machine_is_killed_and_starts_again(
         machine.start()
     content = {
         "job": job.model_dump(mode="json"),
-        "trainer": trainer.model_dump(mode="json"),
+        "trainer": {**trainer.model_dump(mode="json"), "precision": "float32"},
         **{"index": "index.csv", "teacher": "teacher.safetensors", "output": "out"},
     }
     (tmp_path / "JOB.json").write_text(json.dumps(content))
