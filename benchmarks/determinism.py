@@ -40,7 +40,7 @@ from rdd_pipeline.segmentation.scenes import write_scenes
 from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.launch import train
-from rdd_pipeline.training.loop import job_fingerprint, prepare_job
+from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
 
 
 class Setting(NamedTuple):

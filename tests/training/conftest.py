@@ -23,7 +23,7 @@ from rdd_pipeline.networks import NetworkCheckpoint, NetworkOutput, build_networ
 from rdd_pipeline.segmentation.index import Sample, build_index
 from rdd_pipeline.segmentation.labels import LabelSet, make_lookup
 from rdd_pipeline.segmentation.layouts import get_layout
-from rdd_pipeline.training import loop
+from rdd_pipeline.training import preparation
 from rdd_pipeline.training.job import TrainingJob
 
 LABELS = LabelSet(
@@ -76,7 +76,7 @@ def _shapes_are_computed_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "output_shapes", output_shapes)
+        patch.setattr(preparation, "output_shapes", output_shapes)
         yield
 
 

@@ -28,7 +28,8 @@ from rdd_pipeline.segmentation.loading import evaluation_batches
 from rdd_pipeline.training import launch, loop, machines, worker
 from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.join import join
-from rdd_pipeline.training.loop import TrainingInterruptedError, job_fingerprint
+from rdd_pipeline.training.preparation import job_fingerprint
+from rdd_pipeline.training.stopping import TrainingInterruptedError
 
 from . import faulty
 from .conftest import CPU, LABELS

@@ -22,13 +22,9 @@ from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import WorkFolder
-from rdd_pipeline.training.loop import (
-    TrainingInterruptedError,
-    TrainingResult,
-    job_fingerprint,
-    state_digest,
-    train,
-)
+from rdd_pipeline.training.loop import TrainingResult, train
+from rdd_pipeline.training.preparation import job_fingerprint, state_digest
+from rdd_pipeline.training.stopping import TrainingInterruptedError
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER
 

@@ -15,7 +15,8 @@ from rdd_pipeline.distillation.terms import TERMS
 from rdd_pipeline.networks import build_network
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import WorkFolder
-from rdd_pipeline.training.loop import job_fingerprint, term_context, train
+from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.preparation import job_fingerprint, term_context
 from rdd_pipeline.training.schedule import ADVERSARY_LR
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER

@@ -13,7 +13,8 @@ from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.segmentation.cache import write_pack
 from rdd_pipeline.segmentation.index import of_split
-from rdd_pipeline.training.loop import job_fingerprint, train
+from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.preparation import job_fingerprint
 
 from .conftest import CPU, LABELS
 

@@ -23,7 +23,9 @@ from rdd_pipeline.losses import logits
 from rdd_pipeline.networks import Preprocessing
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import WorkFolder
-from rdd_pipeline.training.loop import TrainingInterruptedError, job_fingerprint, train
+from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.preparation import job_fingerprint
+from rdd_pipeline.training.stopping import TrainingInterruptedError
 
 from .conftest import CPU
 

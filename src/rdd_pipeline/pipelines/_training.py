@@ -50,12 +50,8 @@ from rdd_pipeline.training.checkpoints import State, WorkFolder
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import Stage, TrainingJob, json_digest
 from rdd_pipeline.training.launch import train
-from rdd_pipeline.training.loop import (
-    TrainingResult,
-    job_fingerprint,
-    prepare_job,
-    term_context,
-)
+from rdd_pipeline.training.loop import TrainingResult
+from rdd_pipeline.training.preparation import job_fingerprint, prepare_job, term_context
 
 
 class Repeat(NamedTuple):

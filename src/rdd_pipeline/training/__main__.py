@@ -35,11 +35,8 @@ from rdd_pipeline.training.checkpoints import WorkFolder, write_atomically
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.launch import train
-from rdd_pipeline.training.loop import (
-    TrainingInterruptedError,
-    job_fingerprint,
-    prepare_job,
-)
+from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
+from rdd_pipeline.training.stopping import TrainingInterruptedError
 
 
 class JobFile(Params):

@@ -29,10 +29,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from rdd_pipeline.errors import INTERRUPTED, UserError
-from rdd_pipeline.training import loop, machines
+from rdd_pipeline.training import machines
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.launch import run_workers, write_task
 from rdd_pipeline.training.machines import FORMAT, Exchange
+from rdd_pipeline.training.preparation import title_of
 from rdd_pipeline.training.worker import Task, any_final, faults
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def _take_part(
         exchange.fetch(training, folder)
         about = exchange.about(training)
         task = _local(folder, endpoint, data, address)
-        title, processes = loop.title_of(task.job), int(about["processes"])
+        title, processes = title_of(task.job), int(about["processes"])
         _check_devices(task, processes)
         write_task(task, folder, processes)
         logger.info("%s: taking part with %d process(es).", title, processes)

@@ -35,7 +35,9 @@ from rdd_pipeline.training import loop, machines, worker
 from rdd_pipeline.training.checkpoints import State, WorkFolder, dumps, write_atomically
 from rdd_pipeline.training.device import resolve_device, resolve_devices
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import Observer, TrainingInterruptedError, TrainingResult
+from rdd_pipeline.training.loop import Observer, TrainingResult
+from rdd_pipeline.training.preparation import check_inputs, network_of, title_of
+from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.worker import FINAL, STOP_SIGNALS, Task, faults, train_in_group
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ def train(
                 f"trainer.devices is {processes}: several processes meet in a work folder, but "
                 "none was given. Give one, or set trainer.devices=1 and trainer.nodes=1."
             )
-        loop.check_inputs(job, samples, teacher, start, processes * trainer.nodes)
+        check_inputs(job, samples, teacher, start, processes * trainer.nodes)
         if work.finished_state() is None:
             return _launch(job, samples, trainer, teacher, start, work, observe, processes)
     return loop.train(
@@ -92,7 +94,7 @@ def _launch(
     observe: Observer | None,
     processes: int,
 ) -> TrainingResult:
-    title = loop.title_of(job)
+    title = title_of(job)
     begun = work.latest() or start
     folder = work.path.resolve() / "launch"
     shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +140,7 @@ def _launch(
         )
     return TrainingResult(
         state=state,
-        network=loop.network_of(job, state),
+        network=network_of(job, state),
         fingerprint=work.fingerprint,
         trained=state["iteration"] - (begun["iteration"] if begun is not None else 0),
     )

@@ -9,71 +9,65 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rdd_pipeline.config import RecipeParams, TrainerParams
+from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads, tfe_share
-from rdd_pipeline.distillation.terms import TermContext
-from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
+from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
-from rdd_pipeline.losses.ranks import ALONE, Ranks
+from rdd_pipeline.losses.ranks import Ranks
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
-    NetworkHeader,
     Preprocessing,
-    SegmentationNetwork,
     network_from_params,
 )
-from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.segmentation.cache import usable_pack
-from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
-from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.segmentation.index import Sample, of_split
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
 from rdd_pipeline.training.checkpoints import (
     State,
     WorkFolder,
     copy_to_cpu,
-    digest,
-    dumps,
-    loads,
 )
 from rdd_pipeline.training.device import (
     peak_memory,
     ran_out_of_memory,
     reset_peak_memory,
     resolve_device,
-    resolve_precision,
     resolve_workers,
     set_up,
     unrepeatable_operation,
 )
+from rdd_pipeline.training.group import Group
 from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.preparation import (
+    check_inputs,
+    job_fingerprint,
+    network_of,
+    term_context,
+    title_of,
+)
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer, learning_rate
 from rdd_pipeline.training.step import TrainingStep
+from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
 from rdd_pipeline.training.synchronized import Parts, see_whole_batch
+from rdd_pipeline.training.window import Window
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[int, Mapping[str, float]], None]
-
-
-class TrainingInterruptedError(RunInterrupted):
-    """A signal asked the training to stop; its state is on disk."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +91,6 @@ class TrainingResult:
         """One row a logged or validated iteration, oldest first."""
         rows: list[dict[str, float]] = self.state["history"]
         return rows
-
-
-def state_digest(state: Mapping[str, Any]) -> str:
-    """Digest of what decides how the training goes on; curves and clocks are left out."""
-    deciding = ("iteration", "student", "objective", "optimizer", "adversary_optimizer", "best")
-    return digest({key: state[key] for key in deciding})
 
 
 def train(
@@ -145,26 +133,6 @@ def train(
     return run.result()
 
 
-def prepare_job(job: TrainingJob, trainer: TrainerParams) -> TrainingJob:
-    """Fix what `auto` means on this machine, so that the fingerprint says what was computed."""
-    device = resolve_device(trainer.device)
-    return job.model_copy(update={"precision": resolve_precision(trainer.precision, device)})
-
-
-def job_fingerprint(
-    job: TrainingJob,
-    samples: Sequence[Sample],
-    teacher: NetworkCheckpoint | None,
-    start: State | None,
-) -> str:
-    """Fingerprint of the job with these inputs; names its work folder."""
-    return job.fingerprint(
-        index_digest=index_digest(samples),
-        teacher_digest=None if teacher is None else teacher.digest(),
-        start_digest=None if start is None else state_digest(start),
-    )
-
-
 @dataclass
 class _Progression:
     """What changes from iteration to iteration beside the tensors."""
@@ -194,14 +162,14 @@ class _Run:
         stop: threading.Event | None,
     ) -> None:
         self.job, self.trainer, self.teacher = job, trainer, teacher
-        self.start, self.work, self.group, self.device = start, work, group, device
+        self.start, self.work, self.device = start, work, device
         self.observe = observe or (lambda iteration, values: None)
         self.stop = stop
-        self.ranks = Ranks(group)
+        self.process_group, self.ranks = group, Ranks(group)
         self.rank, self.world = self.ranks.rank, self.ranks.size
+        self.group = Group(group, device, has_work=work is not None)
         self.parts = Parts(self.ranks, job.recipe.accumulate)
-        self.writer, self.one_machine = self._who_writes()
-        self.writes = self.rank == self.writer
+        self.writes = self.group.is_writer
         self.train_samples = of_split(samples, "train")
         self.val_samples = of_split(samples, "val")
         self.fingerprint = work.fingerprint if work else ""
@@ -211,20 +179,20 @@ class _Run:
 
     def result(self) -> TrainingResult:
         work = self.work
-        finished = self._from_writer(lambda: work.finished_state() if work else None)
+        finished = self.group.from_writer(lambda: work.finished_state() if work else None)
         if finished is not None:
             self._log_line("already trained (%s), loaded.", self.fingerprint)
             return self._wrap(finished, trained=0)
         if work and self.writes:
             work.describe(self.job.model_dump(mode="json"))
-        resumed = self._from_writer(lambda: work.latest() if work else None)
-        state = resumed or self._from_writer(lambda: self.start)
+        resumed = self.group.from_writer(lambda: work.latest() if work else None)
+        state = resumed or self.group.from_writer(lambda: self.start)
         progression = _Progression()
         try:
             self._build()
-            if state is None and not self.one_machine:
+            if state is None and not self.group.on_one_machine:
                 # Pretrained weights are files of one machine.
-                state = self._from_writer(lambda: self._state(progression))
+                state = self.group.from_writer(lambda: self._state(progression))
             if state is not None:
                 self._restore(state, progression)
             if resumed is not None:
@@ -240,33 +208,6 @@ class _Run:
             raise UserError(self._memory_message(progression.iteration + 1)) from error
         final = self._complete(progression)
         return self._wrap(final, trained=progression.iteration - first + 1)
-
-    def _who_writes(self) -> tuple[int, bool]:
-        """The first rank with a work folder, and whether all ranks are on its machine."""
-        if self.group is None:
-            return 0, True
-        have = torch.zeros(self.world, device=self.device)
-        have[self.rank] = self.work is not None
-        dist.all_reduce(have, group=self.group)
-        return int(have.argmax()), bool(have.all()) or not have.any()
-
-    def _from_writer(self, find: Callable[[], State | None]) -> State | None:
-        """What one rank finds, for all of them: they may be on other machines."""
-        state = find() if self.writes else None
-        if self.group is None:
-            return state
-        data = dumps(state) if state is not None else b""
-        length = torch.tensor(len(data), device=self.device)
-        source = dist.get_global_rank(self.group, self.writer)
-        dist.broadcast(length, source, group=self.group)
-        if not length:
-            return None
-        sent = torch.empty(int(length), dtype=torch.uint8)
-        if self.writes:
-            sent.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        sent = sent.to(self.device)
-        dist.broadcast(sent, source, group=self.group)
-        return state if self.writes else loads(sent.cpu().numpy().tobytes())
 
     def _log_line(self, text: str, *values: object) -> None:
         """One line for all ranks."""
@@ -304,7 +245,7 @@ class _Run:
         if self.work and self.writes:
             self.work.save(final)
             self.work.finish(final["iteration"])
-        self._wait_for_all()
+        self.group.wait()
         return final
 
     def _build(self) -> None:
@@ -313,7 +254,7 @@ class _Run:
         self.student = network_from_params(
             job.network,
             num_classes=job.labels.num_classes,
-            pretrained=self.writes or self.one_machine,
+            pretrained=self.writes or self.group.on_one_machine,
         )
         self.preprocessing = Preprocessing.for_network(job.network)
         weights = job.labels.class_weights if job.recipe.class_weights else None
@@ -374,7 +315,7 @@ class _Run:
                 self.wrapped = DistributedDataParallel(
                     self.step,
                     device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                    process_group=self.group,
+                    process_group=self.process_group,
                     broadcast_buffers=False,
                 )
 
@@ -445,11 +386,11 @@ class _Run:
             pin_memory=self.device.type == "cuda",
         )
         reset_peak_memory(self.device)
-        window = _Window()
+        window = Window()
         saved = time.monotonic()
         self.wrapped.train()
         with (
-            _stop_signals(self.stop) as stop,
+            stop_signals(self.stop) as stop,
             TrainingProgress(title_of(job), first, last, silent=not self.writes) as progress,
         ):
             for batch in batches:
@@ -466,7 +407,7 @@ class _Run:
                     self._validate(progression)
                     window.resume_clock()
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
-                stopping = self._any_rank(stop.is_set())
+                stopping = self.group.any(stop.is_set())
                 if iteration < last and (validated or due or stopping):
                     self._checkpoint(progression)
                     saved = time.monotonic()
@@ -474,7 +415,7 @@ class _Run:
                 if stopping:
                     if iteration == last:
                         self._complete(progression)
-                    self._wait_for_all()
+                    self.group.wait()
                     kept = "Its state is saved; the same command goes on from there."
                     raise TrainingInterruptedError(
                         f"{title_of(job)} was asked to stop after iteration {iteration} of {last}. "
@@ -496,7 +437,7 @@ class _Run:
             group["lr"] = lr
         if self.parts.parts > 1:
             output = self.step.backward_in_parts(images, labels, iteration, self.parts, seed)
-            self._average_gradients()
+            self.group.average_gradients([*self.step.parameters()])
         else:
             output = self.wrapped(images, labels, iteration)
             output.total.backward()
@@ -504,11 +445,8 @@ class _Run:
         norm = self.job.recipe.clip_norm
         if norm is not None:
             scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, norm)
-        numbers = torch.stack([value.float() for value in scalars.values()])
-        if self.group is not None:
-            # All ranks log the mean of all, and all of them stop where one meets a NaN.
-            dist.all_reduce(numbers, group=self.group)
-            numbers /= self.world
+        # All ranks log the mean of all, and all of them stop where one meets a NaN.
+        numbers = self.group.mean_(torch.stack([value.float() for value in scalars.values()]))
         # One transfer, and the only wait for the device in a step.
         values = dict(zip(scalars, numbers.tolist(), strict=True))
         self._require_finite(values, iteration)
@@ -517,20 +455,6 @@ class _Run:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         return values
-
-    def _average_gradients(self) -> None:
-        """What DDP does; it wants one forward and one backward pass, parts are several."""
-        if self.group is None:
-            return
-        gradients = [p.grad for p in self.step.parameters() if p.grad is not None]
-        together = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(together, group=self.group)
-        together /= self.world
-        first = 0
-        for gradient in gradients:
-            mean = together[first : first + gradient.numel()]
-            gradient.copy_(mean.view_as(gradient))
-            first += gradient.numel()
 
     def _require_finite(self, values: Mapping[str, float], iteration: int) -> None:
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
@@ -544,7 +468,7 @@ class _Run:
         )
 
     def _log(
-        self, progression: _Progression, window: _Window, lr: float, progress: TrainingProgress
+        self, progression: _Progression, window: Window, lr: float, progress: TrainingProgress
     ) -> None:
         means, images, seconds = window.close()
         progression.peak_memory = max(progression.peak_memory, peak_memory(self.device))
@@ -607,151 +531,13 @@ class _Run:
             num_classes=job.labels.num_classes,
             ignore_index=job.labels.ignore_index,
             device=self.device,
-            group=self.group,
+            group=self.process_group,
         )
         return Scores.from_matrix(matrix)
-
-    def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: they stop at the same iteration or wait for ever."""
-        if self.group is None:
-            return flag
-        votes = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(votes, group=self.group)
-        return votes.item() > 0
-
-    def _wait_for_all(self) -> None:
-        """No rank looks into the work folder before all is written."""
-        if self.group is not None:
-            dist.barrier(self.group)
 
     def _checkpoint(self, progression: _Progression) -> None:
         if self.work and self.writes:
             self.work.save(self._state(progression))
-
-
-class _Window:
-    """Sums between two points of the curves; its clock runs only while the network trains."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = self._images = 0
-        self._seconds = 0.0
-        self._mark = time.monotonic()
-
-    def add(self, values: Mapping[str, float], images: int) -> float:
-        """Count one step that ends now; returns the seconds it took."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        self._images += images
-        now = time.monotonic()
-        seconds = now - self._mark
-        self._seconds += seconds
-        self._mark = now
-        return seconds
-
-    def resume_clock(self) -> None:
-        """Leave out what was done since the last step: validation, writing checkpoints."""
-        self._mark = time.monotonic()
-
-    def close(self) -> tuple[dict[str, float], int, float]:
-        """Means, images and seconds since the last call."""
-        means = {name: total / self._count for name, total in self._sums.items()}
-        images, seconds = self._images, self._seconds
-        self._sums, self._count, self._images, self._seconds = {}, 0, 0, 0.0
-        return means, images, seconds
-
-
-def check_inputs(
-    job: TrainingJob,
-    samples: Sequence[Sample],
-    teacher: NetworkCheckpoint | None,
-    start: State | None,
-    world: int = 1,
-) -> None:
-    """Raise a UserError when the pieces of a job do not fit together."""
-    if not of_split(samples, "train"):
-        raise UserError("The index has no image in split `train`. Add some or fix the layout.")
-    if job.recipe.batch_size % (world * job.recipe.accumulate):
-        parts = f" in {job.recipe.accumulate} parts each" if job.recipe.accumulate > 1 else ""
-        raise UserError(
-            f"recipe.batch_size is {job.recipe.batch_size}, not a multiple of {world} devices"
-            f"{parts}. Change recipe.batch_size, recipe.accumulate or trainer.devices."
-        )
-    if job.definition.needs_teacher:
-        if teacher is None:
-            raise UserError(f"Method {job.method!r} distills and needs a teacher; none was given.")
-        check_teacher(teacher.header, job)
-    if job.stage == "tse":
-        if start is None:
-            raise UserError("Stage `tse` goes on from the state of stage `tfe`; none was given.")
-        if start["iteration"] != job.first_iteration - 1:
-            raise UserError(
-                f"Stage `tse` starts after iteration {job.first_iteration - 1}, but the state that "
-                f"was given stands at {start['iteration']}. Run distill_tfe with the same "
-                "rdd.warmup and recipe.iterations."
-            )
-
-
-def term_context(
-    student: SegmentationNetwork,
-    teacher: SegmentationNetwork,
-    recipe: RecipeParams,
-    labels: LabelSet,
-    *,
-    ranks: Ranks = ALONE,
-    relations: Literal["gathered", "rank"] = "gathered",
-) -> TermContext:
-    """What distillation terms are built for: both networks' maps of a training sample."""
-    crop = recipe.augment.crop
-    return TermContext(
-        student=output_shapes(student, crop),
-        teacher=output_shapes(teacher, crop),
-        ignore_index=labels.ignore_index,
-        aux_weight=recipe.aux_weight,
-        ranks=ranks,
-        relations=relations,
-    )
-
-
-def check_teacher(header: NetworkHeader, job: TrainingJob) -> None:
-    """Raise a UserError when a teacher does not fit a job's label set."""
-    if len(header.label_names) != job.labels.num_classes:
-        raise UserError(
-            f"Teacher has {len(header.label_names)} classes, the label set {job.labels.name!r} "
-            f"{job.labels.num_classes}. Choose a teacher trained on this label set "
-            "(params:teacher.weights), or none to train one here."
-        )
-
-
-def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
-    """The weights a state hands on, with all that is needed to use them elsewhere.
-
-    Of the best validation if the job keeps the best and the run is over, else the last ones.
-    """
-    best = state["best"]
-    over = state["iteration"] >= job.recipe.iterations
-    use_best = job.recipe.keep == "best" and best is not None and over
-    header = NetworkHeader(
-        network=job.network.model_copy(update={"pretrained": False}),
-        label_names=job.labels.names,
-        preprocessing=Preprocessing.for_network(job.network),
-        provenance={
-            "method": job.method,
-            "seed": str(job.seed),
-            "fingerprint": state["fingerprint"],
-            "iteration": str(best["iteration"] if use_best else state["iteration"]),
-        },
-    )
-    return NetworkCheckpoint(
-        tensors=best["tensors"] if use_best else state["student"], header=header
-    )
-
-
-def title_of(job: TrainingJob) -> str:
-    """What people call a job."""
-    stage = "" if job.stage == "whole" else f" ({job.stage} stage)"
-    return job.method + stage + (f", seed {job.seed}" if job.seed else "")
 
 
 def _step_seed(seed: int, iteration: int) -> int:
@@ -763,29 +549,3 @@ def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) 
     module.to(device)
     if trainer.channels_last:
         module.to(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _stop_signals(given: threading.Event | None) -> Iterator[threading.Event]:
-    """Turn the first SIGTERM or SIGINT into a flag, so that a step is never cut in half.
-
-    A second one acts as it did before. Elsewhere than in the main thread nothing is changed, nor
-    where a flag is given.
-    """
-    stop = threading.Event() if given is None else given
-    if given is not None or threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -46,7 +46,9 @@ from rdd_pipeline.training.checkpoints import (
 )
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import Observer, TrainingInterruptedError, TrainingResult
+from rdd_pipeline.training.loop import Observer, TrainingResult
+from rdd_pipeline.training.preparation import title_of
+from rdd_pipeline.training.stopping import TrainingInterruptedError
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +153,7 @@ def _do(folder: Path, rank: int, attempt: int, stop: threading.Event) -> None:
     if attempt and speaks:
         logger.warning(
             "%s: a process ended; all start again from the last checkpoint (%d of %d).",
-            loop.title_of(task.job),
+            title_of(task.job),
             attempt,
             task.trainer.max_restarts,
         )

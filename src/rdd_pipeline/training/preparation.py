@@ -1,0 +1,141 @@
+"""Jobs before they are trained, and what a state hands on afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rdd_pipeline.config import RecipeParams, TrainerParams
+from rdd_pipeline.distillation.terms import TermContext
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.ranks import ALONE, Ranks
+from rdd_pipeline.networks import (
+    NetworkCheckpoint,
+    NetworkHeader,
+    Preprocessing,
+    SegmentationNetwork,
+)
+from rdd_pipeline.networks.probe import output_shapes
+from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
+from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.training.checkpoints import State, digest
+from rdd_pipeline.training.device import resolve_device, resolve_precision
+from rdd_pipeline.training.job import TrainingJob
+
+
+def prepare_job(job: TrainingJob, trainer: TrainerParams) -> TrainingJob:
+    """Fix what `auto` means on this machine, so that the fingerprint says what was computed."""
+    device = resolve_device(trainer.device)
+    return job.model_copy(update={"precision": resolve_precision(trainer.precision, device)})
+
+
+def job_fingerprint(
+    job: TrainingJob,
+    samples: Sequence[Sample],
+    teacher: NetworkCheckpoint | None,
+    start: State | None,
+) -> str:
+    """Fingerprint of the job with these inputs; names its work folder."""
+    return job.fingerprint(
+        index_digest=index_digest(samples),
+        teacher_digest=None if teacher is None else teacher.digest(),
+        start_digest=None if start is None else state_digest(start),
+    )
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """Digest of what decides how the training goes on; curves and clocks are left out."""
+    deciding = ("iteration", "student", "objective", "optimizer", "adversary_optimizer", "best")
+    return digest({key: state[key] for key in deciding})
+
+
+def check_inputs(
+    job: TrainingJob,
+    samples: Sequence[Sample],
+    teacher: NetworkCheckpoint | None,
+    start: State | None,
+    world: int = 1,
+) -> None:
+    """Raise a UserError when the pieces of a job do not fit together."""
+    if not of_split(samples, "train"):
+        raise UserError("The index has no image in split `train`. Add some or fix the layout.")
+    if job.recipe.batch_size % (world * job.recipe.accumulate):
+        parts = f" in {job.recipe.accumulate} parts each" if job.recipe.accumulate > 1 else ""
+        raise UserError(
+            f"recipe.batch_size is {job.recipe.batch_size}, not a multiple of {world} devices"
+            f"{parts}. Change recipe.batch_size, recipe.accumulate or trainer.devices."
+        )
+    if job.definition.needs_teacher:
+        if teacher is None:
+            raise UserError(f"Method {job.method!r} distills and needs a teacher; none was given.")
+        check_teacher(teacher.header, job)
+    if job.stage == "tse":
+        if start is None:
+            raise UserError("Stage `tse` goes on from the state of stage `tfe`; none was given.")
+        if start["iteration"] != job.first_iteration - 1:
+            raise UserError(
+                f"Stage `tse` starts after iteration {job.first_iteration - 1}, but the state that "
+                f"was given stands at {start['iteration']}. Run distill_tfe with the same "
+                "rdd.warmup and recipe.iterations."
+            )
+
+
+def term_context(
+    student: SegmentationNetwork,
+    teacher: SegmentationNetwork,
+    recipe: RecipeParams,
+    labels: LabelSet,
+    *,
+    ranks: Ranks = ALONE,
+    relations: Literal["gathered", "rank"] = "gathered",
+) -> TermContext:
+    """What distillation terms are built for: both networks' maps of a training sample."""
+    crop = recipe.augment.crop
+    return TermContext(
+        student=output_shapes(student, crop),
+        teacher=output_shapes(teacher, crop),
+        ignore_index=labels.ignore_index,
+        aux_weight=recipe.aux_weight,
+        ranks=ranks,
+        relations=relations,
+    )
+
+
+def check_teacher(header: NetworkHeader, job: TrainingJob) -> None:
+    """Raise a UserError when a teacher does not fit a job's label set."""
+    if len(header.label_names) != job.labels.num_classes:
+        raise UserError(
+            f"Teacher has {len(header.label_names)} classes, the label set {job.labels.name!r} "
+            f"{job.labels.num_classes}. Choose a teacher trained on this label set "
+            "(params:teacher.weights), or none to train one here."
+        )
+
+
+def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
+    """The weights a state hands on, with all that is needed to use them elsewhere.
+
+    Of the best validation if the job keeps the best and the run is over, else the last ones.
+    """
+    best = state["best"]
+    over = state["iteration"] >= job.recipe.iterations
+    use_best = job.recipe.keep == "best" and best is not None and over
+    header = NetworkHeader(
+        network=job.network.model_copy(update={"pretrained": False}),
+        label_names=job.labels.names,
+        preprocessing=Preprocessing.for_network(job.network),
+        provenance={
+            "method": job.method,
+            "seed": str(job.seed),
+            "fingerprint": state["fingerprint"],
+            "iteration": str(best["iteration"] if use_best else state["iteration"]),
+        },
+    )
+    return NetworkCheckpoint(
+        tensors=best["tensors"] if use_best else state["student"], header=header
+    )
+
+
+def title_of(job: TrainingJob) -> str:
+    """What people call a job."""
+    stage = "" if job.stage == "whole" else f" ({job.stage} stage)"
+    return job.method + stage + (f", seed {job.seed}" if job.seed else "")
