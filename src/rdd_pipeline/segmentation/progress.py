@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -25,28 +26,35 @@ LINE_EVERY = 15.0
 T = TypeVar("T")
 
 
-def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """The items, one after the other, while a bar shows how many there have been.
+def work_bar(*facts: ProgressColumn, shown: bool = True) -> Progress:
+    """A bar with count, `facts`, time gone and time left; hidden where there is no terminal.
 
     Draws on rich's shared console, the one Kedro logs to, so that log lines do not tear the bar.
     """
     console = rich.get_console()
-    begin = last_line = time.monotonic()
-    columns = (
+    return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
+        *facts,
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        console=console,
+        disable=not shown or not console.is_terminal,
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+
+def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """The items, one after the other, while a bar shows how many there have been."""
+    begin = last_line = time.monotonic()
+    with work_bar() as bar:
         task = bar.add_task(title, total=total)
         for number, item in enumerate(items, start=1):
             yield item
             bar.update(task, completed=number)
             now = time.monotonic()
-            if not console.is_terminal and now - last_line > LINE_EVERY:
+            if not bar.console.is_terminal and now - last_line > LINE_EVERY:
                 last_line = now
                 left = (now - begin) / number * (total - number)
                 logger.info("%s %d/%d  %.0f s left", title, number, total, left)

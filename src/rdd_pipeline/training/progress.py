@@ -7,26 +7,16 @@ import time
 from types import TracebackType
 from typing import Self
 
-import rich
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn
+
+from rdd_pipeline.segmentation.progress import LINE_EVERY, work_bar
 
 logger = logging.getLogger(__name__)
-
-LINE_EVERY = 15.0
-"""Seconds between log lines where there is no terminal."""
 
 
 class TrainingProgress:
     """Progress of iterations `first`..`last` with loss, learning rate, images/s and time left.
 
-    Draws on rich's shared console, the one Kedro logs to, so that log lines do not tear the bar.
     Of several processes that train together all but one are `silent`.
     """
 
@@ -34,18 +24,7 @@ class TrainingProgress:
         self._title = title
         self._first, self._last = first, last
         self._silent = silent
-        self._console = rich.get_console()
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=silent or not self._console.is_terminal,
-        )
+        self._bar = work_bar(TextColumn("{task.fields[facts]}"), shown=not silent)
         self._task = self._bar.add_task(title, total=last, completed=first - 1, facts="")
         self._begin = self._last_line = time.monotonic()
 
@@ -73,7 +52,7 @@ class TrainingProgress:
         self._bar.update(self._task, completed=iteration, facts=facts)
         now = time.monotonic()
         done = iteration >= self._last
-        if not self._console.is_terminal and (done or now - self._last_line > LINE_EVERY):
+        if not self._bar.console.is_terminal and (done or now - self._last_line > LINE_EVERY):
             self._last_line = now
             steps = iteration - self._first + 1
             left = (now - self._begin) / steps * (self._last - iteration)
