@@ -290,15 +290,18 @@ def _own_signal_handlers() -> Iterator[None]:
 @contextlib.contextmanager
 def _elastic_is_quiet() -> Iterator[None]:
     """What matters of the launcher's many lines is said by this module, in one."""
-    elastic = logging.getLogger("torch.distributed.elastic")
-    silence, propagate = logging.NullHandler(), elastic.propagate
-    elastic.addHandler(silence)
-    elastic.propagate = False
+    silence = logging.NullHandler()
+    names = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
+    before = {name: logging.getLogger(name).propagate for name in names}
+    for name in names:
+        logging.getLogger(name).addHandler(silence)
+        logging.getLogger(name).propagate = False
     try:
         yield
     finally:
-        elastic.propagate = propagate
-        elastic.removeHandler(silence)
+        for name, propagate in before.items():
+            logging.getLogger(name).propagate = propagate
+            logging.getLogger(name).removeHandler(silence)
 
 
 def _raise_fault(folder: Path) -> None:
