@@ -96,6 +96,20 @@ def test_the_printed_table_fits_100_columns_and_explains_itself(console):
     assert "val picks the checkpoint, test is reported" in words
 
 
+@pytest.mark.parametrize(("width", "columns"), [(95, ["images/s"]), (82, []), (50, [])])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_cells(monkeypatch, width, columns):
+    out = io.StringIO()
+    monkeypatch.setattr(rich, "_console", Console(file=out, width=width))
+    compare_methods([*RESULTS, _repeated("cwd", [0.5, 0.6], title="RDD + channel-wise KD")])
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert [name for name in ("images/s", "memory") if name in text] == columns
+    if width > 50:
+        assert any(line.startswith(" RDD + channel-wise KD ") for line in text.splitlines())
+        assert "+10.33 ± 1.43" in text
+
+
 def test_results_that_do_not_say_what_they_are_are_left_out_with_a_warning(console, caplog):
     broken = {"method": "kd", "version": "2026", "val": {"miou": 0.5}}
     table = compare_methods([broken, _result("tse", 0.5)])

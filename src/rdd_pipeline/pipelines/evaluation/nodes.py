@@ -11,6 +11,7 @@ import pandas as pd
 import rich
 from matplotlib.figure import Figure
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from rdd_pipeline.errors import UserError
@@ -164,28 +165,15 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:
     console = rich.get_console()
-    for block in side_by_side(rows):
-        splits = split_names(block)
-        last = block[-1]  # a student, where there is one
-        table = Table(
-            title=f"mIoU in %: {last['network']}, {millions(last['parameters'])} parameters",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
-        table.add_column("method", overflow="fold")
-        for name in ("seeds", *splits, "vs. student alone", "images/s", "memory"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in block:
-            title = str(row["title"])
-            table.add_row(
-                f"{title} {shorten(row['network'])}" if row["method"] == "teacher" else title,
-                str(row["seed_count"]),
-                *(mean_text(row, split) for split in splits),
-                gain_text(row, splits[-1]) if splits else "–",
-                number(row["images_per_second"], 1),
-                size_text(row["peak_memory_bytes"], "B"),
-            )
+    blocks = side_by_side(rows)
+    # A narrow terminal gets fewer columns: comparison.csv and the report have all of them.
+    for cost in (("images/s", "memory"), ("images/s",), ()):
+        tables = [_as_table(block, cost) for block in blocks]
+        if max(_width(console, table) for table in tables) <= console.width:
+            break
+    else:
+        tables = [_as_table(block, (), fold=True) for block in blocks]
+    for table in tables:
         console.print(table)
     names = ", ".join(split_names(rows)[-1:])
     console.print(
@@ -194,3 +182,39 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
         "0, these seeds cannot tell the two apart. val picks the checkpoint, test is reported.",
         highlight=False,
     )
+
+
+def _width(console: Console, table: Table) -> int:
+    """Characters it takes when nothing is broken or cut."""
+    return console.measure(table, options=console.options.update(width=1000)).maximum
+
+
+def _as_table(
+    block: Sequence[Mapping[str, Any]], cost: Sequence[str], *, fold: bool = False
+) -> Table:
+    """Methods that can be compared, with these columns of cost; `fold`: cells of several lines."""
+    splits = split_names(block)
+    last = block[-1]  # a student, where there is one
+    table = Table(
+        title=f"mIoU in %: {last['network']}, {millions(last['parameters'])} parameters",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("method", overflow="fold", no_wrap=not fold)
+    for name in ("seeds", *splits, "vs. student alone", *cost):
+        table.add_column(name, justify="right", overflow="fold", no_wrap=not fold)
+    for row in block:
+        title = str(row["title"])
+        costs = {
+            "images/s": number(row["images_per_second"], 1),
+            "memory": size_text(row["peak_memory_bytes"], "B"),
+        }
+        table.add_row(
+            f"{title} {shorten(row['network'])}" if row["method"] == "teacher" else title,
+            str(row["seed_count"]),
+            *(mean_text(row, split) for split in splits),
+            gain_text(row, splits[-1]) if splits else "–",
+            *(costs[name] for name in cost),
+        )
+    return table
