@@ -16,6 +16,7 @@ from kedro.pipeline import Pipeline
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking.records import database_path
 
 
 def section(context: KedroContext, name: str) -> Mapping[str, Any]:
@@ -70,11 +71,9 @@ def anchor_paths(context: KedroContext) -> str:
         or server.get("mlflow_tracking_uri")
         or "sqlite:///mlflow.db"
     )
-    local = uri.startswith("sqlite:///")
-    if local:
-        path = Path(uri.removeprefix("sqlite:///"))
-        if not path.is_absolute():
-            path = Path(context.project_path) / path
+    database = database_path(uri)
+    if database is not None:
+        path = Path(context.project_path, database)
         path.parent.mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{path.as_posix()}"
     server["mlflow_tracking_uri"] = uri
@@ -84,11 +83,9 @@ def anchor_paths(context: KedroContext) -> str:
         experiment.get("create_experiment_kwargs") or {}
     )
     place = creation.get("artifact_location")
-    if local and (place is None or "://" not in place):
-        folder = Path(context.project_path, place or "mlartifacts")
-        creation["artifact_location"] = folder.absolute().as_uri()
-    elif not local and place is not None and "://" not in place:
-        creation["artifact_location"] = None
+    if place is None or "://" not in place:
+        folder = Path(context.project_path, place or "mlartifacts").absolute()
+        creation["artifact_location"] = None if database is None else folder.as_uri()
     loader["mlflow"] = config
     return uri
 

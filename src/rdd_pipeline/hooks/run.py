@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdd_pipeline.hooks.facts import is_alive, process_tags
-from rdd_pipeline.tracking import Experiment, TrackingWriter
+from rdd_pipeline.tracking import Experiment, Listener, TrackingWriter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,7 +75,7 @@ class OpenRun:
                 )
             return self._children[namespace]
 
-    def listener(self, namespace: str | None) -> Callable[[int, Mapping[str, float]], None]:
+    def listener(self, namespace: str | None) -> Listener:
         """What a node of this namespace emits to."""
         run_id = self.of(namespace)
         return lambda step, values: self.writer.metrics(run_id, values, step=step)

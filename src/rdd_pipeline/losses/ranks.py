@@ -39,9 +39,13 @@ class Ranks:
             return values
         return _all_reduced(values, self.group)
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the ranks, element by element, without gradient."""
+        return values if self.group is None else self.total(values) / self.size
+
     def share(self, count: Tensor) -> Tensor:
         """The divisor with which the mean of the ranks' quotients is the quotient of the sums."""
-        return count if self.group is None else self.total(count) / self.size
+        return self.mean(count)
 
     def divisor(self, count: Tensor) -> Tensor:
         """`share`, or 1 where nothing was counted."""

@@ -40,40 +40,33 @@ class RepeatableResizing(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Called by torch for each of its functions."""
-        named = dict(zip(_ARGUMENTS, args, strict=False), **(kwargs or {}))
-        if func is not F.interpolate or not _is_unrepeatable(named):
-            return func(*args, **(kwargs or {}))
-        size = named["size"]
-        return _resize(
-            named["input"],
-            (size, size) if isinstance(size, int) else tuple(size),
-            mode=named["mode"],
-            align_corners=named.get("align_corners"),
-            antialias=named.get("antialias", False),
+        if func is F.interpolate:
+            func = _interpolate  # in here the mode is off
+        return func(*args, **(kwargs or {}))
+
+
+def _interpolate(
+    x: Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    """`F.interpolate`, repeatable where it is not."""
+    repeatable = mode != "bicubic" and not antialias
+    if repeatable or size is None or x.dim() != 4 or not x.requires_grad:
+        return F.interpolate(
+            x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
         )
-
-
-_ARGUMENTS = ("input", "size", "scale_factor", "mode", "align_corners")
-
-
-def _is_unrepeatable(named: Mapping[str, Any]) -> bool:
-    x = named["input"] if isinstance(named.get("input"), Tensor) else None
-    return (
-        x is not None
-        and x.dim() == 4
-        and x.requires_grad
-        and named.get("size") is not None
-        and (named.get("mode") == "bicubic" or bool(named.get("antialias")))
-    )
-
-
-def _resize(x_NCHW: Tensor, size: tuple[int, ...], **how: Any) -> Tensor:
-    rows, columns = (
-        _matrix(old, new, x_NCHW, **how) for old, new in zip(x_NCHW.shape[2:], size, strict=True)
-    )
-    with torch.autocast(x_NCHW.device.type, enabled=False):
-        y_NCHW: Tensor = rows @ x_NCHW.to(rows.dtype) @ columns.T
-    return y_NCHW.to(x_NCHW.dtype)
+    height, width = (size, size) if isinstance(size, int) else size
+    how = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
+    rows = _matrix(x.shape[2], height, x, **how)
+    columns = _matrix(x.shape[3], width, x, **how)
+    with torch.autocast(x.device.type, enabled=False):
+        resized = rows @ x.to(rows.dtype) @ columns.T
+    return resized.to(x.dtype)
 
 
 def _matrix(old: int, new: int, like: Tensor, **how: Any) -> Tensor:

@@ -88,6 +88,11 @@ def without_password(uri: str) -> str:
     return re.sub(r"//[^/@]+@", "//", uri)
 
 
+def database_path(uri: str) -> Path | None:
+    """The file of a local sqlite database; None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 def append(path: Path, tracking_uri: str, records: Sequence[Record]) -> None:
     """Add records to a file, which begins with a line that says where they should have gone.
 

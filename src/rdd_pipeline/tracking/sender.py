@@ -15,6 +15,7 @@ from rdd_pipeline.tracking.records import (
     Record,
     RunRequest,
     append,
+    database_path,
     first_line,
     read,
     without_password,
@@ -177,7 +178,7 @@ class Sender:
     def _files(self, experiment: Experiment) -> str | None:
         """Where a new experiment keeps its files: a server knows, a database does not."""
         place = experiment.artifact_location
-        database = _database_path(self.tracking_uri)
+        database = database_path(self.tracking_uri)
         if database is None:
             return None if place is not None and place.startswith("file:") else place
         return place or (database.absolute().parent / "mlartifacts").as_uri()
@@ -247,15 +248,11 @@ def _is_hopeless(error: Exception) -> bool:
     return getattr(error, "error_code", None) in _HOPELESS or isinstance(error, FileNotFoundError)
 
 
-def _database_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
 class _Database:
     """Notices that a sqlite file was deleted: an open connection goes on writing to nowhere."""
 
     def __init__(self, uri: str) -> None:
-        self._path = _database_path(uri)
+        self._path = database_path(uri)
         self._identity = self._look()
 
     def _look(self) -> tuple[int, int] | None:

@@ -59,8 +59,7 @@ class TrackingWriter:
         self._changed = threading.Condition()
         self._waiting: deque[Record] = deque()
         self._in_flight: Sequence[Record] = ()
-        self._runs: dict[str, tuple[Record, str | None]] = {}
-        self._in_file: set[str] = set()
+        self._requests: dict[str, Record] = {}  # for runs that the file does not know
         self._unsent = 0
         self._failures = 0
         self._warned = warned
@@ -85,12 +84,8 @@ class TrackingWriter:
         own = uuid.uuid4().hex
         request = RunRequest(experiment, _clean(tags, 5000), parent)
         record = Record(own, "run", name, request.to_json(), timestamp=now())
-        with self._changed:
-            self._runs[own] = record, parent
-        self.add([record])
-        with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
+        self._requests[own] = record
+        self.add([record], at_once=True)
         return own
 
     def metrics(self, run_id: str, values: Mapping[str, float], *, step: int = 0) -> None:
@@ -117,8 +112,8 @@ class TrackingWriter:
         """Queue the end of a run: FINISHED, FAILED or KILLED, with the time of this call."""
         self.add([Record(run_id, "status", "status", status, timestamp=now())])
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Queue records; returns at once."""
+    def add(self, records: Iterable[Record], *, at_once: bool = False) -> None:
+        """Queue records and return; `at_once` does not wait for the next batch to be due."""
         if os.getpid() != self._process:
             return  # a forked process has neither the thread nor a lock it could trust
         with self._changed:
@@ -128,6 +123,9 @@ class TrackingWriter:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="rdd-tracking", daemon=True)
                 self._thread.start()
+            if at_once:
+                self._hurry = True
+                self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything is sent, but at most `timeout` seconds.
@@ -237,7 +235,7 @@ class TrackingWriter:
         self._unsent += len(records)
         lines: list[Record] = []
         for record in records:
-            lines += self._requests(record.run_id)
+            lines += self._take_requests(record.run_id)
             lines += [record] if record.kind != "run" else []
         try:
             if lines:
@@ -245,13 +243,13 @@ class TrackingWriter:
         except OSError as error:
             logger.warning("Unsent MLflow records were lost: %s", error)
 
-    def _requests(self, run_id: str) -> list[Record]:
-        """Records of a run and its parents, if this writer started them and the file lacks them."""
-        if run_id not in self._runs or run_id in self._in_file:
+    def _take_requests(self, run_id: str) -> list[Record]:
+        """What asks for a run and its parents, where the file does not know them yet."""
+        record = self._requests.pop(run_id, None)
+        if record is None:
             return []
-        record, parent = self._runs[run_id]
-        self._in_file.add(run_id)
-        return [*(self._requests(parent) if parent else ()), record]
+        parent = RunRequest.from_json(str(record.value)).parent
+        return [*(self._take_requests(parent) if parent else ()), record]
 
 
 def _clean(values: Mapping[str, Any], longest: int) -> dict[str, str]:

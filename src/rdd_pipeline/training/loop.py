@@ -165,9 +165,9 @@ class _Run:
         self.start, self.work, self.device = start, work, device
         self.observe = observe or (lambda iteration, values: None)
         self.stop = stop
-        self.process_group, self.ranks = group, Ranks(group)
+        self.ranks = Ranks(group)
         self.rank, self.world = self.ranks.rank, self.ranks.size
-        self.group = Group(group, device, has_work=work is not None)
+        self.group = Group(self.ranks, device, has_work=work is not None)
         self.parts = Parts(self.ranks, job.recipe.accumulate)
         self.writes = self.group.is_writer
         self.train_samples = of_split(samples, "train")
@@ -315,7 +315,7 @@ class _Run:
                 self.wrapped = DistributedDataParallel(
                     self.step,
                     device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                    process_group=self.process_group,
+                    process_group=self.ranks.group,
                     broadcast_buffers=False,
                 )
 
@@ -437,7 +437,7 @@ class _Run:
             group["lr"] = lr
         if self.parts.parts > 1:
             output = self.step.backward_in_parts(images, labels, iteration, self.parts, seed)
-            self.group.average_gradients([*self.step.parameters()])
+            self.group.average_gradients(self.step.parameters())
         else:
             output = self.wrapped(images, labels, iteration)
             output.total.backward()
@@ -446,7 +446,7 @@ class _Run:
         if norm is not None:
             scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, norm)
         # All ranks log the mean of all, and all of them stop where one meets a NaN.
-        numbers = self.group.mean_(torch.stack([value.float() for value in scalars.values()]))
+        numbers = self.ranks.mean(torch.stack([value.float() for value in scalars.values()]))
         # One transfer, and the only wait for the device in a step.
         values = dict(zip(scalars, numbers.tolist(), strict=True))
         self._require_finite(values, iteration)
@@ -531,7 +531,7 @@ class _Run:
             num_classes=job.labels.num_classes,
             ignore_index=job.labels.ignore_index,
             device=self.device,
-            group=self.process_group,
+            group=self.ranks.group,
         )
         return Scores.from_matrix(matrix)
 
