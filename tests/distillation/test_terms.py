@@ -232,3 +232,61 @@ def test_the_tfe_weight_of_a_companion_is_that_of_each_pixel():
         gradients.append(torch.autograd.grad(output.total, student.logits)[0].abs().sum((0, 1)))
     change = (gradients[0] - gradients[1]).abs()
     assert change[:, :3].mean() > 10 * change[:, 5:].mean()
+
+
+# --- half precision -------------------------------------------------------------------------------
+
+EVERY_TERM = {
+    name: method
+    for name, method in (METHODS | COMPANIONS).items()
+    if method.terms and not name.startswith("tse_")  # companions have the same terms
+}
+
+
+def _bfloat16(output: NetworkOutput) -> NetworkOutput:
+    """What a network returns under autocast."""
+    logits, aux, feature, stages = output
+    half = torch.bfloat16
+    return NetworkOutput(
+        logits.to(half),
+        None if aux is None else aux.to(half),
+        feature.to(half),
+        tuple(stage.to(half) for stage in stages),
+    )
+
+
+def _float32(output: NetworkOutput) -> NetworkOutput:
+    logits, aux, feature, stages = output
+    return NetworkOutput(
+        logits.float(),
+        None if aux is None else aux.float(),
+        feature.float(),
+        tuple(stage.float() for stage in stages),
+    )
+
+
+@pytest.mark.parametrize("name", EVERY_TERM)
+def test_outputs_in_bfloat16_are_computed_in_float32(name):
+    student = _bfloat16(_output(4, 8, 16))
+    teacher = _bfloat16(_output(5, 12, 16))
+    context = TermContext(student, teacher)
+
+    def losses(of: NetworkOutput, against: NetworkOutput) -> dict[str, Tensor]:
+        values = {}
+        for term in EVERY_TERM[name].terms:
+            torch.manual_seed(0)
+            module = build_term(term, context)
+            torch.manual_seed(1)
+            values |= module(of, against, LABELS)
+        return values
+
+    leaves = [
+        tensor.requires_grad_() for tensor in (student.logits, student.feature, student.stages[1])
+    ]
+    half = losses(student, teacher)
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    assert_close(half, losses(_float32(student), _float32(teacher)), rtol=0, atol=0)
+    torch.stack(list(half.values())).sum().backward()
+    reached = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    assert reached
+    assert all(torch.isfinite(gradient).all() for gradient in reached)

@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.features import (
+    ChannelAdapter,
     MaskedGeneration,
     af_dcd_contrast_loss,
     at_loss,
-    channel_adapter,
     csd_loss,
     cwd_feature_loss,
     fitnet_loss,
@@ -184,7 +184,7 @@ def test_masked_generation_at_the_extremes():
 
 
 def test_channel_adapter_is_a_projection_without_bias():
-    adapter = channel_adapter(3, 5)
+    adapter = ChannelAdapter(3, 5)
     assert [tuple(p.shape) for p in adapter.parameters()] == [(5, 3, 1, 1)]
 
 
@@ -260,9 +260,7 @@ def test_what_does_not_fit_is_named(loss):
     with pytest.raises(UserError, match="hold 1 images"):
         loss(features(0, SHAPE)[:1], features(1, SHAPE))
     if width_matters(loss):
-        with pytest.raises(
-            UserError, match=r"3 channels, the teacher's 4.*channel_adapter\(3, 4\)"
-        ):
+        with pytest.raises(UserError, match=r"3 channels, the teacher's 4.*ChannelAdapter\(3, 4\)"):
             loss(features(0, SHAPE)[:, :3], features(1, SHAPE))
 
 

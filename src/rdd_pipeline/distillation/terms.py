@@ -217,7 +217,7 @@ class FitNet(LossTerm):
 
     def __init__(self, context: TermContext) -> None:
         super().__init__()
-        self.adapter = features.channel_adapter(*context.feature_widths)
+        self.adapter = features.ChannelAdapter(*context.feature_widths)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
@@ -273,7 +273,7 @@ class ChannelWiseFeature(LossTerm):
         narrow, wide = context.feature_widths
         self.temperature = temperature
         self.channels = narrow if divisor == "student" else wide
-        self.adapter = features.channel_adapter(narrow, wide)
+        self.adapter = features.ChannelAdapter(narrow, wide)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
@@ -376,7 +376,7 @@ class CirkdV2(LossTerm):
         }
         self.refine = relations.SelfAttentionBlock(narrow)
         self.memory = _memory(context, options)
-        self.adapter = features.channel_adapter(narrow, wide)
+        self.adapter = features.ChannelAdapter(narrow, wide)
         pool = int(of_channels.get("pool", 4))
         self.channels = relations.ChannelRelations(
             narrow,

@@ -2,9 +2,11 @@
 
 Features have the shape (N, D, h, w). All positions count, ignored ones too (as published). A
 student of another stride is resized (bilinear) to the teacher's size; losses that compare channels
-expect the student at the teacher's width, see `channel_adapter`. Computing is done in float32
-(float64 stays), whatever comes in; only the layers that are trained follow autocast. No gradient
-reaches the teacher.
+expect the student at the teacher's width, see `ChannelAdapter`. Computing is done in float32
+(float64 stays), whatever comes in and whatever autocast and the TF32 switches say. Layers that are
+trained take any floating type, too: outside of autocast they compute in float32 (on CUDA in TF32
+where the process allows it, as in the networks), inside they follow it. No gradient reaches the
+teacher.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.logits import spatial_kl
 from rdd_pipeline.losses.maps import (
     as_float,
-    no_autocast,
+    full_precision,
+    matrix_product,
     paired_features,
     paired_logits,
     paired_maps,
@@ -32,12 +35,19 @@ from rdd_pipeline.losses.pixelwise import PixelLabels, pixel_labels
 from rdd_pipeline.losses.ranks import ALONE, Ranks
 
 
-def channel_adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
+class ChannelAdapter(nn.Conv2d):
     """1x1 convolution without bias that brings the student's feature to the teacher's width.
 
     It is trained with the student: it belongs under DDP and into the checkpoint.
     """
-    return nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        """A layer for features of the given widths."""
+        super().__init__(student_channels, teacher_channels, kernel_size=1, bias=False)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Feature (N, Dt, h, w) from (N, Ds, h, w) of any floating type."""
+        return super().forward(as_float(feature))
 
 
 def fitnet_loss(adapted_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -46,7 +56,7 @@ def fitnet_loss(adapted_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Romero et al., ICLR 2015, arXiv 1412.6550.
 
     Args:
-        adapted_feature: The student's, (N, D, h, w), after `channel_adapter`.
+        adapted_feature: The student's, (N, D, h, w), after `ChannelAdapter`.
         teacher_feature: (N, D, h', w').
 
     Raises:
@@ -121,7 +131,7 @@ def cwd_feature_loss(
     Shu et al., ICCV 2021, arXiv 2011.13256.
 
     Args:
-        adapted_feature: The student's, (N, Dt, h, w), after `channel_adapter`.
+        adapted_feature: The student's, (N, Dt, h, w), after `ChannelAdapter`.
         teacher_feature: (N, Dt, h', w').
         temperature: T.
         student_channels: D of the divisor. None: Dt, as the paper has it. The student's width
@@ -190,10 +200,9 @@ def csd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: flo
     def similarity(logits: Tensor) -> Tensor:
         pooled = F.avg_pool2d(logits, 2, ceil_mode=True).flatten(2)
         p_NCP = (pooled / temperature).softmax(2)
-        return p_NCP @ p_NCP.transpose(1, 2)
+        return matrix_product(p_NCP, p_NCP.mT)
 
-    with no_autocast(student):
-        return _mean_square(similarity(student) - similarity(teacher))
+    return _mean_square(similarity(student) - similarity(teacher))
 
 
 class MaskedGeneration(nn.Module):
@@ -315,7 +324,7 @@ def af_dcd_contrast_loss(
     group = torch.arange(patch * patch * groups, device=student.device) % groups
     # The same group at another position is neither a negative nor the answer.
     neither = (group.unsqueeze(0) == group.unsqueeze(1)).fill_diagonal_(False)
-    with no_autocast(student):
+    with full_precision(student):
         similarity_PVV = -torch.cdist(student_PVD, teacher_PVD, p=1) / temperature
     log_p_PVV = similarity_PVV.masked_fill(neither, -torch.inf).log_softmax(2)
     found = log_p_PVV.diagonal(dim1=1, dim2=2)

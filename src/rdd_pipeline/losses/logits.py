@@ -2,8 +2,8 @@
 
 Logits have the shape (N, C, h, w) and are compared where they are, without upsampling, at all
 positions, ignored ones too (as published). A student of another stride is resized to the
-teacher's size. Computing is done in float32 (float64 stays), whatever comes in. No gradient
-reaches the teacher.
+teacher's size. Computing is done in float32 (float64 stays), whatever comes in and whatever
+autocast and the TF32 switches say. No gradient reaches the teacher.
 """
 
 from __future__ import annotations

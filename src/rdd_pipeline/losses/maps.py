@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rdd_pipeline.errors import UserError
 
@@ -16,14 +19,57 @@ def as_float(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
-    """Context in which the tensor's device computes in the precision of its operands.
+@contextmanager
+def full_precision(tensor: Tensor) -> Iterator[None]:
+    """Context in which matrix products on the tensor's device have the precision of their operands.
 
-    Casting to float32 alone is not enough: autocast would turn the matrix products (and on CUDA
-    some more) back to half precision.
+    Casting to float32 alone is not enough. Autocast would turn the products (and on CUDA some more)
+    back to half precision, and the process-wide switches that let networks compute in TF32 on CUDA
+    or in bfloat16 on CPU (``torch.set_float32_matmul_precision``,
+    ``torch.backends.cuda.matmul.allow_tf32``) hold for losses, too. They are as before afterwards.
+
+    A gradient that autograd computes later is outside: see `matrix_product`.
     """
-    context: AbstractContextManager[None] = torch.autocast(tensor.device.type, enabled=False)
-    return context
+    mkldnn: Any = torch.backends.mkldnn  # torch's stubs do not know its `matmul`
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(tensor.device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in `full_precision`, its gradient too. Differentiable once.
+
+    Args:
+        a: (..., M, K), float32 or float64.
+        b: (..., K, N) of the same type and leading axes.
+    """
+    result: Tensor = _MatrixProduct.apply(a, b)
+    return result
+
+
+class _MatrixProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with full_precision(a):
+            return a @ b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        with full_precision(grad):
+            return (
+                grad @ b.mT if ctx.needs_input_grad[0] else None,
+                a.mT @ grad if ctx.needs_input_grad[1] else None,
+            )
 
 
 def resize(maps_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -87,7 +133,7 @@ def paired_features(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         raise UserError(
             f"The student's feature has {student.shape[1]} channels, the teacher's "
             f"{teacher.shape[1]}. Bring the student's to the teacher's width first, e.g. with "
-            f"channel_adapter({student.shape[1]}, {teacher.shape[1]})."
+            f"ChannelAdapter({student.shape[1]}, {teacher.shape[1]})."
         )
     return paired_maps(student, teacher, "features")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.maps import as_float, no_autocast
+from rdd_pipeline.losses.maps import as_float, full_precision
 
 # Elements of an upsampled band. CPU: a few bands fit in the cache (measured: twice or half as many
 # are ten percent slower). Elsewhere: few large kernels, and still bounded memory.
@@ -103,7 +103,7 @@ def log_prob_of_label(logits_NChw: Tensor, labels: PixelLabels) -> Tensor:
 class _LogProbOfLabel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NChw: Tensor, labels_NHW: Tensor, valid_NHW: Tensor) -> Tensor:
-        with no_autocast(logits_NChw):
+        with full_precision(logits_NChw):
             bilinear = _Bilinear.between(logits_NChw, labels_NHW)
             # The sum shows whether there is a NaN. Elsewhere, looking means waiting for the device.
             if not _on_cpu(logits_NChw) or not bool(logits_NChw.sum().isfinite()):
@@ -129,7 +129,7 @@ class _LogProbOfLabel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_NHW: Tensor) -> tuple[Tensor | None, None, None]:
         logits_NChw, labels_NHW, valid_NHW = ctx.saved_tensors
-        with no_autocast(logits_NChw):
+        with full_precision(logits_NChw):
             bilinear = _Bilinear.between(logits_NChw, labels_NHW)
 
             def pulled_back(part: _Part) -> Tensor:
@@ -201,9 +201,8 @@ def _on_cpu(tensor: Tensor) -> bool:
 class _Bilinear(NamedTuple):
     """Bilinear resize with aligned corners, as ``up = vertical @ map_hw @ horizontal.T``.
 
-    The matrices have the shapes (H, h) and (W, w). Products with them follow
-    ``torch.set_float32_matmul_precision``; leave that at its default ``"highest"`` where full
-    float32 is wanted.
+    The matrices have the shapes (H, h) and (W, w). Products with them are to be computed inside
+    `full_precision`.
     """
 
     vertical: Tensor

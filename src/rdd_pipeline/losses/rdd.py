@@ -6,7 +6,8 @@ learns the pixels that are hard for one of the networks and easy for the other. 
 task loss only: every other distillation loss can stand beside them.
 
 Logits have the shape (N, C, h, w) at the network's stride, labels (N, H, W); logits are upsampled
-bilinearly with aligned corners. Whatever comes in, computing is done in float32 (float64 stays).
+bilinearly with aligned corners. Whatever comes in, and whatever autocast and the TF32 switches say,
+computing is done in float32 (float64 stays).
 
 Each task loss exists twice: `..._task_loss` returns the scalar, `..._task_terms` also what a
 training log wants, as detached 0-dim tensors that were computed on the way. The latter also know of

@@ -2,8 +2,10 @@
 
 Not the features are compared but how they relate to one another, so student and teacher may differ
 in width, unless said otherwise. A student of another stride is resized (bilinear) to the
-teacher's size. Computing is done in float32 (float64 stays), whatever comes in; only the layers
-that are trained follow autocast. No gradient reaches the teacher.
+teacher's size. Computing is done in float32 (float64 stays), whatever comes in and whatever
+autocast and the TF32 switches say. Layers that are trained take any floating type, too: outside of
+autocast they compute in float32 (on CUDA in TF32 where the process allows it, as in the networks),
+inside they follow it. No gradient reaches the teacher.
 
 Modules here hold what a checkpoint has to hold: projection heads (trained with the student) and
 queues of teacher vectors (buffers). Processes that share a batch (`ranks`, see `losses.ranks`)
@@ -22,7 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.maps import as_float, no_autocast, paired_maps, resize_labels, rows_of
+from rdd_pipeline.losses.maps import (
+    as_float,
+    full_precision,
+    matrix_product,
+    paired_maps,
+    resize_labels,
+    rows_of,
+)
 from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.losses.similarity import soft_similarity_kl
 
@@ -62,10 +71,9 @@ def skd_pairwise_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tenso
     def cosines(feature: Tensor) -> Tensor:
         pooled = F.max_pool2d(feature, 2, ceil_mode=True)
         unit_NDP = F.normalize(pooled, dim=1).flatten(2)
-        return unit_NDP.transpose(1, 2) @ unit_NDP
+        return matrix_product(unit_NDP.mT, unit_NDP)
 
-    with no_autocast(student):
-        difference = cosines(student) - cosines(teacher)
+    difference = cosines(student) - cosines(teacher)
     return difference.square().sum() / max(1, difference.numel())
 
 
@@ -109,6 +117,11 @@ class ProjectionHead(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(teacher_channels, teacher_channels, kernel_size=1, bias=False),
         )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Projected feature (N, Dt, h, w) from (N, Ds, h, w) of any floating type."""
+        projected: Tensor = super().forward(as_float(feature))  # type: ignore[no-untyped-call]
+        return projected
 
 
 class CirkdMemory(nn.Module):
@@ -251,7 +264,7 @@ class CirkdMemory(nn.Module):
         of_class_NCP = labels_NP.unsqueeze(1) == classes.view(1, -1, 1)
         counts_NC = of_class_NCP.sum(2)
 
-        with no_autocast(teacher_NPD):
+        with full_precision(teacher_NPD):
             regions_NCD = F.normalize(of_class_NCP.to(teacher_NPD.dtype) @ teacher_NPD, dim=2)
         _write(
             self.region_queue,
@@ -300,7 +313,8 @@ class SelfAttentionBlock(nn.Module):
         self.join = _conv_norm_relu(2 * channels, channels)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Refined feature of the same shape (N, Ds, h, w)."""
+        """Refined feature of the same shape (N, Ds, h, w), from one of any floating type."""
+        feature = as_float(feature)
         query, key, value = (
             rows_of(layer(feature)).unsqueeze(1) for layer in (self.query, self.key, self.value)
         )

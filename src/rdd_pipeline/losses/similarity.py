@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rdd_pipeline.losses.maps import no_autocast
+from rdd_pipeline.losses.maps import full_precision
 
 # Similarities held at once, in four matrices. CPU: 16 MB each, products that are still large.
 # Elsewhere: few large kernels.
@@ -74,7 +74,7 @@ class _SoftSimilarityKL(torch.autograd.Function):
         on_cpu = student_rows.device.type == "cpu"
         similarities = _SIMILARITIES_CPU if on_cpu else _SIMILARITIES_OTHER
         rows_in_chunk = max(1, similarities // max(1, student_keys.shape[1]))
-        with no_autocast(student_rows):
+        with full_precision(student_rows):
             for start in range(0, len(student_rows), rows_in_chunk):
                 rows = slice(start, start + rows_in_chunk)
                 for group in range(len(student_keys)):

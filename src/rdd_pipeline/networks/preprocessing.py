@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -44,8 +45,7 @@ class Preprocessing(Params):
             red, green, blue = images_NCHW.unbind(dim=1)
             images_NCHW = torch.stack((blue, green, red), dim=1)
         images_NCHW = images_NCHW.to(torch.float32)
-        mean = torch.tensor(self.mean, device=images_NCHW.device).reshape(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images_NCHW.device).reshape(1, 3, 1, 1)
+        mean, std = (_constant(values, images_NCHW.device) for values in (self.mean, self.std))
         return (images_NCHW - mean) / std
 
     def mean_rgb(self) -> Channels:
@@ -91,6 +91,13 @@ class Preprocessing(Params):
             backbone = params.name.partition("_")[2]
         info = get_pretrained_cfg(backbone)
         return cls.imagenet() if info is None else _from_unit_range(info.mean, info.std)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _constant(channels: Channels, device: torch.device) -> Tensor:
+    """(1, 3, 1, 1), made once for each device: copying it there makes a GPU wait."""
+    return torch.tensor(channels, device=device).reshape(1, 3, 1, 1)
 
 
 def _from_unit_range(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
