@@ -28,6 +28,7 @@ from mlflow.entities import Run
 from pydantic import BaseModel
 
 from rdd_pipeline import tracking
+from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.config import RecipeParams
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.hooks import ExperimentHook
@@ -265,6 +266,15 @@ def test_runs_say_where_they_come_from(project: Project) -> None:
         assert tags["data_digest"] == "abc"
     assert runs["kd"].data.tags["input.facts"] == version
     assert runs["small"].data.tags["kedro_command"] == ("kedro run --pipelines=small --env=camvid")
+
+
+def test_nodes_learn_what_the_session_was_started_with(project: Project) -> None:
+    project.run("kd", env="camvid", params={"seed": 4, "kd": {"train": {"epochs": 1}}})
+    assert kedro_command("small") == (
+        "kedro run --pipeline=small --env=camvid --params=seed=4,kd.train.epochs=1"
+    )
+    project.run("kd")
+    assert kedro_command("small") == "kedro run --pipeline=small"
 
 
 def test_files_are_mirrored_beside_the_database_of_the_project(project: Project) -> None:

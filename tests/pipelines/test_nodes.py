@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rdd_pipeline.commands import Session, remember_session
 from rdd_pipeline.config import (
     AugmentParams,
     DataParams,
@@ -737,6 +738,21 @@ def test_the_summary_shows_the_student_alone_only_of_the_same_recipe_and_seed(tm
         "| student alone | net of baseline | 1.23 M | 30.0 |",
         "| student by RDD | net of tse | 1.23 M | 40.0 |",
     ]
+
+
+def test_the_hint_is_a_command_of_this_session_in_one_line(tmp_path, capsys):
+    teacher, student = _metrics("teacher", 0.5, comparison=""), _metrics("tse", 0.4)
+    folder = "/data/a folder of a long name/" + "x" * 80
+    remember_session(Session("fruit", {"data": {"path": folder}, "seeds": 1}))
+    try:
+        summarize(teacher, student, [student], tmp_path)
+    finally:
+        remember_session(Session())
+    command = (
+        "kedro run --pipeline=distill_baselines --env=fruit "
+        f"'--params=data.path={folder},seeds=1' --to-outputs=metrics_baseline"
+    )
+    assert command in capsys.readouterr().out
 
 
 # ---- evaluation

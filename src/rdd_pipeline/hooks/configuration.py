@@ -15,6 +15,7 @@ from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
+from rdd_pipeline.commands import Session
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.tracking.records import database_path
 
@@ -49,6 +50,17 @@ def check_environment(context: KedroContext) -> None:
     raise UserError(
         f"There is no environment {context.env!r} (of --env or KEDRO_ENV). The environments in "
         f"{source.name}/ are: {', '.join(found) or '(none)'}."
+    )
+
+
+def session_of(context: KedroContext) -> Session:
+    """What the session was started with, for the commands that it shows."""
+    source = Path(str(context.config_loader.conf_source)).absolute()
+    own = Path(context.project_path, "conf").absolute()
+    return Session(
+        env=context.env,
+        params=context._runtime_params or {},
+        conf_source=None if source == own else str(source),
     )
 
 

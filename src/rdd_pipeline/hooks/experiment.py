@@ -32,6 +32,7 @@ from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import ValidationError
 
 from rdd_pipeline import tracking
+from rdd_pipeline.commands import remember_session
 from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
@@ -39,6 +40,7 @@ from rdd_pipeline.hooks.configuration import (
     check_upstream,
     mlflow_config,
     section,
+    session_of,
 )
 from rdd_pipeline.hooks.facts import (
     command,
@@ -94,6 +96,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         """
         show_user_errors_as_one_line()
         check_environment(context)
+        remember_session(session_of(context))
         self._project = Path(context.project_path)
         self._env = context.env or getattr(context.config_loader, "default_run_env", None)
         self._globals = dict(section(context, "globals"))

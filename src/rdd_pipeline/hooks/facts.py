@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from rdd_pipeline.commands import params_option
+
 
 def flat_params(key: str, value: Any) -> dict[str, str]:
     """Parameters as MLflow takes them: ``recipe.optimizer.lr`` -> ``0.02``.
@@ -66,9 +68,7 @@ def command(run_params: Mapping[str, Any], names: list[str]) -> str:
     versions = run_params.get("load_versions") or {}
     if versions:
         words.append(f"--load-versions={','.join(f'{k}:{v}' for k, v in versions.items())}")
-    params = flat_params("", run_params.get("runtime_params") or {})
-    if params:
-        words.append(f"--params={','.join(f'{k}={v}' for k, v in params.items())}")
+    words += params_option(run_params.get("runtime_params") or {})
     if run_params.get("only_missing_outputs"):
         words.append("--only-missing-outputs")
     return shlex.join(words)

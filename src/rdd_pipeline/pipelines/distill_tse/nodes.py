@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.config import DataParams, EvaluationParams, RddParams
 from rdd_pipeline.evaluation.comparison import comparable, flatten, latest_by_seed, splits_of
 from rdd_pipeline.evaluation.figures import RddRow, rdd_figure
@@ -125,7 +126,11 @@ def summarize(
     if len(alone) < len(seeds):
         console.print(
             "To see what distillation gains, train the student alone: "
-            "kedro run --pipeline=distill_baselines --to-outputs=metrics_baseline"
+            + kedro_command("distill_baselines", to_outputs=["metrics_baseline"]),
+            # It is to be pasted: no line breaks, and brackets are no markup.
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
         )
     console.print(f"Figures and tables: {reporting_folder}", soft_wrap=True)
     console.print("All runs side by side: kedro mlflow ui")

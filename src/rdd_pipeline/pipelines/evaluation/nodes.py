@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.comparison import (
     compare,
@@ -57,8 +58,8 @@ def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     rows = compare(_with_origin(trained_metrics))
     if not rows:
         raise UserError(
-            "Nothing has been trained for this data set yet. Run kedro run --pipeline=distill_tse "
-            "or --pipeline=distill_baselines first, with the same --env."
+            "Nothing has been trained for this data set yet. Run "
+            f"{kedro_command('distill_tse')} or {kedro_command('distill_baselines')} first."
         )
     _print(rows)
     return pd.DataFrame(rows)
