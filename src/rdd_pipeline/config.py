@@ -55,6 +55,13 @@ class SceneParams(Params):
     test: PositiveInt = Field(100, description="Number of test images.")
     height: int = Field(96, ge=48, description="Image height in pixels.")
     width: int = Field(128, ge=64, description="Image width in pixels.")
+    label_noise: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="Share of the training labels that are wrong, as people make them wrong: "
+        "drifted outlines, missed small objects, wrong classes. val and test stay right.",
+    )
 
 
 class DataParams(Params):

@@ -28,9 +28,9 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The scenes that are really rendered, as they are."""
     calls: list[tuple[str, int]] = []
 
-    def spy(seed: int, split: str, number: int, height: int, width: int) -> scenes.Scene:
+    def spy(seed: int, split: str, number: int, *rest: float) -> scenes.Scene:
         calls.append((split, number))
-        return render_scene(seed, split, number, height, width)
+        return render_scene(seed, split, number, *rest)
 
     monkeypatch.setattr(scenes, "render_scene", spy)
     return calls
@@ -199,3 +199,61 @@ def test_color_alone_does_not_tell_the_confusable_classes_apart(thirty: list[sce
 
 def test_every_split_has_a_stream_of_its_own():
     assert len({render_scene(0, split, 0, 48, 64).image.tobytes() for split in SPLITS}) == 3
+
+
+# --- label noise ----------------------------------------------------------------------------------
+
+
+def _pair(number: int, noise: float) -> tuple[scenes.Scene, scenes.Scene]:
+    return (
+        render_scene(0, "train", number, 96, 128),
+        render_scene(0, "train", number, 96, 128, noise),
+    )
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.16, 0.3])
+def test_the_share_of_wrong_labels_is_the_one_asked_for(noise: float):
+    shares = []
+    for number in range(8):
+        right, wrong = _pair(number, noise)
+        assert (right.image == wrong.image).all()
+        known = (right.mask != 11) & (wrong.mask != 11)
+        shares.append((right.mask != wrong.mask)[known].mean())
+        assert set(np.unique(wrong.mask)) <= set(range(12))
+    assert np.mean(shares) == pytest.approx(noise, rel=0.1)
+    assert min(shares) > 0.6 * noise
+
+
+def test_wrong_labels_come_as_objects_and_outlines_not_as_single_pixels():
+    right, wrong = _pair(1, 0.16)
+    bad = right.mask != wrong.mask
+    neighbors = np.zeros(bad.shape, int)
+    for axis in (0, 1):
+        for step in (-1, 1):
+            neighbors += np.roll(bad, step, axis)
+    assert (neighbors[bad] == 0).mean() < 0.02
+
+
+def test_label_noise_is_in_the_training_labels_alone(tmp_path: Path):
+    write_scenes(tmp_path / "right", SMALL)
+    noisy = SMALL.model_copy(update={"label_noise": 0.2})
+    write_scenes(tmp_path / "noisy", noisy)
+    right, wrong = contents(tmp_path / "right"), contents(tmp_path / "noisy")
+    differ = {name for name in right if right[name] != wrong[name]} - {MARKER}
+    assert differ == {f"trainannot/train_{number:05d}.png" for number in range(3)}
+
+
+def test_other_label_noise_renders_anew_and_back_again(tmp_path: Path):
+    write_scenes(tmp_path, SMALL)
+    before = contents(tmp_path)
+    assert write_scenes(tmp_path, SMALL.model_copy(update={"label_noise": 0.2})) == 6
+    assert write_scenes(tmp_path, SMALL) == 6
+    assert contents(tmp_path) == before
+
+
+def test_a_marker_from_before_there_was_noise_still_counts(tmp_path: Path):
+    write_scenes(tmp_path, SMALL)
+    marker = json.loads((tmp_path / MARKER).read_text())
+    del marker["label_noise"]
+    (tmp_path / MARKER).write_text(json.dumps(marker))
+    assert write_scenes(tmp_path, SMALL) == 0

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rdd_pipeline.segmentation.scene_annotation import misannotate
 from rdd_pipeline.segmentation.scene_canvas import (
     RGB,
     SUPERSAMPLING,
@@ -66,7 +67,9 @@ class _Street(NamedTuple):
     """Distance of a side street; 0: none."""
 
 
-def render_scene(seed: int, split: str, number: int, height: int, width: int) -> Scene:
+def render_scene(
+    seed: int, split: str, number: int, height: int, width: int, label_noise: float = 0.0
+) -> Scene:
     """Scene `number` of a split.
 
     Args:
@@ -75,6 +78,7 @@ def render_scene(seed: int, split: str, number: int, height: int, width: int) ->
         number: Counted from 0.
         height: Pixels.
         width: Pixels.
+        label_noise: Share of the pixels whose label is wrong, see `scene_annotation`.
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     camera = _draw_camera(rng, height * SUPERSAMPLING, width * SUPERSAMPLING)
@@ -88,6 +92,10 @@ def render_scene(seed: int, split: str, number: int, height: int, width: int) ->
     _paint_sides(canvas, rng, street, sun_side, sunny)
     _paint_things(canvas, rng, street)
     image, labels, objects = canvas.finish(rng, light, ground_labels=GROUND)
+    if label_noise > 0:
+        # Numbers of its own: the image, and which borders are left open, stay as they are.
+        hasty = np.random.default_rng((seed, SPLITS.index(split), number, 1))
+        labels = misannotate(hasty, labels, objects, label_noise)
     return Scene(image, _with_void(rng, labels, objects))
 
 

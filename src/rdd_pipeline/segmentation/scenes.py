@@ -50,7 +50,12 @@ def write_scenes(root: Path, params: SceneParams) -> int:
         for split in SPLITS
         for number in range(counts[split])
     }
-    look = {"version": VERSION, "seed": params.seed, "size": [params.height, params.width]}
+    look = {
+        "version": VERSION,
+        "seed": params.seed,
+        "size": [params.height, params.width],
+        "label_noise": params.label_noise,
+    }
     try:
         known = _known_digests(root, look)
         _check_folder_is_ours(root)
@@ -67,7 +72,8 @@ def write_scenes(root: Path, params: SceneParams) -> int:
             if all(_digest(root / path) == known.get(path, "") for path in paths):
                 digests |= {path: known[path] for path in paths}
                 continue
-            scene = render_scene(params.seed, split, number, params.height, params.width)
+            noise = params.label_noise if split == "train" else 0.0
+            scene = render_scene(params.seed, split, number, params.height, params.width, noise)
             for path, pixels in zip(paths, scene, strict=True):
                 data = _png(pixels)
                 _write(root / path, data)
@@ -90,6 +96,8 @@ def _known_digests(root: Path, look: dict[str, Any]) -> dict[str, str]:
     """Digests of an earlier generation with the same look; none if there was no such."""
     try:
         marker = json.loads((root / MARKER).read_text())
+        # Markers from before there was label noise.
+        marker.setdefault("label_noise", 0.0)
         if any(marker.get(key) != value for key, value in look.items()):
             return {}
         return {str(path): str(digest) for path, digest in marker["files"].items()}
