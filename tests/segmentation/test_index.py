@@ -15,7 +15,7 @@ from rdd_pipeline.segmentation.index import (
     of_split,
     to_rows,
 )
-from rdd_pipeline.segmentation.layouts import get_layout
+from rdd_pipeline.segmentation.layouts import get_layout, some_of
 from rdd_pipeline.segmentation.statistics import IGNORED, label_statistics
 
 from .files import SPLITS, make_camvid, noise, save
@@ -160,3 +160,19 @@ def test_what_is_not_about_single_images_cannot_be_left_out(tmp_path: Path):
     (problem,) = check_images(tmp_path, CAMVID).problems
     assert problem.blocks
     assert problem.text.startswith("folders val and valannot missing")
+
+
+def test_warnings_of_the_listing_come_before_those_about_single_images(tmp_path: Path):
+    make_camvid(tmp_path)
+    shutil.copy(tmp_path / "train" / "train1.png", tmp_path / "test" / "test0.png")
+    layout = CAMVID._replace(
+        list_pairs=lambda root: CAMVID.list_pairs(root)._replace(warnings=("odd",))
+    )
+    odd, duplicate = check_images(tmp_path, layout).warnings
+    assert odd == "odd"
+    assert "same image" in duplicate
+
+
+def test_some_of_names_the_first_and_counts_the_others():
+    assert some_of("abc") == "a, b, c"
+    assert some_of("abcde") == "a, b, c and 2 more"

@@ -59,6 +59,8 @@ class Index(NamedTuple):
     counts: Mapping[str, ClassCounts]
     """By split, in the order of the samples."""
     warnings: tuple[str, ...]
+    """What is allowed and may still be a mistake, one line each: of the data set as a whole first,
+    then each image that is in two splits."""
     problems: tuple[Problem, ...] = ()
     """What is wrong with the others, or with the folder as a whole."""
     read: int = 0
@@ -84,8 +86,7 @@ def build_index(root: Path, layout: Layout, *, workers: int | None = None) -> In
         workers: Threads; None: one for each core this process may use.
 
     Returns:
-        Samples in the order of the layout's listing, class counts, and warnings (the same image in
-        two splits).
+        Samples in the order of the layout's listing, class counts, and warnings.
 
     Raises:
         DataProblem: Anything is wrong; the message lists all of it (at most 20 lines).
@@ -139,7 +140,7 @@ def check_images(
     return Index(
         samples,
         _counts(good, labels.num_classes),
-        tuple(_duplicates(samples)),
+        (*listing.warnings, *_duplicates(samples)),
         tuple(problems),
         len(listing.pairs) - sum(item.known for item in checked),
         tuple(dict.fromkeys(pair.split for pair in listing.pairs)),

@@ -15,7 +15,7 @@ from rdd_pipeline.segmentation.statistics import IGNORED
 SIZES_SHOWN = 8
 """Image sizes listed for each split, the most frequent first."""
 LISTED = 5000
-"""Rows of the tables of problems and of duplicates; a browser does not like many more."""
+"""Rows of the lists of problems and of warnings; a browser does not like many more."""
 
 _TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
@@ -61,15 +61,17 @@ without a problem. Digest of splits, names and contents: <code>{{ digest }}</cod
 the catalog entry <code>image_problems</code>.</p>{% endif %}
 {% endif %}
 
-<h2>The same image in two splits</h2>
-{% if not duplicates %}
+<h2>Warnings</h2>
+{% if not warnings %}
 <p class="good">None.</p>
 {% else %}
-<p class="warn">{{ duplicate_count }} found: results on one of the splits are too good.</p>
+<p class="warn">{{ warning_count }}: allowed, and perhaps a mistake.</p>
 <ul>
-{% for duplicate in duplicates %}<li>{{ duplicate }}</li>
+{% for warning in warnings %}<li>{{ warning }}</li>
 {% endfor %}
 </ul>
+{% if warning_count > warnings|length %}<p>... and {{ warning_count - warnings|length }} more.</p>
+{% endif %}
 {% endif %}
 
 <h2>Splits and sizes</h2>
@@ -142,8 +144,8 @@ def ingestion_report(
         quarantine=quarantine and not any(problem.blocks for problem in index.problems),
         problems=index.problems[:LISTED],
         problem_count=len(index.problems),
-        duplicates=index.warnings[:LISTED],
-        duplicate_count=len(index.warnings),
+        warnings=index.warnings[:LISTED],
+        warning_count=len(index.warnings),
         splits=[
             {"name": split, "ignored": by_class[split, IGNORED]["share"], **_sizes(index, split)}
             for split in splits

@@ -19,6 +19,7 @@ from rdd_pipeline.segmentation.layouts.base import (
     Problem,
     list_pairs,
     raise_problems,
+    some_of,
 )
 from rdd_pipeline.segmentation.layouts.camvid import CAMVID_LAYOUT, SCENES_LAYOUT
 from rdd_pipeline.segmentation.layouts.cityscapes import CITYSCAPES_LAYOUT
@@ -37,6 +38,7 @@ __all__ = [
     "get_layout",
     "list_pairs",
     "raise_problems",
+    "some_of",
 ]
 
 LAYOUTS: dict[str, Layout | Callable[[Path], Layout]] = {

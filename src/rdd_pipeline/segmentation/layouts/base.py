@@ -42,6 +42,8 @@ class Listing(NamedTuple):
 
     pairs: tuple[Pair, ...]
     problems: tuple[Problem, ...]
+    warnings: tuple[str, ...] = ()
+    """What is allowed and may still be a mistake: one line each, with a count and first names."""
 
 
 class Layout(NamedTuple):
@@ -99,6 +101,13 @@ def raise_problems(
     if count > shown:
         lines.append(f"  ... and {count - shown} more.")
     raise DataProblem("\n".join([*lines, *([advice] if advice else [])]))
+
+
+def some_of(names: Iterable[str], *, shown: int = 3) -> str:
+    """`a, b, c and 4 more`: the first names and how many others there are, for one line."""
+    names = list(names)
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def missing_folders(root: Path, folders: Iterable[str], expected: str) -> list[Problem]:
