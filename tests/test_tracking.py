@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,19 @@ from mlflow.protos.databricks_pb2 import (
     PERMISSION_DENIED,
     RESOURCE_DOES_NOT_EXIST,
 )
+from mlflow.utils.validation import _validate_metric, _validate_param, _validate_tag
 
 from rdd_pipeline import tracking
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter
+from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, addresses
 from rdd_pipeline.tracking.__main__ import main
-from rdd_pipeline.tracking.records import Record, clean_name, without_password
+from rdd_pipeline.tracking.addresses import (
+    HideSecrets,
+    hide_secrets_in_logs,
+    remember_secrets,
+    without_secrets,
+)
+from rdd_pipeline.tracking.records import Record, clean_name
 from rdd_pipeline.tracking.sender import LOCAL_ID, send_file
 from tests.mlflow_store import new_store
 
@@ -178,8 +186,55 @@ def test_folders_are_uploaded_whole(
 def test_names_are_made_fit_for_mlflow(client: FakeClient, writer: TrackingWriter) -> None:
     writer.metrics("run", {"iou@50% (car)": 1.0})
     assert writer.flush(5.0)
-    assert client.points() == [("iou_50_ _car_", 1.0, 0)]
+    assert client.points() == [("iou_x40_50_x25_ _x28_car_x29_", 1.0, 0)]
     assert len(clean_name("x" * 300)) == 250
+
+
+ORDINARY = [
+    "val.iou.road",
+    "aux/loss",
+    "seed_1.val.miou",
+    "Straße nass",
+    "a_x",
+    "_x2",
+    "deep_xception41",
+]
+ODD = [
+    *("road (wet)", "road [wet]", "road {wet}", "road _wet_", "road _x28_wet_x29_", "_x28_", "("),
+    *("(x28_", "_x28(", "_x5f_x28_", "_(x28_", "__x28_", "/a", "a/", "a//b", "a/./b", "a/../b"),
+    *(
+        ".",
+        "..",
+        "../a",
+        "a_x2f_b",
+        "x=1,",
+        "a:b",
+        "😀",
+        "_x1f600_",
+        "é",
+        "e\u0301",
+        "a\tb",
+        "a\nb",
+    ),
+    *("x" * 300, "x" * 299 + "y", "(" * 50, "(" * 49 + "["),
+]
+
+
+def test_every_name_gets_one_of_its_own_and_ordinary_ones_stay() -> None:
+    assert [clean_name(name) for name in ORDINARY] == ORDINARY
+    names = {*ORDINARY, *ODD}
+    written = [clean_name(name) for name in names]
+    assert len(set(written)) == len(names)
+    for name in written:  # by MLflow's own rules
+        _validate_metric(name, 0.0, 0, 0)
+        _validate_param(name, "")
+        _validate_tag(name, "")
+
+
+def test_no_two_of_all_short_names_share_one() -> None:
+    """All names of up to six characters over an alphabet in which escapes can be written."""
+    names = ["".join(word) for n in range(1, 7) for word in product("_x28(", repeat=n)]
+    assert len({clean_name(name) for name in names}) == len(names)
 
 
 def test_a_server_that_is_away_keeps_nobody_waiting_and_gets_everything_later(
@@ -298,11 +353,80 @@ def test_a_forked_process_leaves_the_writer_alone(
     assert client.requests == []
 
 
-def test_passwords_are_not_stored() -> None:
-    assert without_password("https://me:secret@host/x") == "https://host/x"
-    assert (
-        without_password("sqlite:////some/folder/mlflow.db") == "sqlite:////some/folder/mlflow.db"
-    )
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:secret@host/x", "https://host/x"),
+        ("http://alice:s3cr@t-pw@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://alice:p/w@x@host:5000/a", "http://host:5000/a"),
+        ("http://alice:p?w#x y'z@host", "http://host"),
+        ("https://t0ken@host", "https://host"),
+        ("https://host:5000/path", "https://host:5000/path"),
+        ("https://host/page?q=me@x.org", "https://host/page?q=***"),
+        ("http://u:p@[::1]:5000", "http://[::1]:5000"),
+        ("http://[::1]:5000/x", "http://[::1]:5000/x"),
+        ("postgresql+psycopg2://u:a@b:c@db:5432/ml", "postgresql+psycopg2://db:5432/ml"),
+        ("postgresql://db/ml?user=u&password=p&sslmode=require",
+         "postgresql://db/ml?user=***&password=***&sslmode=require"),
+        ("mssql+pyodbc://u:p@dsn/?odbc_connect=UID%3Du", "mssql+pyodbc://dsn/?odbc_connect=***"),
+        ("sqlite:////some/fol@der/ml.db", "sqlite:////some/fol@der/ml.db"),
+        ("sqlite:///ml.db", "sqlite:///ml.db"),
+        ("file:///home/me@x/mlruns", "file:///home/me@x/mlruns"),
+        ("databricks://profile", "databricks://profile"),
+        ("databricks://token:dapi12@adb.net", "databricks://adb.net"),
+        ("databricks", "databricks"),
+        ("/some/folder", "/some/folder"),
+    ],
+)  # fmt: skip
+def test_addresses_are_shown_without_secrets(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
+    if " " not in address:
+        assert without_secrets(f"'{address}' is away") == f"'{shown}' is away"
+        assert without_secrets(shown) == shown
+
+
+@pytest.fixture
+def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "_secrets", set())
+
+
+@pytest.mark.usefixtures("no_secrets")
+def test_secrets_are_hidden_without_their_address_too(caplog: pytest.LogCaptureFixture) -> None:
+    remember_secrets("http://alice:s3cr@t-pw%21@host?token=abc123")
+    pieces = "Host 't-pw%21@host', auth ('alice', 's3cr@t-pw!'), token abc123"
+    for secret in ("t-pw", "s3cr", "abc123"):
+        assert secret not in without_secrets(pieces)
+    logging.getLogger().addHandler(caplog.handler)
+    caplog.handler.addFilter(HideSecrets())
+    try:
+        hide_secrets_in_logs()
+        logging.getLogger("any.library").warning("cannot reach %s", "http://u:other@host/x")
+    finally:
+        caplog.handler.filters.clear()
+    assert "cannot reach http://host/x" in caplog.text
+    assert "other" not in caplog.text
+
+
+@pytest.mark.usefixtures("no_secrets")
+def test_unsent_records_hold_no_secret_and_are_sent_with_the_login_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "http://alice:s3cr@t-pw@127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    file = tmp_path / "unsent.jsonl"
+    away = FakeClient()
+    away.problem = ConnectionError(f"{address}/api: t-pw@127.0.0.1 is away")
+    writer = TrackingWriter(Sender(address, away), file, every=0.01)  # type: ignore[arg-type]
+    run = writer.start("run", Experiment("x"), {"error": f"refused by {address}"})
+    writer.params(run, {"uri": address})
+    assert writer.close(1.0)
+    text = file.read_text()
+    assert "t-pw" not in text
+    assert "alice" not in text
+    used: list[str] = []
+    monkeypatch.setattr(Sender, "send", lambda self, batch: used.append(self.tracking_uri) or [])
+    assert send_file(file) == 0
+    assert set(used) == {address}
 
 
 # ---- against MLflow itself

@@ -53,7 +53,12 @@ from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
 from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow
-from rdd_pipeline.tracking.records import first_line, without_password
+from rdd_pipeline.tracking.addresses import (
+    hide_secrets_in_logs,
+    remember_secrets,
+    without_secrets,
+)
+from rdd_pipeline.tracking.records import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -106,18 +111,21 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         calm_mlflow()
         given = os.environ.get("MLFLOW_TRACKING_URI")
         uri = given
+        remember_secrets(given or "")
+        hide_secrets_in_logs()
         try:
             uri = anchor_paths(context)
+            remember_secrets(uri)
             self._config = mlflow_config(context)
             super().after_context_created(context)
             self._config = self.mlflow_config
             self._client = self.mlflow_config.server._mlflow_client
         except ValidationError as error:
-            raise UserError(f"mlflow.yml is not valid. {error}") from error
+            raise UserError(f"mlflow.yml is not valid. {without_secrets(str(error))}") from error
         except Exception as error:
             logger.warning(
                 "MLflow at %s cannot be used (%s). %s",
-                without_password(str(uri)),
+                without_secrets(str(uri)),
                 first_line(error),
                 "This run is not tracked; everything else is saved as usual."
                 if self._config is None

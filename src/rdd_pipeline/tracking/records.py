@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import posixpath
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking.addresses import without_secrets
 
 logger = logging.getLogger(__name__)
+
+LONGEST_NAME = 250
+"""Characters that MLflow takes for the name of a metric, parameter or tag."""
 
 Kind = Literal["run", "param", "tag", "metric", "artifact", "status"]
 
@@ -73,19 +79,30 @@ def now() -> int:
 
 
 def clean_name(name: str) -> str:
-    """The name with every character that MLflow forbids replaced by ``_``, 250 at most."""
-    return re.sub(r"[^/\w.\- ]", "_", name)[:250]
+    """The name as MLflow takes it: another one for every name, most names as they are.
+
+    A character that MLflow forbids becomes ``_xHEX_`` with its code point; so does the ``_`` of a
+    name in which that is written already. Names that are no path to MLflow (``/a``, ``a//b``) get
+    their slashes written so. 250 characters at most: a digest ends longer ones.
+    """
+    path = posixpath.normpath(name)
+    is_path = path == name and path not in (".", "..") and not path.startswith(("/", "../"))
+    allowed = r"\w.\- /" if is_path else r"\w\- "
+    written = re.sub(
+        rf"[^{allowed}]|_(?=x[0-9a-f]{{2,6}}(?:_|[^{allowed}]))",
+        lambda found: f"_x{ord(found[0]):02x}_",
+        name,
+    )
+    if len(written) <= LONGEST_NAME:
+        return written
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{written[: LONGEST_NAME - 17]}-{digest}"
 
 
 def first_line(error: BaseException) -> str:
-    """Type and first words of an error, without a password that a URI in it may hold."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {without_password(text)[:120]}"
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be shown and stored."""
-    return re.sub(r"//[^/@]+@", "//", uri)
+    """Type and first words of an error, without secrets that an address in it may hold."""
+    text = without_secrets(str(error).strip()).partition("\n")[0]
+    return f"{type(error).__name__}: {text[:120]}"
 
 
 def database_path(uri: str) -> Path | None:
@@ -102,7 +119,7 @@ def append(path: Path, tracking_uri: str, records: Sequence[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         if not file.tell():
-            file.write(json.dumps({"tracking_uri": without_password(tracking_uri)}) + "\n")
+            file.write(json.dumps({"tracking_uri": without_secrets(tracking_uri)}) + "\n")
         file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking.addresses import remember_secrets, without_secrets
 from rdd_pipeline.tracking.records import (
     Experiment,
     Record,
@@ -18,7 +19,6 @@ from rdd_pipeline.tracking.records import (
     database_path,
     first_line,
     read,
-    without_password,
 )
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Sender:
     """
 
     def __init__(self, tracking_uri: str, client: MlflowClient | None = None) -> None:
+        remember_secrets(tracking_uri)
         self.tracking_uri = tracking_uri
         self._client = client
         self._database = _Database(tracking_uri)
@@ -219,7 +220,7 @@ def send_file(path: Path, tracking_uri: str | None = None) -> int:
         UserError: This is no such file, or MLflow cannot be reached; the file stays as it is.
     """
     intended, records = read(path)
-    uri = tracking_uri or intended
+    uri = tracking_uri or _with_login(intended)
     runs = [record for record in records if record.kind == "run"]
     sender = Sender(uri)
     sender.ask_again(run.run_id for run in runs)
@@ -230,7 +231,7 @@ def send_file(path: Path, tracking_uri: str | None = None) -> int:
             refused += sender.send(take_batch(waiting))
     except Exception as error:
         raise UserError(
-            f"MLflow at {without_password(uri)} cannot be reached ({first_line(error)}). {path} "
+            f"MLflow at {without_secrets(uri)} cannot be reached ({first_line(error)}). {path} "
             "stays as it is: repeat the command when MLflow is there, or say with --tracking-uri "
             "where it is now."
         ) from error
@@ -242,6 +243,12 @@ def send_file(path: Path, tracking_uri: str | None = None) -> int:
     else:
         path.unlink()
     return len(refused)
+
+
+def _with_login(address: str) -> str:
+    """The address in MLFLOW_TRACKING_URI if it is this one: files hold no passwords."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given if given and without_secrets(given) == address else address
 
 
 def _is_hopeless(error: Exception) -> bool:

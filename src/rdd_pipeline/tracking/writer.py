@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rdd_pipeline.tracking.addresses import without_secrets
 from rdd_pipeline.tracking.records import (
     Experiment,
     Record,
@@ -253,4 +254,4 @@ class TrackingWriter:
 
 
 def _clean(values: Mapping[str, Any], longest: int) -> dict[str, str]:
-    return {clean_name(key): str(value)[:longest] for key, value in values.items()}
+    return {clean_name(key): without_secrets(str(value))[:longest] for key, value in values.items()}
