@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.segmentation.labels import LabelSet, make_lookup
 from rdd_pipeline.segmentation.layouts import (
     LAYOUTS,
     Layout,
@@ -327,7 +328,15 @@ class TestFolders:
             ({"classes": [{"nam": "a"}]}, r"classes\.0\.name: Field required; classes\.0\.nam: Ex"),
             ({"classes": [{"name": "a", "value": 256}]}, "'a' has mask value 256, expected 0..255"),
             ({"classes": [{"name": "a"}, {"name": "b", "value": 0}]}, "value 0 of class 'b' is"),
-            ({"classes": [{"name": "a", "value": 255}]}, "value 255 of class 'a' is used twice"),
+            (
+                {"classes": [{"name": "a", "value": 255}], "ignore": [7, 255]},
+                r"value 255 of class 'a' is used twice: it is in `ignore`.*`ignore: \[7\]`",
+            ),
+            ({"classes": [{"name": "a"}, {"name": "b", "value": 0}]}, "it is class 'a', too"),
+            ({"classes": ["a", 2]}, r"classes\.1: 2 is no class, expected a name or .*quote"),
+            ({"classes": [{"name": "a", "color": "red"}]}, "'red' is no color, expected .*#rrggbb"),
+            ({"classes": [{"name": "a", "color": [[1, 2, 3], [4, 5, 6]]}]}, "has several colors"),
+            ({"classes": ["road"]}, "one class only .'road'.*background"),
             ({"classes": [{"name": "a"}], "ignore": [-1]}, r"ignore holds \[-1\]"),
             ({"classes": [{"name": "a"}, {"name": "a"}]}, "names a class twice"),
             ({"classes": [{"name": "a", "weight": 1}, {"name": "b"}]}, "give all or none"),
@@ -355,7 +364,7 @@ class TestFoldersOfAnyShape:
     def test_split_folders_may_be_anywhere_in_the_path(self, tmp_path: Path):
         listing = self.tree(
             tmp_path,
-            "{classes: [{name: a}], images: SPLIT/rgb, masks: labels/SPLIT/ids}",
+            "{classes: [a, b], images: SPLIT/rgb, masks: labels/SPLIT/ids}",
             *(f"{split}/rgb/1.jpg" for split in ("train", "val", "rain")),
             *(f"labels/{split}/ids/1.png" for split in ("train", "val", "rain")),
         )
@@ -365,7 +374,7 @@ class TestFoldersOfAnyShape:
     def test_images_and_masks_may_lie_together_under_endings(self, tmp_path: Path):
         listing = self.tree(
             tmp_path,
-            "{classes: [{name: a}], images: SPLIT, masks: SPLIT, image_ending: _rgb, "
+            "{classes: [a, b], images: SPLIT, masks: SPLIT, image_ending: _rgb, "
             "mask_ending: _ids}",
             "train/1_ids.png", "train/1_rgb.jpg", "val/x/2_ids.png", "val/x/2_rgb.jpg",
         )  # fmt: skip
@@ -375,7 +384,7 @@ class TestFoldersOfAnyShape:
             Pair("val", "x/2", "val/x/2_rgb.jpg", "val/x/2_ids.png"),
         )
 
-    LISTS = "{classes: [{name: a}], images: rgb, masks: ids, lists: sets/SPLIT.txt}"
+    LISTS = "{classes: [a, b], images: rgb, masks: ids, lists: sets/SPLIT.txt}"
 
     def lists(self, root: Path, **texts: str) -> None:
         (root / "sets").mkdir()
@@ -399,7 +408,10 @@ class TestFoldersOfAnyShape:
     def test_listed_names_that_are_not_there_and_missing_lists_are_named(self, tmp_path: Path):
         self.lists(tmp_path, train="a\nsub/z\nb\n")
         listing = self.tree(tmp_path, self.LISTS, "rgb/a.jpg", "ids/a.png", "rgb/b.jpg")
-        assert [problem.text.split(".")[0] for problem in listing.problems] == ["sets/val"]
+        assert "sets/val.txt missing" in str(listing.problems)
+        assert "sets/val.txt" not in str(
+            list_pairs(tmp_path, get_layout("folders", tmp_path), made=("val",)).problems
+        )
         (tmp_path / "sets" / "val.txt").write_text("a")
         problems = list_pairs(tmp_path, get_layout("folders", tmp_path)).problems
         assert "sub/z of sets/train.txt has neither image nor mask in rgb and ids" in str(problems)
@@ -421,7 +433,7 @@ class TestFoldersOfAnyShape:
     )
     def test_mistakes_in_the_table_are_explained(self, tmp_path: Path, table: str, message: str):
         with pytest.raises(DataProblem, match=rf"labels\.yaml.*{message}"):
-            self.tree(tmp_path, f"{{classes: [{{name: a}}], {table}}}")
+            self.tree(tmp_path, f"{{classes: [{{name: a}}, {{name: b}}], {table}}}")
 
     def test_colors_are_classes(self, tmp_path: Path):
         self.tree(
@@ -448,6 +460,244 @@ class TestFoldersOfAnyShape:
             self.tree(tmp_path, f"{{encoding: color, ignore: [[0, 0, 0]], classes: [{rows}]}}")
 
 
+class TestLists:
+    """What the lines of a list may look like; oracle: the pairs that whoever wrote it means."""
+
+    TABLE = "{classes: [a, b], images: %s, masks: %s, lists: SPLIT.txt}"
+
+    def tree(
+        self, root: Path, lines: str, *paths: str, images: str = "images", masks: str = "masks"
+    ) -> Listing:
+        put(root, *paths, f"{images}/v.jpg", f"{masks}/v.png")
+        (root / "train.txt").write_text(lines, encoding="utf-8")
+        (root / "val.txt").write_text("v\n")
+        (root / "labels.yaml").write_text(self.TABLE % (images, masks))
+        listing = list_pairs(root, get_layout("folders", root))
+        return listing._replace(pairs=tuple(p for p in listing.pairs if p.split == "train"))
+
+    @pytest.mark.parametrize(
+        "line", ["photo (2)", "photo.2", "photo 1.5", "photo.jpg.bak", "photo copy", "photo.v2.jpg"]
+    )
+    def test_a_name_without_files_is_not_taken_for_another(self, tmp_path: Path, line: str):
+        listing = self.tree(
+            tmp_path, f"{line}\nother\n",
+            *(f"{folder}/{name}.{suffix}" for name in ("photo", "other")
+              for folder, suffix in (("images", "jpg"), ("masks", "png"))),
+        )  # fmt: skip
+        assert [pair.name for pair in listing.pairs] == ["other"]
+        (problem,) = listing.problems
+        assert problem.text.startswith(line.removesuffix(".jpg"))
+        assert "of train.txt has neither image nor mask" in problem.text
+
+    @pytest.mark.parametrize("name", ["a (2)", "a.2", "a 1", "1", "a, b", "a.jpg copy"])
+    def test_names_may_hold_blanks_and_dots(self, tmp_path: Path, name: str):
+        for line in (name, f"{name}.jpg", f"images/{name}.jpg", f"/masks/{name}.png"):
+            root = tmp_path / str(len(line))
+            listing = self.tree(
+                root, line, f"images/{name}.jpg", f"masks/{name}.png", "images/a.jpg", "masks/a.png"
+            )
+            assert listing.problems == ()
+            assert [pair.name for pair in listing.pairs] == [name]
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "images/x/1.jpg masks/y/2.png",
+            "x/1.jpg y/2.png",
+            "/images/x/1.jpg\t/masks/y/2.png",
+            "./images/x/1.jpg, ./masks/y/2.png",
+            "images/x/1.jpg;masks/y/2.png",
+        ],
+    )
+    def test_two_columns_are_an_image_and_its_mask(self, tmp_path: Path, line: str):
+        listing = self.tree(tmp_path, line, "images/x/1.jpg", "masks/y/2.png", "masks/x/1.png")
+        assert listing.problems == ()
+        assert listing.pairs == (Pair("train", "x/1", "images/x/1.jpg", "masks/y/2.png"),)
+
+    def test_columns_with_blanks_in_the_names(self, tmp_path: Path):
+        line = "my photo.jpg my mask 1.png"
+        listing = self.tree(tmp_path, line, "images/my photo.jpg", "masks/my mask 1.png")
+        assert listing.problems == ()
+        assert listing.pairs[0].mask == "masks/my mask 1.png"
+
+    def test_images_and_masks_below_one_root(self, tmp_path: Path):
+        """RELLIS-3D: `00000/camera/f.jpg 00000/label_id/f.png`."""
+        listing = self.tree(
+            tmp_path,
+            "00000/camera/f.jpg 00000/label_id/f.png\n00000/camera/g.jpg 00000/label_id/g.png\n",
+            "00000/camera/f.jpg", "00000/label_id/f.png", "00000/camera/g.jpg",
+            images=".", masks=".",
+        )  # fmt: skip
+        assert listing.pairs == (
+            Pair("train", "00000/camera/f", "00000/camera/f.jpg", "00000/label_id/f.png"),
+        )
+        (problem,) = listing.problems
+        assert "train.txt names 00000/camera/g.jpg 00000/label_id/g.png" in problem.text
+        assert "there is no mask 00000/label_id/g.png" in problem.text
+
+    def test_flags_behind_names_are_no_part_of_them(self, tmp_path: Path):
+        paths = [f"{f}/{n}.{s}" for n in "ab" for f, s in (("images", "jpg"), ("masks", "png"))]
+        listing = self.tree(tmp_path, "a  1\nb -1\n", *paths)
+        assert [pair.name for pair in listing.pairs] == ["a", "b"]
+        listing = self.tree(tmp_path, "a\nb 1\n", *paths)
+        assert [pair.name for pair in listing.pairs] == ["a"]
+        assert "b 1 of train.txt has neither" in listing.problems[0].text
+
+    def test_paths_from_the_root_of_the_disk(self, tmp_path: Path):
+        line = f"{tmp_path}/images/1.jpg {tmp_path}/masks/1.png"
+        assert self.tree(tmp_path, line, "images/1.jpg", "masks/1.png").pairs[0].name == "1"
+
+    def test_a_path_out_of_the_folder_is_not_followed(self, tmp_path: Path):
+        put(tmp_path, "secret/1.jpg", "secret/1.png")
+        listing = self.tree(tmp_path / "data", "../secret/1.jpg ../secret/1.png")
+        assert "there is no image ../secret/1.jpg and no mask" in listing.problems[0].text
+
+    def test_empty_lists_of_further_splits_are_passed_over(self, tmp_path: Path):
+        (tmp_path / "default.txt").write_text("\n")
+        (tmp_path / "._train.txt").write_bytes(b"\0\5\x16\7\xff")
+        listing = self.tree(tmp_path, "1", "images/1.jpg", "masks/1.png")
+        assert listing.problems == ()
+        assert listing.warnings == ("Split 'default' is passed over: default.txt is empty.",)
+        (tmp_path / "test.txt").write_text("")
+        text = str(list_pairs(tmp_path, get_layout("folders", tmp_path)).problems)
+        assert "split 'test' is empty" in text
+
+    def test_other_names_of_the_splits(self, tmp_path: Path):
+        self.tree(tmp_path, "1", "images/1.jpg", "masks/1.png")
+        (tmp_path / "train.txt").rename(tmp_path / "training.txt")
+        (tmp_path / "val.txt").rename(tmp_path / "valid.txt")
+        listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
+        assert listing.problems == ()
+        assert [pair.split for pair in listing.pairs] == ["train", "val"]
+
+
+class TestOneFolder:
+    """Images and masks in one folder, below one root, or the one below the other."""
+
+    def tree(self, root: Path, table: str, *paths: str) -> Listing:
+        put(root, *paths)
+        (root / "labels.yaml").write_text(f"classes: [a, b]\n{table}\n")
+        return list_pairs(root, get_layout("folders", root))
+
+    def test_the_suffix_tells_them_apart(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path, "images: SPLIT\nmasks: SPLIT",
+            "train/1.jpg", "train/1.png", "val/s/2.JPG", "val/s/2.png",
+        )  # fmt: skip
+        assert listing.problems == ()
+        assert listing.pairs == (
+            Pair("train", "1", "train/1.jpg", "train/1.png"),
+            Pair("val", "s/2", "val/s/2.JPG", "val/s/2.png"),
+        )
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png"])
+    def test_an_ending_of_masks_tells_them_apart(self, tmp_path: Path, suffix: str):
+        """Roboflow: `train/x.jpg`, `train/x_mask.png`, and `valid` for `val`."""
+        listing = self.tree(
+            tmp_path, "images: SPLIT\nmasks: SPLIT\nmask_ending: _mask",
+            f"train/1.{suffix}", "train/1_mask.png", f"valid/2.{suffix}", "valid/2_mask.png",
+        )  # fmt: skip
+        assert listing.problems == ()
+        assert listing.pairs == (
+            Pair("train", "1", f"train/1.{suffix}", "train/1_mask.png"),
+            Pair("val", "2", f"valid/2.{suffix}", "valid/2_mask.png"),
+        )
+
+    def test_an_ending_of_images_tells_them_apart(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path, "images: SPLIT\nmasks: SPLIT\nimage_ending: _rgb",
+            *(f"{split}/1{end}.png" for split in ("train", "val") for end in ("_rgb", "")),
+        )  # fmt: skip
+        assert listing.problems == ()
+        assert listing.pairs[0] == Pair("train", "1", "train/1_rgb.png", "train/1.png")
+
+    def test_an_image_without_mask_is_not_called_a_mask(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path, "images: SPLIT\nmasks: SPLIT", "train/1.jpg", "val/2.jpg", "val/2.png"
+        )
+        assert [problem.text for problem in listing.problems] == [
+            "train/1.jpg has no mask. Add it or remove the image."
+        ]
+
+    def test_masks_may_lie_below_the_images(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path, "images: SPLIT\nmasks: SPLIT/masks",
+            *(f"{split}/{name}.png" for split in ("train", "val") for name in ("1", "masks/1")),
+        )  # fmt: skip
+        assert listing.problems == ()
+        assert listing.pairs[0] == Pair("train", "1", "train/1.png", "train/masks/1.png")
+
+    def test_without_splits_all_is_for_training(self, tmp_path: Path):
+        listing = self.tree(
+            tmp_path, "images: photos\nmasks: ann", "photos/1.jpg", "ann/1.png", "ann/2.png"
+        )
+        assert listing.pairs == (Pair("train", "1", "photos/1.jpg", "ann/1.png"),)
+        assert [problem.file for problem in listing.problems] == ["ann/2.png", "val"]
+        assert "no split 'val'" in listing.problems[1].text
+        assert "data.val_fraction" in listing.problems[1].text
+
+
+def test_litter_of_operating_systems_is_passed_over(tmp_path: Path):
+    for split in ("train", "val"):
+        put(tmp_path, f"images/{split}/a.jpg", f"masks/{split}/a.png", f"images/{split}/.a.jpg")
+        put(tmp_path, f"images/{split}/@eaDir/a.jpg/thumb.jpg", f"images/{split}/._a.png")
+        put(tmp_path, f"masks/{split}/__MACOSX/a.png")
+        (tmp_path / "images" / split / ".DS_Store").write_bytes(b"x")
+        (tmp_path / "images" / split / "Thumbs.db").write_bytes(b"x")
+    put(tmp_path, "images/__MACOSX/._a.jpg", "masks/@eaDir/a.png")
+    (tmp_path / "labels.yaml").write_text("classes: [a, b]")
+    listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
+    assert listing.problems == listing.warnings == ()
+    assert [pair.split for pair in listing.pairs] == ["train", "val"]
+
+
+def test_litter_is_passed_over_by_fixed_layouts_too(tmp_path: Path):
+    make_camvid(tmp_path, count=1)
+    put(tmp_path, "train/__MACOSX/a.png", "__MACOSX/train/a.png")
+    (tmp_path / "val" / "@eaDir").mkdir()
+    assert list_pairs(tmp_path, CAMVID).problems == ()
+    city = tmp_path / "city"
+    for split in ("train", "val"):
+        put(
+            city,
+            f"leftImg8bit/{split}/a/1_leftImg8bit.png",
+            f"gtFine/{split}/a/1_gtFine_labelIds.png",
+        )
+        put(city, f"leftImg8bit/{split}/@eaDir/1_leftImg8bit.png")
+    listing = list_pairs(city, get_layout("cityscapes"))
+    assert (listing.problems, len(listing.pairs)) == ((), 2)
+
+
+def test_names_alone_several_values_and_colors_and_hexadecimal_ones(tmp_path: Path):
+    def labels(table: str) -> LabelSet:
+        (tmp_path / "labels.yaml").write_text(table)
+        return get_layout("folders", tmp_path).labels
+
+    plain = labels("classes: [background, apple]")
+    assert plain.names == ("background", "apple")
+    assert plain.lookup == make_lookup({0: 0, 1: 1}, ignored=(255,))
+    mixed = labels(
+        "classes: [background, {name: fruit, value: [1, 4], color: '#Ff8000'}]\nignore: 9"
+    )
+    assert mixed.lookup == make_lookup({0: 0, 1: 1, 4: 1}, ignored=(9,))
+    assert mixed.colors[1] == (255, 128, 0)
+    colored = labels(
+        "encoding: color\nignore: ['#000000', [1, 1, 1]]\nclasses:\n"
+        "  - {name: a, color: [[10, 20, 30], '#0a141f']}\n  - {name: b, color: '#ffffff'}\n"
+    )
+    assert set(colored.lookup) == {
+        (10, 20, 30, 0), (10, 20, 31, 0), (255, 255, 255, 1), (0, 0, 0, 255), (1, 1, 1, 255),
+    }  # fmt: skip
+    assert colored.colors == ((10, 20, 30), (255, 255, 255))
+
+
+def test_a_class_of_the_value_255_is_not_ignored(tmp_path: Path):
+    (tmp_path / "labels.yaml").write_text("classes: [background, {name: lesion, value: 255}]")
+    layout = get_layout("folders", tmp_path)
+    assert layout.labels.lookup == make_lookup({0: 0, 255: 1})
+    assert layout.default_ignored == ()
+
+
 def test_accents_count_as_equal_however_they_are_encoded(tmp_path: Path):
     make_camvid(tmp_path, count=1)
     (tmp_path / "train" / "train0.png").rename(tmp_path / "train" / "cafe\u0301.png")
@@ -461,7 +711,7 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path):
     put(tmp_path, "disk/sub/a.jpg", "masks/train/sub/a.png", "images/val/b.jpg", "masks/val/b.png")
     (tmp_path / "images" / "train").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "sub" / "back").symlink_to(tmp_path / "disk")
-    (tmp_path / "labels.yaml").write_text("classes: [{name: a}]")
+    (tmp_path / "labels.yaml").write_text("classes: [a, b]")
     listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
     assert listing.problems == ()
     assert [pair.name for pair in listing.pairs] == ["sub/a", "b"]

@@ -67,8 +67,14 @@ class LabelSet(Params):
         count = len(self.names)
         if not 0 < count <= self.ignore_index:
             raise ValueError(
-                f"Label set '{self.name}' has {count} classes; 1 to {self.ignore_index} fit below "
+                f"Label set '{self.name}' has {count} classes; 2 to {self.ignore_index} fit below "
                 f"ignore_index ({self.ignore_index})."
+            )
+        if count == 1:
+            raise ValueError(
+                f"Label set '{self.name}' has one class only ('{self.names[0]}'), so every network "
+                "is right everywhere. Add a second one, such as `background` with the mask value "
+                "of all the rest (often 0), which then must not be ignored."
             )
         if len(set(self.names)) != count:
             raise ValueError(f"Label set '{self.name}' names a class twice: {self.names}.")

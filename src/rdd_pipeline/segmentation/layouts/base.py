@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rdd_pipeline.errors import DataProblem
@@ -15,6 +17,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MASK_SUFFIXES = (".png",)
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 """Suffixes that are worth a word when a file has another one than it should."""
+_LITTER = (
+    "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+)  # fmt: skip
+"""Folders that operating systems and storage devices leave between the images."""
+_ALIASES = {"train": ("training",), "val": ("valid", "validation"), "test": ("testing",)}
 
 
 class Pair(NamedTuple):
@@ -44,6 +51,8 @@ class Listing(NamedTuple):
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...] = ()
     """What is allowed and may still be a mistake: one line each, with a count and first names."""
+    absent: Mapping[str, Problem] = MappingProxyType({})
+    """Splits that are needed and not there, with their problems; some can be made of `train`."""
 
 
 class Layout(NamedTuple):
@@ -55,6 +64,8 @@ class Layout(NamedTuple):
     """What the folder should look like and where it comes from, for error messages."""
     download: Callable[[Path], None] | None = None
     """Makes the folder hold the data set; None: a program cannot get it."""
+    default_ignored: tuple[int, ...] = ()
+    """Mask values that are ignored though the table of labels does not say so."""
 
 
 def check_root(root: Path, expected: str) -> None:
@@ -71,14 +82,21 @@ def check_root(root: Path, expected: str) -> None:
         )
 
 
-def list_pairs(root: Path, layout: Layout) -> Listing:
+def list_pairs(root: Path, layout: Layout, *, made: Collection[str] = ()) -> Listing:
     """All pairs below `root` in a fixed order, and the problems found on the way.
+
+    Args:
+        root: The data set's folder.
+        layout: How it is organized.
+        made: Splits that are made of training images later on, so that they may be missing.
 
     Raises:
         DataProblem: `root` is not a folder.
     """
     check_root(root, layout.expected)
-    return layout.list_pairs(root)
+    listing = layout.list_pairs(root)
+    lacking = [problem for split, problem in listing.absent.items() if split not in made]
+    return listing._replace(problems=(*listing.problems, *lacking))
 
 
 def raise_problems(
@@ -122,6 +140,40 @@ def missing_folders(root: Path, folders: Iterable[str], expected: str) -> list[P
     return [Problem(missing[0], text, blocks=True)]
 
 
+def absent_split(split: str, found: str) -> Problem:
+    """The problem that a split is missing which can be made of training images.
+
+    Args:
+        split: Its name.
+        found: What was found and expected; a sentence.
+    """
+    if split == "val":
+        found += " Or set data.val_fraction (0.2, say) to make this split of the training images."
+    return Problem(split, found, blocks=True)
+
+
+def passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or litter of an operating system."""
+    return name.startswith(".") or name in _LITTER
+
+
+def name_splits(found: Collection[str]) -> dict[str, str]:
+    """Split -> the folder or list that holds it, `train` and `val` first, whether found or not.
+
+    Args:
+        found: Names of the folders or lists; `training`, `valid`, `validation` and `testing` mean
+            what one thinks, unless the usual name is there, too.
+    """
+    others = {name for name in found if not passed_over(name)}
+    names = {"train": "train", "val": "val"}
+    for split, aliases in _ALIASES.items():
+        there = [name for name in aliases if name in others]
+        if split in others or len(there) == 1:
+            names[split] = split if split in others else there[0]
+    extra = {*others.difference(names.values()), *names} - {"train", "val"}
+    return {split: names.get(split, split) for split in ("train", "val", *sorted(extra))}
+
+
 class Files(dict[str, str]):
     """Name -> path relative to the data set's folder."""
 
@@ -149,18 +201,20 @@ def find_files(
     *,
     ending: str = "",
     recursive: bool = False,
+    leave_out: Callable[[Path], bool] = lambda path: False,
 ) -> Files:
     """Name -> path relative to `root` of a folder's files.
 
     The name is the path below the folder without its suffix and without `ending`, which a file
-    name has to end with; letters with accents count as equal however they are encoded. Hidden files
-    and other suffixes do not count; two files of one name are a problem.
+    name has to end with; letters with accents count as equal however they are encoded. Hidden
+    files, other suffixes and what `leave_out` is true for do not count; two files of one name are a
+    problem.
     """
     found = Files()
     base = root / folder
     for path in _files_below(base, recursive=recursive, root=root, problems=problems):
         suffix = path.suffix.lower()
-        if suffix not in _PICTURES or not path.stem.endswith(ending):
+        if suffix not in _PICTURES or not path.stem.endswith(ending) or leave_out(path):
             continue
         name = path.relative_to(base).with_suffix("").as_posix().removesuffix(ending)
         # macOS stores an accent as a character of its own, lists and other systems mostly do not.
@@ -201,10 +255,10 @@ def _files_below(base: Path, *, recursive: bool, root: Path, problems: list[Prob
             name
             for name in folders
             if recursive
-            and not name.startswith(".")
+            and not passed_over(name)
             and os.path.realpath(os.path.join(place, name)) not in seen
         ]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not passed_over(name)]
     return sorted(found)
 
 
@@ -244,26 +298,159 @@ def match_pairs(
     ]
 
 
-def read_names(root: Path, path: str, images: Files, problems: list[Problem]) -> list[str]:
-    """One name a line; the lines of some lists are `/JPEGImages/NAME.jpg /MASKS/NAME.png`."""
+class Listed(NamedTuple):
+    """One line of a list."""
+
+    line: str
+    name: str
+    """Of the image and its mask; that of neither if there are no such files."""
+    mask: str | None = None
+    """Path of the mask, if the line names one beside the image."""
+
+
+_SUFFIX = "|".join(re.escape(suffix) for suffix in _PICTURES)
+# Names may hold blanks: two columns are told from one by the suffix before the blank.
+_TWO_FILES = re.compile(rf"(.+?(?:{_SUFFIX}))[\s,;]+(\S.*(?:{_SUFFIX}))", re.IGNORECASE)
+_FLAG = re.compile(r"(.*\S)\s+(?:-1|0|1)")
+
+
+def read_names(
+    root: Path,
+    path: str,
+    images: Files,
+    masks: Files,
+    problems: list[Problem],
+    *,
+    folders: tuple[str, str],
+    two_columns: bool = True,
+) -> list[Listed]:
+    """The lines of a list of images.
+
+    A line is a name, with or without suffix and folder, or an image and a mask
+    (`images/NAME.jpg masks/OTHER.png`), their paths beginning at `root` or at their own folder; or,
+    where all lines have it, a name and one of VOC's flags -1, 0, 1. Nothing else is cut off: a
+    name of which there is no file is never taken for another one.
+
+    Args:
+        root: The data set's folder.
+        path: The list, relative to `root`.
+        images: Those that are there.
+        masks: Likewise.
+        problems: A line of which a file is missing, or a list that cannot be read, is added.
+        folders: Where images and masks are, relative to `root`.
+        two_columns: False: a mask beside the image is passed over.
+
+    Returns:
+        Each line once, in order; those that are a problem are left out.
+    """
     try:
-        lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
+        text = (root / path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         text = f"{path} cannot be read ({reason}). Copy or download it again."
         problems.append(Problem(path, text, blocks=True))
         return []
-    names = []
-    for line in filter(None, (unicodedata.normalize("NFC", line.strip()) for line in lines)):
-        bare = os.path.splitext(line)[0]
-        if line in images:  # first of all, as a name may hold spaces and dots
-            names.append(line)
-        elif bare in images:
-            names.append(bare)
+    lines = [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines()]
+    image_names = _Names(root, images, folders[0])
+    mask_names = _Names(root, masks, folders[1])
+    lines = _without_flags([line for line in dict.fromkeys(lines) if line], image_names)
+    listed = []
+    for line in lines:
+        name = image_names.find(line) or mask_names.find(line)
+        columns = _TWO_FILES.fullmatch(line)
+        if name is not None or columns is None:
+            listed.append(Listed(line, _bare(line) if name is None else name))
+            continue
+        name, mask = image_names.find(columns[1]), mask_names.find(columns[2])
+        missing = [
+            f"no {kind} {column}"
+            for kind, found, column in (("image", name, columns[1]), ("mask", mask, columns[2]))
+            if found is None
+        ]
+        if not two_columns:
+            listed.append(Listed(line, _bare(columns[1]) if name is None else name))
+        elif name is None or mask is None:
+            text = (
+                f"{path} names {line}, but there is {' and '.join(missing)}. Add what is missing "
+                "or take the line off the list."
+            )
+            problems.append(Problem(line, text))
         else:
-            first = line.split()[0]
-            names.append(Path(first).stem if first != line or first.startswith("/") else line)
-    return names
+            listed.append(Listed(line, name, masks[mask]))
+    return listed
+
+
+class _Names:
+    """Finds files by what a list calls them."""
+
+    def __init__(self, root: Path, files: Files, folder: str) -> None:
+        self.root, self.files, self.folder = root, files, Path(folder)
+        self.by_path: dict[str, str] = {}
+        for name, file in files.items():
+            known = unicodedata.normalize("NFC", file)
+            self.by_path[known] = self.by_path[_bare(known)] = name
+
+    def find(self, text: str) -> str | None:
+        """Name of the file; None: there is none."""
+        path = Path(text)
+        if path.is_absolute() and path.is_relative_to(self.root):
+            text = path.relative_to(self.root).as_posix()
+        text = text.removeprefix("./").lstrip("/")
+        for name in (text, _bare(text)):
+            if name in self.files:
+                return name
+        for place in (text, (self.folder / text).as_posix()):
+            if place in self.by_path:
+                return self.by_path[place]
+        return None
+
+
+def _bare(name: str) -> str:
+    """The name without the suffix of a picture."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in _PICTURES else name
+
+
+def _without_flags(lines: Sequence[str], images: _Names) -> list[str]:
+    """VOC's lists of one class say behind each name whether the image holds it."""
+    flagged = [_FLAG.fullmatch(line) for line in lines]
+    names = [match[1] for match in flagged if match is not None]
+    # `photo 1` is a name as well: only where all lines look so and no such image is there.
+    whole = len(names) == len(lines) == len(set(names))
+    return names if whole and not any(map(images.find, lines)) else list(lines)
+
+
+def listed_pairs(
+    split: str,
+    listed: Sequence[Listed],
+    images: Files,
+    masks: Files,
+    problems: list[Problem],
+    *,
+    where: str,
+    neither: Callable[[str], Problem],
+) -> list[Pair]:
+    """Pairs of the lines of a list; a name without image or mask is a problem.
+
+    Args:
+        split: The split that the list is of.
+        listed: From `read_names`.
+        images: Those that are there.
+        masks: Likewise.
+        problems: What is wrong is added.
+        where: What the messages call the list.
+        neither: The problem of a name that has neither image nor mask.
+    """
+    names = [entry.name for entry in listed if entry.mask is None]
+    problems += [neither(name) for name in names if name not in images and name not in masks]
+    pairs = [
+        Pair(split, entry.name, images[entry.name], entry.mask)
+        for entry in listed
+        if entry.mask is not None
+    ]
+    if names or not pairs:
+        pairs += match_pairs(split, images.only(names), masks.only(names), problems, where=where)
+    return sorted(dict.fromkeys(pairs), key=lambda pair: pair.name)
 
 
 def list_split_folders(root: Path, splits: Mapping[str, tuple[str, str]], expected: str) -> Listing:
@@ -276,15 +463,19 @@ def list_split_folders(root: Path, splits: Mapping[str, tuple[str, str]], expect
     """
     pairs: list[Pair] = []
     problems: list[Problem] = []
+    absent: dict[str, Problem] = {}
     for split, folders in splits.items():
         missing = missing_folders(root, folders, expected)
+        if missing and split == "val" and not any((root / folder).exists() for folder in folders):
+            absent[split] = absent_split(split, missing[0].text)
+            continue
         if missing:
             problems += missing
             continue
         images = find_files(root, folders[0], IMAGE_SUFFIXES, problems)
         masks = find_files(root, folders[1], MASK_SUFFIXES, problems)
         pairs += match_pairs(split, images, masks, problems, where=folders[0])
-    return Listing(tuple(pairs), tuple(problems))
+    return Listing(tuple(pairs), tuple(problems), absent=absent)
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -10,11 +10,12 @@ from rdd_pipeline.segmentation.layouts.base import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
     Layout,
+    Listed,
     Listing,
     Problem,
     distinct_colors,
     find_files,
-    match_pairs,
+    listed_pairs,
     missing_folders,
     read_names,
 )
@@ -51,26 +52,47 @@ def _list(root: Path) -> Listing:
     images = find_files(root, "JPEGImages", IMAGE_SUFFIXES, problems)
     train_masks = find_files(root, "SegmentationClassAug", MASK_SUFFIXES, problems)
     val_masks = find_files(root, "SegmentationClass", MASK_SUFFIXES, problems)
-    val_names = read_names(root, f"{_LISTS}/val.txt", images, problems)
+    folder = {"train": "SegmentationClassAug", "val": "SegmentationClass"}
+    masks = {"train": train_masks, "val": val_masks}
+
+    def read(name: str, split: str) -> list[Listed]:
+        # Which masks belong to a split is settled; some lists name those of the other one.
+        return read_names(
+            root,
+            f"{_LISTS}/{name}.txt",
+            images,
+            masks[split],
+            problems,
+            folders=("JPEGImages", folder[split]),
+            two_columns=False,
+        )
+
+    listed = {"val": read("val", "val")}
     if (root / _LISTS / "trainaug.txt").is_file():
-        train_names = read_names(root, f"{_LISTS}/trainaug.txt", images, problems)
+        listed["train"] = read("trainaug", "train")
     else:
-        train_names = [name for name in train_masks if name not in set(val_names)]
+        held_out = {entry.name for entry in listed["val"]}
+        listed["train"] = [Listed(name, name) for name in train_masks if name not in held_out]
     if any(problem.blocks for problem in problems):
         return Listing((), tuple(problems))
     pairs = []
-    for split, names, masks in (("train", train_names, train_masks), ("val", val_names, val_masks)):
-        listed = dict.fromkeys(names)
-        folder = "SegmentationClassAug" if split == "train" else "SegmentationClass"
-        for name in listed:
-            if name not in images and name not in masks:
-                text = (
-                    f"{name} of split '{split}' has neither JPEGImages/{name}.jpg nor "
-                    f"{folder}/{name}.png. Add both or take the name off the list."
-                )
-                problems.append(Problem(f"{folder}/{name}.png", text))
-        pairs += match_pairs(
-            split, images.only(listed), masks.only(listed), problems, where=f"{_LISTS} and {folder}"
+    for split in ("train", "val"):
+
+        def neither(name: str, split: str = split) -> Problem:
+            text = (
+                f"{name} of split '{split}' has neither JPEGImages/{name}.jpg nor "
+                f"{folder[split]}/{name}.png. Add both or take the name off the list."
+            )
+            return Problem(f"{folder[split]}/{name}.png", text)
+
+        pairs += listed_pairs(
+            split,
+            listed[split],
+            images,
+            masks[split],
+            problems,
+            where=f"{_LISTS} and {folder[split]}",
+            neither=neither,
         )
     return Listing(tuple(pairs), tuple(problems))
 
