@@ -213,9 +213,13 @@ class RecipeParams(Params):
 
 
 class RddParams(Params):
-    """Relative Difficulty Distillation (arXiv 2407.03719), methods TFE and TSE."""
+    """Relative Difficulty Distillation (arXiv 2407.03719), methods TFE and TSE.
 
-    added = ("scope",)
+    Mode `xor` without class floor is the paper's method; the others are variants, and are called so
+    in tables and figures.
+    """
+
+    added = ("scope", "class_floor")
 
     warmup: NonNegativeInt | Fraction = Field(
         0.1,
@@ -230,6 +234,11 @@ class RddParams(Params):
         100_000,
         description="At least so many pixels of the batch are hard: a count (integer) or a "
         "fraction of the batch's pixels (float).",
+    )
+    class_floor: Fraction = Field(
+        0.0,
+        description="Ours, not the paper's: at least this share of each class's pixels is chosen, "
+        "as far as the student finds them hard, those least hard for the teacher first. 0: off.",
     )
     reduction: Literal["paper", "valid"] = Field(
         "paper", description="TFE divides by all pixels (paper) or by the valid ones."
@@ -334,8 +343,17 @@ class MethodsParams(Params):
 
     preset: Literal["paper", "published"] = Field(
         "paper",
-        description="`published`: what the code behind the published tables computes, where it "
-        "deviates from its paper (CWD's divisor, CIRKD's pixel queue).",
+        description="`published`: what the code behind the published tables computes where it "
+        "deviates from its paper. CWD: divisor, no adapter at equal widths, adversarial term; "
+        "IFVD: adversarial term; MGD: CWD on logits beside it, no adapter at equal widths; CIRKD: "
+        "which pixels the memory keeps; CIRKDv2: the same, attention without bias; RDD: TFE "
+        "without class weights. Weights that were published by data set are in conf/.",
+    )
+    scale_by_positions: bool = Field(
+        True,
+        description="Losses whose size depends on the number of positions of a map (AT, DSD, MGD, "
+        "Af-DCD's feature, CIRKDv2's channel MSE) are scaled to weigh what their published weights "
+        "weigh on maps of 64 x 128. false: the plain weights.",
     )
     kd: NonNegativeFloat = Field(
         1.0,

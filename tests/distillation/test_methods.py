@@ -14,7 +14,13 @@ from rdd_pipeline.distillation.methods import (
     check_changes,
     find_method,
 )
-from rdd_pipeline.distillation.terms import TERMS, LossTerm, TermContext, build_term
+from rdd_pipeline.distillation.terms import (
+    TERMS,
+    LossTerm,
+    TermContext,
+    build_term,
+    loss_scales,
+)
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.logits import kd_loss
 from rdd_pipeline.networks import NetworkOutput
@@ -58,7 +64,7 @@ def test_every_term_of_a_method_exists_once_and_can_be_built(name):
             assert isinstance(build_term(term, CONTEXT), LossTerm)
 
 
-# methods.md, section 2: the weights of the CIRKD code base on Cityscapes.
+# The weights of the CIRKD code base on Cityscapes; DIST's and MGD's are those of their papers.
 PUBLISHED = {
     "kd": {"kd": 1},
     "fitnet": {"kd": 1, "fitnet": 10},
@@ -68,7 +74,8 @@ PUBLISHED = {
     "cwd": {"kd": 1, "cwd_logits": 3, "cwd_feature": 50},
     "dsd": {"psd": 1000, "csd": 10},
     "cirkd": {"kd": 1, "cirkd_minibatch": 1, "cirkd_pixel": 0.1, "cirkd_region": 0.1},
-    "mgd": {"kd": 1, "mgd": 2e-5},
+    "dist": {"dist": 1},
+    "mgd": {"mgd": 2e-5},
     "af_dcd": {"kd": 1, "af_dcd_feature": 2e-6, "af_dcd_contrast": 0.005},
     "bpkd": {"bpkd_edge": 50, "bpkd_body": 20},
     "tse": {"kd": 1},
@@ -108,7 +115,7 @@ def test_an_ablation_changes_its_one_setting_and_leaves_the_others_as_the_run_ha
     run = RddParams(warmup=0.15, mode="or", threshold=0.31, min_kept=0.17, annealed=False)
     changed = ABLATIONS[name].settings(run)
     assert len(ABLATIONS[name].rdd) == 1
-    differing = {k for k, v in changed.model_dump().items() if v != run.model_dump()[k]}
+    differing = {k for k in RddParams.model_fields if getattr(changed, k) != getattr(run, k)}
     assert differing <= set(ABLATIONS[name].rdd)
 
 
@@ -135,7 +142,7 @@ def test_a_weight_of_zero_is_a_weight():
 def test_the_preset_puts_the_published_settings_on_and_options_have_the_last_word():
     published = MethodsParams(preset="published")
     cwd = {term.module: term.options for term in find_method("cwd", published).terms}
-    assert cwd["cwd_feature"] == {"divisor": "student"}
+    assert cwd["cwd_feature"] == {"divisor": "student", "adapter": "unless_equal"}
     cirkd = {term.module: term.options for term in find_method("cirkd", published).terms}
     assert cirkd["cirkd_memory"] == {"preset": "cirkd_published"}
     both = MethodsParams(
@@ -143,7 +150,11 @@ def test_the_preset_puts_the_published_settings_on_and_options_have_the_last_wor
         options={"cwd": {"cwd_feature": {"divisor": "teacher", "temperature": 2.0}}},
     )
     options = {term.module: term.options for term in find_method("cwd", both).terms}
-    assert options["cwd_feature"] == {"divisor": "teacher", "temperature": 2.0}
+    assert options["cwd_feature"] == {
+        "divisor": "teacher",
+        "temperature": 2.0,
+        "adapter": "unless_equal",
+    }
     paper = find_method("cwd", MethodsParams())
     assert all(not term.options for term in paper.terms)
 
@@ -198,3 +209,133 @@ def test_maps_that_are_too_small_are_refused_before_training():
         build_term(Term("af_dcd", {}), tiny)
     with pytest.raises(UserError, match=r"logits of at least 8 x 8 positions, got 3 x 3"):
         build_term(Term("skd_holistic", {}), tiny)
+
+
+# --- as published ---------------------------------------------------------------------------------
+
+ADVERSARIAL = {"skd_generator": 0.001, "skd_discriminator": 0.1}
+# Read in the training scripts behind the published tables; the others are as in PUBLISHED.
+SCRIPTS = {
+    **PUBLISHED,
+    "ifvd": {**PUBLISHED["ifvd"], **ADVERSARIAL},
+    "cwd": {**PUBLISHED["cwd"], **ADVERSARIAL},
+    "mgd": {"mgd": 2e-5, "cwd_logits": 3},
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_published_preset_has_the_terms_of_the_published_scripts(name):
+    published = MethodsParams(preset="published")
+    assert find_method(name, published).weights == SCRIPTS[name]
+    companion = f"tse_{name}"
+    if companion in COMPANIONS:
+        assert find_method(companion, published).weights == SCRIPTS[name]
+        assert find_method(companion).weights == PUBLISHED[name]
+
+
+def test_weights_may_be_given_to_terms_that_only_the_preset_has():
+    weights = {"mgd": {"cwd_logits": 1.5}}
+    changed = find_method("mgd", MethodsParams(preset="published", weights=weights))
+    assert changed.weights == {"mgd": 2e-5, "cwd_logits": 1.5}
+    with pytest.raises(UserError, match="gives 'mgd' weights for cwd_logits"):
+        find_method("mgd", MethodsParams(weights=weights))
+
+
+def test_published_terms_have_no_adapter_between_equal_widths():
+    equal, wider = TermContext(_maps(16), _maps(16)), CONTEXT
+    for name, layer in (("cwd", "adapter"), ("mgd", "generator.align")):
+        terms = {
+            preset: next(
+                term
+                for term in find_method(name, MethodsParams(preset=preset)).terms
+                if term.module in ("cwd_feature", "mgd")
+            )
+            for preset in ("paper", "published")
+        }
+        for preset, context, adapted in (
+            ("paper", equal, True),
+            ("published", equal, False),
+            ("published", wider, True),
+        ):
+            built = build_term(terms[preset], context)
+            assert (f"{layer}.weight" in dict(built.named_parameters())) == adapted
+    with pytest.raises(UserError, match="adapter is 'never'; expected one of always, unless_equal"):
+        build_term(Term("mgd", {}, {"adapter": "never"}), equal)
+
+
+def test_the_published_attention_of_cirkdv2_has_no_bias():
+    for preset, biased in (("paper", True), ("published", False)):
+        (_, term) = find_method("cirkdv2", MethodsParams(preset=preset)).terms
+        with torch.device("meta"):
+            built = build_term(term, CONTEXT)
+        assert ("refine.query.bias" in dict(built.named_parameters())) == biased
+
+
+def test_tfe_is_weighted_by_class_but_in_the_published_preset():
+    assert find_method("tse").weighted_tfe
+    assert find_method("tse_cwd", MethodsParams()).weighted_tfe
+    assert not find_method("tfe", MethodsParams(preset="published")).weighted_tfe
+
+
+# --- weights that depend on the number of positions -----------------------------------------------
+
+SCALED = {"at", "psd", "csd", "mgd", "af_dcd_feature", "channel_mse"}
+
+
+def _scales(name, size):
+    context = TermContext(_maps(16), _maps(32, size))
+    found = {}
+    for term in METHODS[name].terms:
+        found |= loss_scales(term, context)
+    return found
+
+
+def test_on_maps_of_the_published_size_the_published_weights_hold():
+    scales = {}
+    for name in METHODS:
+        scales |= _scales(name, (64, 128))
+    assert scales == dict.fromkeys(SCALED, 1.0)
+
+
+def test_smaller_maps_scale_to_what_the_loss_weighs_there():
+    # 8 x 12 positions: what the weights of docs/experiments.md for crops of 64 x 96 are.
+    assert _scales("at", (8, 12))["at"] * 10_000 == pytest.approx(117, rel=0.01)
+    dsd = _scales("dsd", (8, 12))
+    assert dsd["psd"] * 1000 == pytest.approx(11.7, rel=0.01)
+    assert dsd["csd"] * 10 == pytest.approx(0.00137, rel=0.01)
+    assert _scales("mgd", (8, 12))["mgd"] * 2e-5 == pytest.approx(0.00171, rel=0.01)
+    assert _scales("af_dcd", (8, 12))["af_dcd_feature"] * 2e-6 == pytest.approx(0.000171, rel=0.01)
+    assert _scales("cirkdv2", (8, 12))["channel_mse"] * 100 == pytest.approx(1.17, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["at", "dsd", "mgd", "cirkdv2"])
+def test_a_scaled_loss_weighs_about_the_same_on_maps_of_any_size(name):
+    """Of the same smooth images, seen at two resolutions."""
+
+    def weighted(size):
+        generator = torch.Generator().manual_seed(0)
+
+        def maps(channels):
+            coarse = torch.randn(1, channels, 6, 6, generator=generator)
+            return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+
+        def output(width):
+            return NetworkOutput(maps(5), maps(5), maps(width), (maps(width), maps(2 * width)))
+
+        student, teacher = output(16), output(16)
+        context = TermContext(student, teacher)
+        total = {}
+        for term in METHODS[name].terms:
+            torch.manual_seed(0)
+            options = {"mask_ratio": 0.0} if term.module == "mgd" else {}
+            losses = build_term(Term(term.module, {}, options), context)(
+                student, teacher, torch.zeros(1, *size, dtype=torch.long)
+            )
+            for loss, scale in loss_scales(term, context).items():
+                total[loss] = scale * float(losses[loss].detach())
+        return total
+
+    small, large = weighted((16, 24)), weighted((32, 48))
+    assert small.keys() == large.keys() != set()
+    for loss in small:
+        assert small[loss] == pytest.approx(large[loss], rel=0.5), loss

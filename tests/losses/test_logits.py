@@ -107,7 +107,8 @@ def test_edge_masks_equal_a_loop_over_neighborhoods():
     masks = edge_masks(labels, num_classes=4, size=(12, 16), kernel=3, ignore_index=255)
     for n, c, y, x in itertools.product(range(2), range(4), range(12), range(16)):
         square = labels[n, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] == c
-        assert masks[n, c, y, x] == float(square.any() and not square.all())
+        known = labels[n, y, x] != 255  # ignored pixels are no edge
+        assert masks[n, c, y, x] == float(known and square.any() and not square.all())
 
 
 def test_edge_masks_are_averaged_down():
@@ -218,3 +219,18 @@ def test_bpkd_names_a_kernel_without_center_and_labels_out_of_range():
         bpkd_terms(logits(0), logits(1), blocks(), kernel=4)
     with pytest.raises(UserError, match="label 9, expected 0 to 4"):
         bpkd_terms(logits(0), logits(1), torch.full((2, 24, 32), 9))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2, 1.0])
+def test_dist_between_two_classes_has_no_gradient(scale):
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (scale * torch.randn(2, 2, 16, 16, generator=g) for _ in range(2))
+    student.requires_grad_()
+    loss = dist_loss(student, teacher, inter_weight=1.0, intra_weight=0.0)
+    # Of two values the correlation is whether both networks prefer the same class.
+    same = (student.argmax(1) == teacher.argmax(1)).float()
+    assert_close(loss.detach(), 1 - (2 * same - 1).mean(), atol=1e-3, rtol=0)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert gradient.count_nonzero() == 0
+    whole = dist_loss(student, teacher)
+    assert torch.autograd.grad(whole, student)[0].isfinite().all()

@@ -1,5 +1,7 @@
 """RDD's task losses: equal to the published numbers, and right where the published code is not."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -484,7 +486,7 @@ def test_no_gradient_reaches_the_teacher(loss):
 
 def test_tse_statistics_count_what_the_masks_hold():
     case = Case()
-    loss, statistics = tse_task_terms(
+    loss, statistics, _ = tse_task_terms(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
@@ -531,3 +533,129 @@ def test_tfe_and_cross_entropy_statistics():
         assert_close(terms.statistics[name], plain.statistics[name])
     total = plain.statistics["student_ce"] + 0.4 * plain.statistics["student_aux_ce"]
     assert_close(total, plain.loss.detach())
+
+
+# --- class weights of TFE, class floor, pixels of a class -----------------------------------------
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.5, 0.25])
+
+
+def _weighted_tfe(case, reduction):
+    """Pixel by pixel: sum of w c CE over sum of c."""
+    w = teacher_confidence(case.teacher, case.teacher_aux, size=case.labels.shape[-2:])
+    z, a = (
+        upsampled(x.detach(), case.labels).log_softmax(1) for x in (case.student, case.student_aux)
+    )
+    above, below, valid = 0.0, 0.0, 0
+    for n in range(len(case.labels)):
+        for y in range(case.labels.shape[1]):
+            for x in range(case.labels.shape[2]):
+                label = int(case.labels[n, y, x])
+                if label == 255:
+                    continue
+                valid += 1
+                c = float(WEIGHTS[label])
+                ce = -float(z[n, label, y, x]) - 0.4 * float(a[n, label, y, x])
+                above += float(w[n, y, x]) * c * ce
+                below += c
+    if reduction == "paper":
+        below *= case.labels.numel() / valid
+    return above / below
+
+
+@pytest.mark.parametrize("reduction", ["paper", "valid"])
+def test_tfe_with_class_weights_is_a_weighted_mean(reduction):
+    case = Case()
+    assert len(WEIGHTS) == case.student.shape[1]
+    loss, statistics, _ = tfe_task_terms(
+        case.student,
+        case.labels,
+        teacher_logits=case.teacher,
+        teacher_aux_logits=case.teacher_aux,
+        student_aux_logits=case.student_aux,
+        class_weights=WEIGHTS,
+        reduction=reduction,
+    )
+    assert float(loss.detach()) == pytest.approx(_weighted_tfe(case, reduction), rel=1e-5)
+    plain = tfe_task_terms(
+        case.student,
+        case.labels,
+        teacher_logits=case.teacher,
+        teacher_aux_logits=case.teacher_aux,
+        student_aux_logits=case.student_aux,
+        class_weights=torch.ones(4),
+        reduction=reduction,
+    )
+    assert_close(plain.loss, case.tfe(reduction=reduction))
+    assert_close(statistics["teacher_confidence"], plain.statistics["teacher_confidence"])
+
+
+def test_tfe_survives_class_weights_of_zero():
+    case = Case()
+    loss = case.tfe(class_weights=torch.zeros(4))
+    loss.backward()
+    assert loss == 0
+    assert case.student.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("mode", ["xor", "or", "and", "ohem"])
+@pytest.mark.parametrize("floor", [0.2, 0.7, 1.0])
+def test_the_class_floor_adds_what_is_least_hard_for_the_teacher(mode, floor):
+    case = Case()
+    settings = {"mode": mode, "min_kept": 0.3}
+    masks = chosen_pixels(case.student, case.teacher, case.labels, **settings)
+    p = upsampled(case.teacher, case.labels).softmax(1)
+    p = p.gather(1, torch.where(case.labels == 255, 0, case.labels).unsqueeze(1)).squeeze(1)
+    expected = masks.chosen.clone()
+    for label in range(4):
+        here = case.labels == label
+        missing = math.ceil(floor * int(here.sum()) - 1e-9) - int((here & masks.chosen).sum())
+        rest = [
+            (float(p[i]), i)
+            for i in map(tuple, (here & masks.hard_student & ~masks.chosen).nonzero().tolist())
+        ]
+        if mode == "ohem":
+            assert not rest
+        for _, index in sorted(rest, reverse=True)[: max(0, missing)]:
+            expected[index] = True
+    ce = F.cross_entropy(
+        upsampled(case.student, case.labels), case.labels, ignore_index=255, reduction="none"
+    )
+    terms = tse_task_terms(
+        case.student,
+        case.labels,
+        teacher_logits=case.teacher,
+        class_floor=floor,
+        by_class=True,
+        **settings,
+    )
+    assert_close(terms.loss, ce[expected].mean())
+    for label in range(4):
+        here = case.labels == label
+        found = [int(count[label]) for count in terms.pixels_of_class]
+        teacher = masks.hard_teacher if mode != "ohem" else torch.zeros_like(expected)
+        all_masks = (case.labels != 255, masks.hard_student, teacher, expected)
+        assert found == [int((mask & here).sum()) for mask in all_masks]
+    if mode == "xor" and floor < 1:
+        assert int(expected.sum()) > int(masks.chosen.sum())
+
+
+def test_pixels_of_a_class_are_counted_when_asked_for():
+    case = Case()
+    terms = tse_task_terms(case.student, case.labels, teacher_logits=case.teacher)
+    assert terms.pixels_of_class is None
+
+
+def test_the_class_floor_is_a_share():
+    case = Case()
+    with pytest.raises(UserError, match=r"class_floor is 1\.5; it is a share"):
+        case.tse(class_floor=1.5)
+
+
+def test_the_class_floor_survives_a_batch_without_valid_pixel():
+    case = Case()
+    case.labels[:] = 255
+    loss = case.tse(class_floor=0.5)
+    loss.backward()
+    assert loss == 0
+    assert case.student.grad.count_nonzero() == 0

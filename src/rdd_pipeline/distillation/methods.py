@@ -1,8 +1,8 @@
 """Every method as data: its task loss and its weighted distillation terms.
 
-Weights are those of the CIRKD code base on Cityscapes, where every run but DSD's adds plain KD.
-``params:methods`` overrides weights and options by method. Nothing here computes: `terms.py` says
-what a term is, `objective.py` adds up.
+Weights are those of the CIRKD code base on Cityscapes; DIST's and MGD's those of their papers,
+which have no plain KD beside them. ``params:methods`` overrides weights and options by method.
+Nothing here computes: `terms.py` says what a term is, `objective.py` adds up.
 """
 
 from __future__ import annotations
@@ -42,12 +42,17 @@ class Method:
         task: `plain`: cross-entropy on all valid pixels; `rdd`: TFE, then TSE.
         terms: Distillation losses added to the task loss; with any, a teacher is needed.
         rdd: Settings of RDD that make this method, by field of `RddParams`.
+        published: Terms under ``methods.preset=published``, where the code behind the published
+            tables has others.
+        weighted_tfe: Whether class weights, where the recipe has them, hold for TFE too.
     """
 
     title: str
     task: Literal["plain", "rdd"] = "plain"
     terms: tuple[Term, ...] = ()
     rdd: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[Term, ...] | None = None
+    weighted_tfe: bool = True
 
     @property
     def needs_teacher(self) -> bool:
@@ -65,6 +70,19 @@ class Method:
 
 
 KD = Term("kd", {"kd": 1.0})
+ADVERSARIAL = Term("skd_holistic", {"skd_generator": 0.001, "skd_discriminator": 0.1})
+CWD_LOGITS = Term("cwd_logits", {"cwd_logits": 3.0})
+CWD = (
+    KD,
+    CWD_LOGITS,
+    Term(
+        "cwd_feature",
+        {"cwd_feature": 50.0},
+        published={"divisor": "student", "adapter": "unless_equal"},
+    ),
+)
+IFVD = (KD, Term("ifvd", {"ifvd": 20.0}))
+MGD = Term("mgd", {"mgd": 2e-5}, published={"adapter": "unless_equal"})
 
 METHODS: dict[str, Method] = {
     "baseline": Method("student alone"),
@@ -76,18 +94,11 @@ METHODS: dict[str, Method] = {
         terms=(
             KD,
             Term("skd_pairwise", {"skd_pairwise": 10.0}),
-            Term("skd_holistic", {"skd_generator": 0.001, "skd_discriminator": 0.1}),
+            ADVERSARIAL,
         ),
     ),
-    "ifvd": Method("IFVD", terms=(KD, Term("ifvd", {"ifvd": 20.0}))),
-    "cwd": Method(
-        "CWD",
-        terms=(
-            KD,
-            Term("cwd_logits", {"cwd_logits": 3.0}),
-            Term("cwd_feature", {"cwd_feature": 50.0}, published={"divisor": "student"}),
-        ),
-    ),
+    "ifvd": Method("IFVD", terms=IFVD, published=(*IFVD, ADVERSARIAL)),
+    "cwd": Method("CWD", terms=CWD, published=(*CWD, ADVERSARIAL)),
     "dsd": Method("DSD", terms=(Term("psd", {"psd": 1000.0}), Term("csd", {"csd": 10.0}))),
     "cirkd": Method(
         "CIRKD",
@@ -101,8 +112,8 @@ METHODS: dict[str, Method] = {
             ),
         ),
     ),
-    "dist": Method("DIST", terms=(KD, Term("dist", {"dist": 1.0}))),
-    "mgd": Method("MGD", terms=(KD, Term("mgd", {"mgd": 2e-5}))),
+    "dist": Method("DIST", terms=(Term("dist", {"dist": 1.0}),)),
+    "mgd": Method("MGD", terms=(MGD,), published=(MGD, CWD_LOGITS)),
     "af_dcd": Method(
         "Af-DCD", terms=(KD, Term("af_dcd", {"af_dcd_feature": 2e-6, "af_dcd_contrast": 0.005}))
     ),
@@ -121,7 +132,7 @@ METHODS: dict[str, Method] = {
                     "channel_memory": 0.1,
                     "channel_mse": 100.0,
                 },
-                published={"preset": "cirkd_published"},
+                published={"preset": "cirkd_published", "attention_bias": False},
             ),
         ),
     ),
@@ -138,13 +149,13 @@ BASELINES = tuple(name for name in METHODS if name not in RDD_STAGES)
 """The student alone and every method beside RDD."""
 
 COMPANIONS: dict[str, Method] = {
-    f"tse_{name}": Method(f"RDD + {METHODS[name].title}", task="rdd", terms=METHODS[name].terms)
+    f"tse_{name}": replace(METHODS[name], title=f"RDD + {METHODS[name].title}", task="rdd")
     for name in BASELINES
     if name not in ("baseline", "kd")  # RDD's own form has KD
 }
 """Every method with RDD in the place of its task loss."""
 
-# Rows of the ablation tables of Liang et al. 2024; `tse` under the run's settings is their best.
+# What can be changed about RDD, as in the published ablations, and the class floor, which is ours.
 ABLATIONS: dict[str, Method] = {
     f"rdd_{name}": Method(f"RDD, {title}", task="rdd", terms=(KD,), rdd=settings)
     for name, title, settings in (
@@ -163,6 +174,7 @@ ABLATIONS: dict[str, Method] = {
         ("kept_10", "10 % kept", {"min_kept": 0.1}),
         ("kept_20", "20 % kept", {"min_kept": 0.2}),
         ("annealed", "annealed", {"annealed": True}),
+        ("class_floor", "class floor 20 %", {"class_floor": 0.2}),
     )
 }
 """RDD with one setting changed."""
@@ -195,9 +207,11 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
     key = "tse" if name == "tfe" else name
     weights, options = changes.weights.get(key, {}), changes.options.get(key, {})
     everywhere = {"kd": changes.kd}
+    published = changes.preset == "published"
+    if published:
+        method = replace(method, terms=method.published or method.terms, weighted_tfe=False)
     _require_known(name, "weights", weights, list(method.weights))
     _require_known(name, "options", options, [term.module for term in method.terms])
-    published = changes.preset == "published"
     terms = tuple(
         replace(
             term,
@@ -214,7 +228,7 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
         )
         for term in method.terms
     )
-    return replace(method, terms=terms)
+    return replace(method, terms=terms, published=None)
 
 
 def check_changes(changes: MethodsParams) -> None:

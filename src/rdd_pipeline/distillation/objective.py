@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
-from rdd_pipeline.distillation.terms import LossTerm, TermContext, build_term
+from rdd_pipeline.distillation.terms import LossTerm, TermContext, build_term, loss_scales
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.losses.rdd import (
+    PixelsOfClass,
+    TaskTerms,
     cross_entropy_task_terms,
     tfe_task_terms,
     tse_task_terms,
@@ -28,11 +30,17 @@ class ObjectiveOutput:
         total: Scalar that is minimized.
         parts: Every unweighted loss by name, detached scalars; `task` is always there.
         statistics: Other scalars worth a curve (share of chosen pixels, ...), detached.
+        pixels_of_class: What TSE found in each class, every `COUNT_EVERY` iterations.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
     statistics: dict[str, Tensor]
+    pixels_of_class: PixelsOfClass | None = None
+
+
+COUNT_EVERY = 5
+"""Iterations between counts of pixels by class, which cost a pass over the masks."""
 
 
 class Objective(nn.Module):
@@ -47,6 +55,7 @@ class Objective(nn.Module):
         class_weights: (C,) weights of the task loss, or None.
         ignore_index: Label that is not looked at.
         context: What the terms are built for; None: the method has none.
+        scale_by_positions: Whether `terms.loss_scales` are on top of the weights.
         ranks: Processes that share the batches.
 
     Raises:
@@ -64,6 +73,7 @@ class Objective(nn.Module):
         class_weights: Tensor | None,
         ignore_index: int,
         context: TermContext | None = None,
+        scale_by_positions: bool = True,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
@@ -81,6 +91,13 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(
             {term.module: build_term(term, context) for term in method.terms if context}
         )
+        scales: dict[str, float] = {}
+        if scale_by_positions and context is not None:
+            for term in method.terms:
+                scales |= loss_scales(term, context)
+        self.weights = {
+            name: weight * scales.get(name, 1.0) for name, weight in method.weights.items()
+        }
 
     def forward(
         self,
@@ -92,17 +109,17 @@ class Objective(nn.Module):
         """Losses of one batch; `labels` is (B, H, W), `iteration` counts from 1."""
         if self.method.task == "rdd":
             assert teacher is not None
-            task, statistics = self._rdd_task(student, teacher, labels, iteration)
+            task, statistics, of_class = self._rdd_task(student, teacher, labels, iteration)
         else:
-            task, statistics = self._plain_task(student, labels)
+            task, statistics, of_class = self._plain_task(student, labels)
         total, parts = task, {"task": task.detach()}
         for spec in self.method.terms:
             assert teacher is not None
             losses = self.terms[spec.module](student, teacher, labels)
-            for name, weight in spec.weights.items():
+            for name in spec.weights:
                 parts[name] = losses[name].detach()
-                total = total + weight * losses[name]
-        return ObjectiveOutput(total, parts, statistics)
+                total = total + self.weights[name] * losses[name]
+        return ObjectiveOutput(total, parts, statistics, of_class)
 
     def adversaries(self) -> list[nn.Module]:
         """Modules that learn against the student and have an optimizer of their own."""
@@ -113,9 +130,7 @@ class Objective(nn.Module):
             for module in term.adversaries()
         ]
 
-    def _plain_task(
-        self, student: NetworkOutput, labels: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _plain_task(self, student: NetworkOutput, labels: Tensor) -> TaskTerms:
         return cross_entropy_task_terms(
             student.logits,
             labels,
@@ -128,19 +143,21 @@ class Objective(nn.Module):
 
     def _rdd_task(
         self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor, iteration: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> TaskTerms:
         """TFE before the warm-up ends; TSE, or a fade from TFE to TSE, after it."""
         fade = tfe_share(self.rdd, iteration, self.warmup, self.iterations)
         task = torch.zeros((), device=labels.device)
         statistics: dict[str, Tensor] = {}
+        of_class = None
         if fade > 0.0:
             assert teacher.aux_logits is not None, "checked before the training starts"
-            tfe, statistics = tfe_task_terms(
+            tfe, statistics, _ = tfe_task_terms(
                 student.logits,
                 labels,
                 teacher_logits=teacher.logits,
                 teacher_aux_logits=teacher.aux_logits,
                 student_aux_logits=student.aux_logits,
+                class_weights=self.class_weights if self.method.weighted_tfe else None,
                 aux_weight=self.aux_weight,
                 reduction=self.rdd.reduction,
                 ignore_index=self.ignore_index,
@@ -148,7 +165,7 @@ class Objective(nn.Module):
             )
             task = task + fade * tfe
         if fade < 1.0:
-            tse, tse_statistics = tse_task_terms(
+            tse, tse_statistics, of_class = tse_task_terms(
                 student.logits,
                 labels,
                 teacher_logits=teacher.logits,
@@ -157,15 +174,17 @@ class Objective(nn.Module):
                 mode=self.rdd.mode,
                 threshold=self.rdd.threshold,
                 min_kept=self.rdd.min_kept,
+                class_floor=self.rdd.class_floor,
                 class_weights=self.class_weights,
                 aux_weight=self.aux_weight,
                 ignore_index=self.ignore_index,
                 ranks=self.ranks,
                 scope=self.rdd.scope,
+                by_class=iteration % COUNT_EVERY == 0,
             )
             task = task + (1.0 - fade) * tse
             statistics |= tse_statistics
-        return task, statistics
+        return TaskTerms(task, statistics, of_class)
 
 
 def tfe_share(rdd: RddParams, iteration: int, warmup: int, iterations: int) -> float:

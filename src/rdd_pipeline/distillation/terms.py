@@ -8,9 +8,11 @@ checkpointed with the student. Every width and size is read from the networks' o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -257,6 +259,10 @@ class HolisticAdversary(LossTerm):
         yield self.discriminator
 
 
+Adapter = Literal["always", "unless_equal"]
+"""Whether a student of the teacher's width gets an adapter, too."""
+
+
 class ChannelWiseFeature(LossTerm):
     """CWD on features, the student's adapted to the teacher's width."""
 
@@ -266,6 +272,7 @@ class ChannelWiseFeature(LossTerm):
         *,
         temperature: float = 4.0,
         divisor: Literal["teacher", "student"] = "teacher",
+        adapter: Adapter = "always",
     ) -> None:
         super().__init__()
         if divisor not in ("teacher", "student"):
@@ -273,7 +280,11 @@ class ChannelWiseFeature(LossTerm):
         narrow, wide = context.feature_widths
         self.temperature = temperature
         self.channels = narrow if divisor == "student" else wide
-        self.adapter = features.ChannelAdapter(narrow, wide)
+        self.adapter = (
+            features.ChannelAdapter(narrow, wide)
+            if _adapts(adapter, narrow, wide)
+            else nn.Identity()
+        )
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
@@ -302,9 +313,11 @@ class CirkdMemory(LossTerm):
 class MaskedGeneration(LossTerm):
     """MGD: the backbone's last stage completed from a quarter of its positions."""
 
-    def __init__(self, context: TermContext, *, mask_ratio: float = 0.75) -> None:
+    def __init__(
+        self, context: TermContext, *, mask_ratio: float = 0.75, adapter: Adapter = "always"
+    ) -> None:
         super().__init__()
-        self.generator = _generator(context, mask_ratio)
+        self.generator = _generator(context, mask_ratio, adapter)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Losses:
         """See `LossTerm.forward`."""
@@ -365,7 +378,9 @@ class CirkdV2(LossTerm):
     ``channel_``.
     """
 
-    def __init__(self, context: TermContext, **options: Option) -> None:
+    def __init__(
+        self, context: TermContext, *, attention_bias: bool = True, **options: Option
+    ) -> None:
         super().__init__()
         narrow, wide = context.feature_widths
         height, width = context.teacher.feature.shape[2:]
@@ -374,7 +389,7 @@ class CirkdV2(LossTerm):
             for name in list(options)
             if name.startswith("channel_")
         }
-        self.refine = relations.SelfAttentionBlock(narrow)
+        self.refine = relations.SelfAttentionBlock(narrow, bias=attention_bias)
         self.memory = _memory(context, options)
         self.adapter = features.ChannelAdapter(narrow, wide)
         pool = int(of_channels.get("pool", 4))
@@ -404,29 +419,65 @@ class CirkdV2(LossTerm):
         }
 
 
+Scale = Callable[[TermContext], float]
+
+
 class Module(NamedTuple):
-    """An entry of `TERMS`: how a term is built and which losses it returns."""
+    """An entry of `TERMS`: how a term is built and which losses it returns.
+
+    `scales` has those losses whose size depends on the number of positions: by what they are to be
+    multiplied to weigh what they weigh on the published maps of 64 x 128 (crops of 512 x 1024).
+    """
 
     build: Callable[..., LossTerm]
     losses: tuple[str, ...]
+    scales: Mapping[str, Scale] = MappingProxyType({})
+
+
+_PUBLISHED_POSITIONS = 64 * 128
+
+
+def _positions(maps: Tensor, pool: int = 1) -> int:
+    """Positions of a map, of one that is pooled rounded up."""
+    return math.ceil(maps.shape[2] / pool) * math.ceil(maps.shape[3] / pool)
+
+
+def _as_mean_of_unit_maps(context: TermContext) -> float:
+    """A mean of squares of maps of unit length falls with the number of positions."""
+    return _positions(context.teacher.feature) / _PUBLISHED_POSITIONS
+
+
+def _as_product_of_distributions(context: TermContext) -> float:
+    """CSD: products of two distributions over positions (pooled), squared."""
+    return (_positions(context.teacher.logits, 2) / (_PUBLISHED_POSITIONS / 4)) ** 2
+
+
+def _as_sum(context: TermContext) -> float:
+    """A sum over the positions of the last stage."""
+    return _PUBLISHED_POSITIONS / _positions(context.teacher.stages[1])
+
+
+def _as_mean_of_unit_channels(context: TermContext) -> float:
+    """CIRKDv2's channels: of unit length over pooled positions."""
+    return _positions(context.teacher.feature, 4) / (_PUBLISHED_POSITIONS / 16)
 
 
 TERMS: dict[str, Module] = {
     "kd": Module(kd, ("kd",)),
     "fitnet": Module(FitNet, ("fitnet",)),
-    "at": Module(attention_transfer, ("at",)),
+    "at": Module(attention_transfer, ("at",), {"at": _as_mean_of_unit_maps}),
     "skd_pairwise": Module(skd_pairwise, ("skd_pairwise",)),
     "skd_holistic": Module(HolisticAdversary, ("skd_generator", "skd_discriminator")),
     "ifvd": Module(ifvd, ("ifvd",)),
     "cwd_logits": Module(cwd_logits, ("cwd_logits",)),
     "cwd_feature": Module(ChannelWiseFeature, ("cwd_feature",)),
-    "psd": Module(psd, ("psd",)),
-    "csd": Module(csd, ("csd",)),
+    "psd": Module(psd, ("psd",), {"psd": _as_mean_of_unit_maps}),
+    "csd": Module(csd, ("csd",), {"csd": _as_product_of_distributions}),
     "cirkd_minibatch": Module(cirkd_minibatch, ("cirkd_minibatch",)),
     "cirkd_memory": Module(CirkdMemory, ("cirkd_pixel", "cirkd_region")),
     "dist": Module(dist, ("dist",)),
-    "mgd": Module(MaskedGeneration, ("mgd",)),
-    "af_dcd": Module(AfDcd, ("af_dcd_feature", "af_dcd_contrast")),
+    "mgd": Module(MaskedGeneration, ("mgd",), {"mgd": _as_sum}),
+    "af_dcd": Module(AfDcd, ("af_dcd_feature", "af_dcd_contrast"), {"af_dcd_feature": _as_sum}),
     "cirkdv2": Module(
         CirkdV2,
         (
@@ -438,6 +489,7 @@ TERMS: dict[str, Module] = {
             "channel_memory",
             "channel_mse",
         ),
+        {"channel_mse": _as_mean_of_unit_channels},
     ),
     "bpkd": Module(bpkd, ("bpkd_edge", "bpkd_body")),
 }
@@ -462,6 +514,17 @@ def build_term(term: Term, context: TermContext) -> LossTerm:
         ) from error
 
 
+def loss_scales(term: Term, context: TermContext) -> dict[str, float]:
+    """Factors of a term's losses beside their weights, see `Module`; 1 where missing."""
+    return {name: scale(context) for name, scale in TERMS[term.module].scales.items()}
+
+
+def _adapts(adapter: Adapter, narrow: int, wide: int) -> bool:
+    if adapter not in get_args(Adapter):
+        raise UserError(f"adapter is {adapter!r}; expected one of {', '.join(get_args(Adapter))}.")
+    return adapter == "always" or narrow != wide
+
+
 def _memory(context: TermContext, options: Mapping[str, Option]) -> relations.CirkdMemory:
     return relations.CirkdMemory(
         *context.feature_widths,
@@ -472,9 +535,14 @@ def _memory(context: TermContext, options: Mapping[str, Option]) -> relations.Ci
     )
 
 
-def _generator(context: TermContext, mask_ratio: float) -> features.MaskedGeneration:
+def _generator(
+    context: TermContext, mask_ratio: float, adapter: Adapter = "always"
+) -> features.MaskedGeneration:
     return features.MaskedGeneration(
-        *context.stage_widths, mask_ratio=mask_ratio, ranks=context.ranks
+        *context.stage_widths,
+        mask_ratio=mask_ratio,
+        align=_adapts(adapter, *context.stage_widths),
+        ranks=context.ranks,
     )
 
 

@@ -219,6 +219,7 @@ class MaskedGeneration(nn.Module):
         teacher_channels: int,
         *,
         mask_ratio: float = 0.75,
+        align: bool = True,
         ranks: Ranks = ALONE,
     ) -> None:
         """Layers for features of the given widths.
@@ -227,6 +228,7 @@ class MaskedGeneration(nn.Module):
             student_channels: Ds.
             teacher_channels: Dt.
             mask_ratio: Share of the positions that are zeroed.
+            align: Whether there is a convolution to the teacher's width; without, Ds is Dt.
             ranks: Processes that share the batches, each image's pattern stays what it is in one.
 
         Raises:
@@ -237,7 +239,9 @@ class MaskedGeneration(nn.Module):
             raise UserError(f"mask_ratio is {mask_ratio}; expected a share between 0 and 1.")
         self.mask_ratio = mask_ratio
         self.ranks = ranks
-        self.align = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+        self.align = (
+            nn.Conv2d(student_channels, teacher_channels, kernel_size=1) if align else nn.Identity()
+        )
         self.generation = nn.Sequential(
             nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),

@@ -80,7 +80,8 @@ def dist_loss(
     ``inter_weight * (1 - mean over pixels of the correlation over classes) +
     intra_weight * (1 - mean over classes of the correlation over pixels)``.
     Huang et al., NeurIPS 2022, arXiv 2205.10536. The pixels of all images are one population:
-    without that reshape, as in several published copies, it is another loss.
+    without that reshape, as in several published copies, it is another loss. Between two classes
+    there is no relation to learn: that part has a gradient of 0 then.
 
     Args:
         student_logits: (N, C, h, w).
@@ -115,7 +116,7 @@ def bpkd_terms(
 
     M is 1 near the borders of a class: the morphological gradient (dilation minus erosion) of its
     one-hot labels, averaged down to h x w. Ignored pixels belong to no class, so that a class ends
-    where they begin.
+    where they begin, and are no edge themselves.
 
     * edge: p = softmax over classes of z * M / T;
       ``2 T^2 * mean over images of sum over classes of (sum over positions of M * KL(p_t || p_s)) /
@@ -187,7 +188,8 @@ def edge_masks(
         both = torch.stack([one_hot, -one_hot])
         for window in ((kernel, 1), (1, kernel)):  # a square's maximum, rows and columns apart
             both = F.max_pool2d(both, window, 1, (window[0] // 2, window[1] // 2))
-        masks.append(F.adaptive_avg_pool2d(both[0] + both[1], size))  # dilation - erosion
+        gradient = (both[0] + both[1]) * valid_HW  # dilation - erosion
+        masks.append(F.adaptive_avg_pool2d(gradient, size))
     if not masks:
         return labels.new_zeros((0, num_classes, *size), dtype=torch.float32)
     return torch.stack(masks)
@@ -213,7 +215,13 @@ def _kl_sum(student: Tensor, teacher: Tensor, *, dim: int) -> Tensor:
 
 
 def _pearson(a: Tensor, b: Tensor, *, dim: int, ranks: Ranks = ALONE) -> Tensor:
-    """Correlation along a dimension, that of all ranks; 0 where one of the two is constant."""
+    """Correlation along a dimension, that of all ranks; 0 where one of the two is constant.
+
+    Of two values it is 1 or -1, whatever they are. Its gradient is then 0, and not what rounding
+    leaves of a difference divided by a tiny length, hundreds in float32.
+    """
+    if a.shape[dim] * ranks.size <= 2 and a.requires_grad:
+        return _pearson(a.detach(), b, dim=dim, ranks=ranks) + 0 * a.sum(dim)
     # Ranks hold equally many.
     a = a - ranks.sum(a.mean(dim, keepdim=True)) / ranks.size
     b = b - ranks.sum(b.mean(dim, keepdim=True)) / ranks.size

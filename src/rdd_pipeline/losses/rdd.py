@@ -17,7 +17,7 @@ other processes that share the batch (`ranks`, see `losses.ranks`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -41,16 +41,30 @@ _CHOOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class PixelsOfClass(NamedTuple):
+    """How many pixels of each class are what to TSE, (C,) int64 each, those of all ranks.
+
+    Under `ohem` the teacher is not evaluated, and `hard_teacher` is 0.
+    """
+
+    valid: Tensor
+    hard_student: Tensor
+    hard_teacher: Tensor
+    chosen: Tensor
+
+
 class TaskTerms(NamedTuple):
     """A task loss with what training logs of it.
 
     Attributes:
         loss: Scalar with gradient.
         statistics: Detached 0-dim tensors by name, on the loss's device.
+        pixels_of_class: Of TSE where it was asked for.
     """
 
     loss: Tensor
     statistics: dict[str, Tensor]
+    pixels_of_class: PixelsOfClass | None = None
 
 
 class ChosenPixels(NamedTuple):
@@ -66,8 +80,7 @@ def teacher_confidence(
 ) -> Tensor:
     """Weight map of TFE-RDD: 1 where the teacher's two heads agree, towards 0 where they do not.
 
-    ``up(exp(-KL(auxiliary || main)))``, the exponential before the upsampling (section 3.2 of the
-    paper).
+    ``up(exp(-KL(auxiliary || main)))``, the exponential before the upsampling.
 
     Args:
         teacher_logits: Main head, (N, C, h, w).
@@ -218,6 +231,7 @@ def tfe_task_loss(
     teacher_logits: Tensor,
     teacher_aux_logits: Tensor,
     student_aux_logits: Tensor | None = None,
+    class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
     reduction: Reduction = "paper",
     ignore_index: int = 255,
@@ -225,7 +239,9 @@ def tfe_task_loss(
     """Task loss of RDD's first stage: cross-entropy weighted by the teacher's agreement.
 
     ``sum over valid pixels of w * (CE(up logits) + aux_weight * CE(up aux)) / count`` with
-    w = `teacher_confidence`, in nats (section 3.2 of the paper). One w serves both heads.
+    w = `teacher_confidence`, in nats. One w serves both heads. With class weights c the mean is a
+    weighted one, ``sum w * c * CE / sum c``, as in all other task losses here; the published code
+    weighs the classes in the second stage only.
 
     Args:
         student_logits: (N, C, h, w).
@@ -234,8 +250,10 @@ def tfe_task_loss(
         teacher_aux_logits: (N, C, h', w').
         student_aux_logits: (N, C, h, w), or None for a student without auxiliary head.
         aux_weight: Weight of the auxiliary head's loss.
+        class_weights: (C,), or None for 1 everywhere.
         reduction: The count is that of all pixels, ignored ones too (`paper`, as published), or of
-            the valid ones (`valid`), which does not shrink with padding.
+            the valid ones (`valid`), which does not shrink with padding. With class weights
+            ignored pixels count with the mean weight of the valid ones.
         ignore_index: Label of ignored pixels.
 
     Returns:
@@ -250,6 +268,7 @@ def tfe_task_loss(
         teacher_logits=teacher_logits,
         teacher_aux_logits=teacher_aux_logits,
         student_aux_logits=student_aux_logits,
+        class_weights=class_weights,
         aux_weight=aux_weight,
         reduction=reduction,
         ignore_index=ignore_index,
@@ -263,6 +282,7 @@ def tfe_task_terms(
     teacher_logits: Tensor,
     teacher_aux_logits: Tensor,
     student_aux_logits: Tensor | None = None,
+    class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
     reduction: Reduction = "paper",
     ignore_index: int = 255,
@@ -283,19 +303,25 @@ def tfe_task_terms(
     height, width = labels.shape[-2:]
     confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=(height, width))
     valid_count = ranks.divisor(pixels.valid.count_nonzero())
-    count = max(1, labels.numel()) if reduction == "paper" else valid_count
+    count: Tensor | int = max(1, labels.numel()) if reduction == "paper" else valid_count
 
     # Ignored pixels have log-probability 0, but a teacher's NaN there would survive the product.
     confidence = confidence.masked_fill(~pixels.valid, 0)
+    weight = confidence
+    if class_weights is not None:
+        of_class = _class_weight_map(class_weights, pixels, pixels.valid, student_logits)
+        weight = confidence * of_class
+        count = count * (ranks.share(of_class.sum()) / valid_count)
+        count = torch.where(count > 0, count, 1)
     log_p = log_prob_of_label(student_logits, pixels)
-    loss = -(confidence * log_p).sum() / count
+    loss = -(weight * log_p).sum() / count
     statistics = {
         "student_ce": -log_p.detach().sum() / valid_count,
         "teacher_confidence": confidence.sum() / valid_count,
     }
     if student_aux_logits is not None:
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
-        loss = loss - aux_weight * (confidence * aux_log_p).sum() / count
+        loss = loss - aux_weight * (weight * aux_log_p).sum() / count
         statistics["student_aux_ce"] = -aux_log_p.detach().sum() / valid_count
     return TaskTerms(loss, statistics)
 
@@ -310,6 +336,7 @@ def tse_task_loss(
     mode: Mode = "xor",
     threshold: float = 0.7,
     min_kept: int | float = 100_000,
+    class_floor: float = 0.0,
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
@@ -317,12 +344,16 @@ def tse_task_loss(
     """Task loss of RDD's second stage: cross-entropy of the pixels that the networks disagree on.
 
     For the main heads, and again times `aux_weight` for the auxiliary heads: the mean (with class
-    weights: weighted mean) cross-entropy in nats over the chosen pixels, against their labels
-    (section 3.3 of the paper). Chosen are, from the `hard_pixels` of student and teacher,
+    weights: weighted mean) cross-entropy in nats over the chosen pixels, against their labels.
+    Chosen are, from the `hard_pixels` of student and teacher,
 
     * `xor`: those hard for exactly one of them (the paper's choice),
     * `or`, `and`: for at least one, for both,
-    * `ohem`: for the student, whatever the teacher says.
+    * `ohem`: for the student, whatever the teacher says (online hard example mining).
+
+    A `class_floor` above 0 is ours, not the paper's: of each class at least that share of its
+    pixels is chosen, as far as there are pixels that the student finds hard; those that are least
+    hard for the teacher come first. XOR alone may leave a class without any.
 
     Args:
         student_logits: (N, C, h, w).
@@ -335,6 +366,7 @@ def tse_task_loss(
         threshold: A pixel is hard up to this probability of its label.
         min_kept: At least so many pixels of the batch are hard: a count (int) or a fraction of the
             batch's pixels (float).
+        class_floor: Share of each class's pixels that is chosen at least, see above; 0: off.
         class_weights: (C,), or None for 1 everywhere.
         aux_weight: Weight of the auxiliary head's loss.
         ignore_index: Label of ignored pixels.
@@ -343,7 +375,8 @@ def tse_task_loss(
         Scalar; 0 with zero gradient when no pixel is valid or none is chosen.
 
     Raises:
-        UserError: Shapes, labels, mode, threshold, min_kept or class weights do not fit.
+        UserError: Shapes, labels, mode, threshold, min_kept, class_floor or class weights do not
+            fit.
     """
     return tse_task_terms(
         student_logits,
@@ -354,6 +387,7 @@ def tse_task_loss(
         mode=mode,
         threshold=threshold,
         min_kept=min_kept,
+        class_floor=class_floor,
         class_weights=class_weights,
         aux_weight=aux_weight,
         ignore_index=ignore_index,
@@ -370,22 +404,25 @@ def tse_task_terms(
     mode: Mode = "xor",
     threshold: float = 0.7,
     min_kept: int | float = 100_000,
+    class_floor: float = 0.0,
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
     ranks: Ranks = ALONE,
     scope: Scope = "rank",
+    by_class: bool = False,
 ) -> TaskTerms:
     """`tse_task_loss` of the ranks' batch and its statistics.
 
     `scope` says among which pixels the `min_kept` hardest are looked for: each rank's own, as
     published, or those of all ranks (`global`). The mean is taken over the chosen pixels of all
-    ranks in either case.
+    ranks in either case. A `class_floor` counts each rank's own pixels.
 
     The statistics are, for the main heads and with the prefix `aux_` for the auxiliary ones:
     `student_ce` and `teacher_ce` (unweighted means over valid pixels), `hard_student`,
     `hard_teacher` and `chosen` (fractions of the valid pixels), and `chosen_none` (1 when no pixel
-    was chosen, else 0). Mode `ohem` does not evaluate the teacher and leaves out its two.
+    was chosen, else 0). Mode `ohem` does not evaluate the teacher and leaves out its two. With
+    `by_class`, `TaskTerms.pixels_of_class` counts the pixels of the main heads.
     """
     choose = _chooser(mode)
     if student_aux_logits is not None and teacher_aux_logits is None and mode != "ohem":
@@ -397,18 +434,27 @@ def tse_task_terms(
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
     valid_count = ranks.divisor(pixels.valid.count_nonzero())
     among = ranks if scope == "global" else ALONE
+    classes = student_logits.shape[1]
+    if not 0 <= class_floor <= 1:
+        raise UserError(
+            f"class_floor is {class_floor}; it is a share of a class's pixels, between 0 and 1."
+        )
 
     def head(student: Tensor, teacher: Tensor | None, prefix: str) -> TaskTerms:
         log_p = log_prob_of_label(student, pixels)
         hard_student = hard_teacher = _hard(log_p.detach(), pixels, threshold, min_kept, among)
         counts = {"hard_student": hard_student.size}
         statistics = {"student_ce": -log_p.detach().sum() / valid_count}
+        teacher_log_p = None
         if teacher is not None and mode != "ohem":
             teacher_log_p = log_prob_of_label(teacher.detach(), pixels)
             hard_teacher = _hard(teacher_log_p, pixels, threshold, min_kept, among)
             counts["hard_teacher"] = hard_teacher.size
             statistics["teacher_ce"] = -teacher_log_p.sum() / valid_count
         chosen = choose(hard_student.mask, hard_teacher.mask)
+        if class_floor > 0 and teacher_log_p is not None:
+            rest = hard_student.mask & ~chosen
+            chosen = chosen | _floor(chosen, rest, teacher_log_p, pixels, class_floor, classes)
         weight = _class_weight_map(class_weights, pixels, chosen, student)
         counts["chosen"] = weight.sum() if class_weights is None else chosen.count_nonzero()
         chosen_count = ranks.share(counts["chosen"])
@@ -416,14 +462,20 @@ def tse_task_terms(
         statistics |= {name: count / valid_count for name, count in counts.items()}
         statistics["chosen_none"] = (chosen_count == 0).to(log_p.dtype)
         named = {prefix + name: value for name, value in statistics.items()}
-        return TaskTerms(_weighted_mean_ce(log_p, weight, total), named)
+        of_class = None
+        if by_class and not prefix:
+            teachers = hard_teacher.mask if teacher_log_p is not None else chosen & False
+            masks = [pixels.valid, hard_student.mask, teachers, chosen]
+            found = ranks.total(torch.stack(_counts_of_class(masks, pixels, classes)))
+            of_class = PixelsOfClass(*found)
+        return TaskTerms(_weighted_mean_ce(log_p, weight, total), named, of_class)
 
-    loss, statistics = head(student_logits, teacher_logits, "")
+    loss, statistics, of_class = head(student_logits, teacher_logits, "")
     if student_aux_logits is not None:
-        aux_loss, aux_statistics = head(student_aux_logits, teacher_aux_logits, "aux_")
-        loss = loss + aux_weight * aux_loss
-        statistics |= aux_statistics
-    return TaskTerms(loss, statistics)
+        aux = head(student_aux_logits, teacher_aux_logits, "aux_")
+        loss = loss + aux_weight * aux.loss
+        statistics |= aux.statistics
+    return TaskTerms(loss, statistics, of_class)
 
 
 def _chooser(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -432,6 +484,42 @@ def _chooser(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
             f"Unknown mode {mode!r} of the TSE loss. Choose one of {', '.join(_CHOOSE)}."
         )
     return _CHOOSE[mode]
+
+
+@torch.no_grad()
+def _floor(
+    chosen: Tensor,
+    candidates: Tensor,
+    teacher_log_p: Tensor,
+    pixels: PixelLabels,
+    share: float,
+    classes: int,
+) -> Tensor:
+    """The candidates (N, H, W) that bring each class to `share` of its pixels, as far as possible.
+
+    Those of highest teacher probability come first, of equal ones the first in memory. Neither the
+    number of candidates nor that of missing pixels is looked at: no wait for the device.
+    """
+    labels = torch.where(candidates, pixels.labels, classes).flatten().long()
+    # By class, then by probability: the later of two stable sorts decides.
+    order = teacher_log_p.flatten().argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    ordered = labels[order]
+    first = torch.searchsorted(ordered, torch.arange(classes + 1, device=labels.device))
+    place = torch.arange(len(order), device=labels.device) - first[ordered]
+    have, of_all = _counts_of_class([chosen, pixels.valid], pixels, classes)
+    # In float64 a third of 3 pixels is 1 and not 2.
+    wanted = (share * of_all.double() - 1e-9).ceil().long() - have
+    missing = torch.cat([wanted, wanted.new_zeros(1)])
+    added = torch.zeros_like(labels, dtype=torch.bool)
+    return added.scatter_(0, order, place < missing[ordered]).view_as(chosen)
+
+
+def _counts_of_class(masks: Sequence[Tensor], pixels: PixelLabels, classes: int) -> list[Tensor]:
+    """Pixels of each class (C,) in each mask."""
+    # Class by class: bincount looks at the largest label, for which it waits for the device.
+    of_class = [pixels.labels == number for number in range(classes)]
+    return [torch.stack([(mask & here).count_nonzero() for here in of_class]) for mask in masks]
 
 
 class _Hard(NamedTuple):

@@ -302,13 +302,13 @@ class SelfAttentionBlock(nn.Module):
     width by another one.
     """
 
-    def __init__(self, channels: int) -> None:
-        """Layers for a feature of the given width."""
+    def __init__(self, channels: int, *, bias: bool = True) -> None:
+        """Layers for a feature of the given width; published are q, k and v without bias."""
         super().__init__()
         inner = max(1, channels // 2)
-        self.query = nn.Conv2d(channels, inner, kernel_size=1)
-        self.key = nn.Conv2d(channels, inner, kernel_size=1)
-        self.value = nn.Conv2d(channels, inner, kernel_size=1)
+        self.query = nn.Conv2d(channels, inner, kernel_size=1, bias=bias)
+        self.key = nn.Conv2d(channels, inner, kernel_size=1, bias=bias)
+        self.value = nn.Conv2d(channels, inner, kernel_size=1, bias=bias)
         self.expand = _conv_norm_relu(inner, channels)
         self.join = _conv_norm_relu(2 * channels, channels)
 

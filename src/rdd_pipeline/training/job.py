@@ -14,7 +14,7 @@ from rdd_pipeline.distillation.methods import Method, find_method
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.segmentation.labels import LabelSet
 
-TRAINING_FORMAT = 3
+TRAINING_FORMAT = 4
 """Raised whenever the same job would give other weights than before: old work is not reused."""
 
 Stage = Literal["whole", "tfe", "tse"]
@@ -99,6 +99,10 @@ class TrainingJob(Params):
                 for t in definition.terms
             ],
         }
+        if not self.methods.scale_by_positions:
+            facts["scale_by_positions"] = False
+        if self.recipe.class_weights and not definition.weighted_tfe:
+            facts["weighted_tfe"] = False
         if self.methods.relations != "gathered":
             facts["relations"] = self.methods.relations
         if definition.task == "rdd":

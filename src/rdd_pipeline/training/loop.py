@@ -287,6 +287,7 @@ class _Run:
                 ranks=self.ranks,
                 relations=job.methods.relations,
             ),
+            scale_by_positions=job.methods.scale_by_positions,
             ranks=self.ranks,
         )
         if teacher_network is not None:
