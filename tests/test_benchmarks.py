@@ -16,6 +16,10 @@ SMALLEST = {
     "input_pipeline.py": [
         *("--height", "64", "--width", "96", "--images", "4", "--rounds", "1", "--seconds", "0.2")
     ],
+    "label_noise.py": [
+        *("--output", "OUTPUT", "--train-images", "8", "--iterations", "2", "--teachers", "2"),
+        *("--noise", "0.1", "--seeds", "0", "--methods", "alone", "xor_cwd", "--workers", "1"),
+    ],
     "losses.py": ["--rounds", "1"],
     "relations.py": ["--rounds", "1", "--quick"],
     "soak.py": ["--kills", "1", "--iterations", "15"],
@@ -24,8 +28,8 @@ SMALLEST = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
-def test_a_benchmark_runs(name):
-    _run(name, *SMALLEST[name])
+def test_a_benchmark_runs(name, tmp_path):
+    _run(name, *(str(tmp_path) if word == "OUTPUT" else word for word in SMALLEST[name]))
 
 
 @pytest.mark.slow
