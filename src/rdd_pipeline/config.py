@@ -278,7 +278,9 @@ class TrainerParams(Params):
     The number of processes changes roundings, and which pixels `rdd.min_kept` counts.
     """
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto", description="auto, cpu, cuda, cuda:N or mps (a Mac's GPU; never tried on one)."
+    )
     devices: PositiveInt | Literal["auto"] = Field(
         1,
         description="GPUs that train one network together, each with its share of the batch; auto: "
@@ -372,3 +374,28 @@ class MethodsParams(Params):
         description="Settings of a method's modules (arguments in `distillation/terms.py`), e.g. "
         "{cirkd: {cirkd_memory: {pixel_slots: 2000}}}.",
     )
+
+
+class Parameters(Params):
+    """All parameters of the project by their ``params:`` key, of whatever pipeline.
+
+    What is not here is no parameter: a run with another name does not start
+    (`hooks.parameters`), and a test compares this list with what the pipelines' nodes take.
+    """
+
+    seed: NonNegativeInt = Field(0, strict=True, description="Decides everything random.")
+    seeds: PositiveInt = Field(
+        1,
+        strict=True,
+        description="The number of seeds, no list: every student is trained with seed, seed + 1, "
+        "..., under one teacher.",
+    )
+    data: DataParams
+    teacher: TeacherParams
+    teacher_recipe: RecipeParams
+    student: NetworkParams
+    recipe: RecipeParams
+    rdd: RddParams
+    methods: MethodsParams
+    trainer: TrainerParams
+    evaluation: EvaluationParams

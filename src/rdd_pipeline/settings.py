@@ -7,9 +7,10 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+from rdd_pipeline.config import Parameters
 from rdd_pipeline.hooks import ExperimentHook
 
-HOOKS = (ExperimentHook(),)
+HOOKS = (ExperimentHook(Parameters),)
 # ExperimentHook extends kedro-mlflow's own hook; kedro-viz's run hook only warns on partial runs.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-viz", "kedro-telemetry")
 

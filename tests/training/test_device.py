@@ -7,6 +7,8 @@ from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import device as module
 from rdd_pipeline.training.device import (
+    check_devices,
+    memory_format,
     ran_out_of_memory,
     resolve_device,
     resolve_devices,
@@ -47,6 +49,57 @@ def test_a_gpu_that_is_not_there_is_refused(gpus, name, count):
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match="'gpu'; expected auto, cpu, cuda or cuda:N"):
         resolve_device("gpu")
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """Torch as it looks on a Mac; nothing here has run on one."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.usefixtures("mac")
+def test_the_gpu_of_a_mac_is_used_when_it_is_asked_for(monkeypatch):
+    assert resolve_device("auto").type == "cpu"
+    device = resolve_device("mps")
+    assert device.type == "mps"
+    check_devices(TrainerParams(device="mps"))
+    # /proc of another system says nothing about it.
+    monkeypatch.setattr(module, "_cpu_has_bfloat16", lambda: True)
+    assert resolve_precision("auto", device) == "float32"
+    assert memory_format(TrainerParams(), device) == torch.contiguous_format
+    assert resolve_devices(TrainerParams(device="mps", devices="auto"), 8) == 1
+    with pytest.raises(UserError, match=r"trainer.devices is 2 .* single GPU"):
+        resolve_devices(TrainerParams(device="mps", devices=2), 8)
+    with pytest.raises(UserError, match=r"trainer.device is 'mps:1', but .* only one Apple GPU"):
+        resolve_device("mps:1")
+
+
+def test_a_mac_without_torchs_support_is_told_so(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"trainer.device is 'mps', but .* no Apple GPU"):
+        resolve_device("mps")
+
+
+@pytest.mark.parametrize("name", ["xpu", "meta", "hpu", "xla:0", "cuda:-1", "CPU", ""])
+def test_devices_that_nothing_here_was_written_for_are_refused(name):
+    with pytest.raises(UserError, match=f"^trainer.device is {name!r}; expected auto, cpu, cuda"):
+        resolve_device(name)
+
+
+def test_bfloat16_needs_autocast(monkeypatch):
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: kind != "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"trainer.precision is bfloat16.*trainer.device=mps"):
+        check_devices(TrainerParams(device="mps", precision="bfloat16"))
+    check_devices(TrainerParams(device="cpu", precision="bfloat16"))
+
+
+def test_channels_come_last_where_they_are_asked_for():
+    assert memory_format(TrainerParams(), CPU) == torch.channels_last
+    assert memory_format(TrainerParams(), GPU) == torch.channels_last
+    assert memory_format(TrainerParams(channels_last=False), CPU) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -103,7 +103,7 @@ class Scores:
     @classmethod
     def from_matrix(cls, matrix: Tensor) -> Scores:
         """Scores of a (C, C) matrix with labels in rows and predictions in columns."""
-        counts = matrix.detach().to("cpu", torch.float64)
+        counts = matrix.detach().cpu().double()  # in this order: MPS has no float64
         hits = counts.diagonal()
         labeled, predicted = counts.sum(1), counts.sum(0)
         # 0 / 0 is NaN: exactly the classes that do not occur.

@@ -16,6 +16,7 @@ from kedro.pipeline import Pipeline
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
 from rdd_pipeline.commands import Session
+from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.tracking.records import database_path
 
@@ -143,3 +144,20 @@ def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None
             + (f", for instance with{complete}: it makes" if complete else "; it makes")
             + " what is needed and trains nothing twice."
         )
+
+
+def check_trainer(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
+    """Refuse devices that this machine does not have, where a node of the pipeline computes.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    name = "params:trainer"
+    if catalog is None or name not in pipeline.inputs():
+        return
+    # It imports torch, which a command that computes nothing can do without.
+    from rdd_pipeline.training.device import check_devices
+
+    trainer = catalog.load(name)
+    if isinstance(trainer, TrainerParams):
+        check_devices(trainer)

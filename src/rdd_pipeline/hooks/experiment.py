@@ -33,10 +33,12 @@ from pydantic import ValidationError
 
 from rdd_pipeline import tracking
 from rdd_pipeline.commands import remember_session
+from rdd_pipeline.config import Params
 from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
     check_environment,
+    check_trainer,
     check_upstream,
     mlflow_config,
     section,
@@ -51,6 +53,7 @@ from rdd_pipeline.hooks.facts import (
 )
 from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
+from rdd_pipeline.hooks.parameters import check_parameters
 from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
 from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow
 from rdd_pipeline.tracking.addresses import (
@@ -73,11 +76,16 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
     """Records Kedro runs in MLflow.
 
     Nothing that goes wrong with MLflow reaches the run: calls either go through a background
-    thread or are guarded, and the user reads one warning.
+    thread or are guarded, and the user reads one warning. What the user got wrong is found here,
+    too, before there is a run to record.
+
+    Args:
+        parameters: A field for every parameter that there is; None: names are not checked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: type[Params] | None = None) -> None:
         super().__init__()
+        self._parameters = parameters
         self._project = Path()
         self._env: str | None = None
         self._globals: dict[str, Any] = {}
@@ -94,14 +102,17 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Check the environment's name and set MLflow up.
+        """Check the environment's name and the parameters, and set MLflow up.
 
         Raises:
-            UserError: There is no such environment, or mlflow.yml is not valid.
+            UserError: There is no such environment, parameters do not exist or do not fit, or
+                mlflow.yml is not valid.
         """
         show_user_errors_as_one_line()
         check_environment(context)
         remember_session(session_of(context))
+        if self._parameters is not None:
+            check_parameters(context, self._parameters)
         self._project = Path(context.project_path)
         self._env = context.env or getattr(context.config_loader, "default_run_env", None)
         self._globals = dict(section(context, "globals"))
@@ -149,9 +160,11 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         """Open the MLflow run, and stop for signals in an orderly way.
 
         Raises:
-            UserError: A part of a pipeline was asked for, and what it reads is not there.
+            UserError: A part of a pipeline was asked for, and what it reads is not there; or the
+                device is not there.
         """
         check_upstream(pipeline, self._catalog)
+        check_trainer(pipeline, self._catalog)
         self._process = os.getpid()
         self._run = self._failed_node = None
         self._warned = set()

@@ -298,12 +298,13 @@ def _shifted(rows: slice, origin: slice) -> slice:
 def _interpolation(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Matrix (outputs, inputs) of linear interpolation with aligned corners."""
     # In whole numbers as long as possible: float32 positions are off by 1e-5 at 1024 columns.
-    scaled = torch.arange(outputs, device=device) * (inputs - 1)
+    where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    scaled = torch.arange(outputs, device=where) * (inputs - 1)
     intervals = max(outputs - 1, 1)
     lower = (scaled // intervals).clamp_(max=max(inputs - 2, 0))
     upper_weight = (scaled - lower * intervals).double() / intervals
-    matrix = torch.zeros(outputs, inputs, dtype=torch.float64, device=device)
+    matrix = torch.zeros(outputs, inputs, dtype=torch.float64, device=where)
     matrix.scatter_(1, lower.unsqueeze(1), (1 - upper_weight).unsqueeze(1))
     if inputs > 1:
         matrix.scatter_(1, lower.unsqueeze(1) + 1, upper_weight.unsqueeze(1))
-    return matrix.to(dtype)
+    return matrix.to(dtype).to(device)

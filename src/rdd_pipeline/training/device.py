@@ -15,25 +15,50 @@ from rdd_pipeline.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
+
+    ``auto`` is a CUDA GPU or the CPU. An Apple GPU (``mps``) has to be asked for: nothing here has
+    run on a real one.
 
     Raises:
-        UserError: Unknown name, or no such GPU on this machine.
+        UserError: Another name, or no such GPU on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"trainer.device is {name!r}; expected auto, cpu, cuda or cuda:N."
-        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise UserError(_unknown(name)) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(_unknown(name))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"trainer.device is {name!r}, but torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices. Set trainer.device=auto or cpu."
         )
+    if device.type == "mps" and (device.index or not torch.backends.mps.is_available()):
+        raise UserError(
+            f"trainer.device is {name!r}, but torch {torch.__version__} sees "
+            f"{'only one' if torch.backends.mps.is_available() else 'no'} Apple GPU here. Set "
+            "trainer.device=auto or cpu."
+        )
     return device
+
+
+def _unknown(name: str) -> str:
+    return f"trainer.device is {name!r}; expected auto, cpu, cuda or cuda:N, or mps (on a Mac)."
+
+
+def check_devices(trainer: TrainerParams) -> None:
+    """Refuse devices that this machine does not have, before anything is read.
+
+    Raises:
+        UserError: Unknown device, no such GPU, fewer of them than `trainer.devices`, or no
+            bfloat16 there.
+    """
+    # Which number `auto` means depends on the batch; it is one that is there.
+    resolve_devices(trainer, batch_size=1)
+    resolve_precision(trainer.precision, resolve_device(trainer.device))
 
 
 def resolve_precision(
@@ -41,14 +66,23 @@ def resolve_precision(
 ) -> Literal["float32", "bfloat16"]:
     """`auto`: bfloat16 where the device has it in hardware, float32 elsewhere.
 
-    On CPUs that is AVX512-BF16 or AMX: a step takes half to two thirds of the time there.
+    On CPUs that is AVX512-BF16 or AMX: a step takes half to two thirds of the time there. Apple's
+    GPUs compute in float32 unless asked.
+
+    Raises:
+        UserError: bfloat16 is asked for where torch has no autocast.
     """
+    if precision == "bfloat16" and not torch.amp.is_autocast_available(device.type):
+        raise UserError(
+            f"trainer.precision is bfloat16, but torch {torch.__version__} has no autocast for "
+            f"trainer.device={device.type}. Set trainer.precision=float32."
+        )
     if precision != "auto":
         return precision
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = _cpu_has_bfloat16()
+        native = device.type == "cpu" and _cpu_has_bfloat16()
     return "bfloat16" if native else "float32"
 
 
@@ -67,7 +101,12 @@ def resolve_devices(trainer: TrainerParams, batch_size: int) -> int:
         UserError: More GPUs than there are, or several where `trainer.device` names one.
     """
     device = resolve_device(trainer.device)
-    one = device.type == "cpu" or device.index is not None
+    one = device.type != "cuda" or device.index is not None
+    if device.type == "mps" and (trainer.nodes > 1 or trainer.devices not in (1, "auto")):
+        raise UserError(
+            f"trainer.devices is {trainer.devices} and trainer.nodes {trainer.nodes}, but "
+            "trainer.device=mps is a single GPU. Set both to 1."
+        )
     if trainer.devices == "auto":
         there = 1 if one else torch.cuda.device_count()
         shares = [n for n in range(1, there + 1) if batch_size % (n * trainer.nodes) == 0]
@@ -84,6 +123,15 @@ def resolve_devices(trainer: TrainerParams, batch_size: int) -> int:
                 f"{torch.cuda.device_count()} CUDA devices. Lower it, or set it to auto."
             )
     return trainer.devices
+
+
+def memory_format(trainer: TrainerParams, device: torch.device) -> torch.memory_format:
+    """Order of a tensor's dimensions in memory: channels last where asked for, not on Apple's GPUs.
+
+    Torch's MPS kernels were written for contiguous tensors.
+    """
+    channels_last = trainer.channels_last and device.type != "mps"
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def resolve_workers(workers: int | Literal["auto"], device: torch.device) -> int:

@@ -41,6 +41,7 @@ from rdd_pipeline.training.checkpoints import (
     copy_to_cpu,
 )
 from rdd_pipeline.training.device import (
+    memory_format,
     peak_memory,
     ran_out_of_memory,
     reset_peak_memory,
@@ -430,10 +431,10 @@ class _Run:
         # The same on all ranks, which draw what one process would draw and take their share of it.
         seed = _step_seed(self.job.seed, iteration)
         torch.manual_seed(seed)
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        if self.trainer.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        pinned = self.device.type == "cuda"  # elsewhere the memory may be gone before it is read
+        images = images.to(self.device, non_blocking=pinned)
+        labels = labels.to(self.device, non_blocking=pinned)
+        images = images.contiguous(memory_format=memory_format(self.trainer, self.device))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.parts.parts > 1:
@@ -548,5 +549,5 @@ def _step_seed(seed: int, iteration: int) -> int:
 
 def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) -> None:
     module.to(device)
-    if trainer.channels_last:
+    if memory_format(trainer, device) == torch.channels_last:
         module.to(memory_format=torch.channels_last)

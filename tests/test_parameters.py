@@ -1,0 +1,147 @@
+"""A parameter that does not exist or does not fit ends the run before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.framework.project import pipelines as registered
+from kedro.framework.project import settings
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Node, Pipeline
+from kedro.validation.type_extractor import TypeExtractor
+from omegaconf import OmegaConf
+
+from rdd_pipeline.config import Parameters, TrainerParams
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.hooks.configuration import check_trainer
+from rdd_pipeline.hooks.parameters import check_parameters, faults, fields_of, suggest
+from tests.kedro_project import CONF, bootstrap
+
+KNOWN = list(dict(fields_of(Parameters)))
+
+
+def context_of(conf: Path, params: dict[str, Any] | None = None, env: str = "test") -> Any:
+    bootstrap()
+    loader = OmegaConfigLoader(
+        conf_source=str(conf), env=env, runtime_params=params, **settings.CONFIG_LOADER_ARGS
+    )
+    return SimpleNamespace(config_loader=loader, env=env, _runtime_params=params)
+
+
+def test_the_list_of_parameters_is_what_the_pipelines_take():
+    bootstrap()
+    pipelines = {name: registered[name] for name in registered}
+    taken = {
+        name.removeprefix("params:")
+        for pipeline in pipelines.values()
+        for name in pipeline.inputs()
+        if name.startswith("params:")
+    }
+    assert taken == set(Parameters.model_fields)
+    for name, kind in TypeExtractor(pipelines).extract_types_from_pipelines().items():
+        assert Parameters.model_fields[name].annotation is kind, name
+
+
+@pytest.mark.parametrize("env", sorted(path.parent.name for path in CONF.glob("*/globals.yml")))
+def test_every_environment_passes(env):
+    check_parameters(context_of(CONF, env="local" if env == "base" else env), Parameters)
+
+
+def test_all_faults_come_in_one_line_that_says_what_was_meant():
+    params = OmegaConf.to_container(
+        OmegaConf.from_dotlist(
+            [
+                *("recipes.iterations=2", "on_problem=quarantine", "sead=3", "recipe.iteration=5"),
+                *("data.workers=-1", "rdd.mode=nor", "seeds=abc", "zzz.q=1", "trainer.nodes=2"),
+            ]
+        )
+    )
+    with pytest.raises(UserError) as info:
+        check_parameters(context_of(CONF, params), Parameters)
+    message = str(info.value)
+    assert len(message.splitlines()) == 1
+    for part in (
+        "--params sets recipes.iterations, which is no parameter (did you mean recipe.iterations?)",
+        "sets on_problem, which is no parameter (did you mean data.on_problem?)",
+        "sets sead, which is no parameter (did you mean seed?)",
+        "sets recipe.iteration, which is no parameter (did you mean recipe.iterations?)",
+        "sets zzz.q, which is no parameter.",
+        "data.workers is -1: Input should be greater than 0; or: Input should be 'auto'.",
+        "rdd.mode is 'nor': Input should be 'xor', 'or', 'and' or 'ohem'.",
+        "seeds is 'abc': Input should be a valid integer",
+        "trainer: nodes is 2, but rendezvous is not set. Give HOST:PORT",
+    ):
+        assert part in message
+
+
+def test_a_file_of_an_environment_is_named_as_the_place(tmp_path):
+    for name, text in (("base", "seed: 0"), ("own", "sead: 1\n_mine: &a {x: 1}\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "parameters.yml").write_text(text)
+    with pytest.raises(
+        UserError, match=r"A parameters\*.yml of conf/ sets sead, which is no"
+    ) as info:
+        check_parameters(context_of(tmp_path, env="own"), Parameters)
+    assert "_mine" not in str(info.value)
+
+
+def test_parameters_that_other_files_take_are_allowed(tmp_path):
+    """`run_name` names the MLflow run."""
+    check_parameters(context_of(CONF, {"run_name": "mine"}), Parameters)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "test").mkdir()
+    (tmp_path / "base" / "parameters.yml").write_text("seed: 0")
+    (tmp_path / "base" / "catalog.yml").write_text("a: {x: '${runtime_params: place.of, null}'}")
+    check_parameters(context_of(tmp_path, {"place": {"of": "x"}}), Parameters)
+    with pytest.raises(UserError, match="run_name"):
+        check_parameters(context_of(tmp_path, {"run_name": "mine"}), Parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("recpie.iterations", ["recipe.iterations"]),
+        ("iterations", ["recipe.iterations", "teacher_recipe.iterations"]),
+        ("device", ["trainer.device"]),
+        ("crop", ["recipe.augment.crop", "teacher_recipe.augment.crop"]),
+        ("traner", ["trainer"]),
+        ("sedes", ["seeds"]),
+        ("rdd.warm_up", ["rdd.warmup"]),
+        ("batchsize", ["recipe.batch_size", "evaluation.batch_size", "teacher_recipe.batch_size"]),
+        ("nonsense", []),
+    ],
+)
+def test_the_likeliest_names_are_offered(name, meant):
+    assert sorted(suggest(name, KNOWN)) == sorted(meant)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": -1}, {"seed": True}, {"seed": 1.0}, {"seeds": 0}, {"seeds": [1, 2]},
+        {"trainer": {"device": 3}}, {"recipe": 3}, {"teacher": {"network": {}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_fit_is_found_whatever_pipeline_runs(values):
+    (sentence,) = faults(values, Parameters, values)
+    assert sentence.startswith(next(iter(values)))
+
+
+def _take(trainer: TrainerParams) -> None: ...
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda", "cuda:7", "gpu"])
+def test_a_device_that_is_not_there_is_refused_before_any_node_runs(monkeypatch, device):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    catalog = DataCatalog({"params:trainer": MemoryDataset(TrainerParams(device=device))})
+    pipeline = Pipeline([Node(_take, "params:trainer", None, name="train")])
+    with pytest.raises(UserError, match=f"^trainer.device is {device!r}"):
+        check_trainer(pipeline, catalog)
+    # What computes nothing needs no device.
+    check_trainer(Pipeline([]), catalog)
