@@ -271,6 +271,10 @@ class EvaluationParams(Params):
     )
     figure_images: NonNegativeInt = Field(3, description="Images shown in the figure.")
 
+    def protocol(self) -> dict[str, Any]:
+        """What decides the scores of a network on a split, to be digested."""
+        return self.model_dump(mode="json", include={"scales", "flip", "average"})
+
 
 class TrainerParams(Params):
     """How a job runs here. Only `precision` changes what is computed.

@@ -152,7 +152,7 @@ def test_recipe_data_and_network_come_from_the_job():
     page = _page(*THREE, jobs={"kd-0": job})
     facts = dict(line for table in page.tables[2:4] for line in table)
     assert facts["data set"] == "scenes"
-    assert facts["digest of the images and labels"] == "d"
+    assert facts["digest of images, labels and evaluation"] == "d"
     assert facts["image size"] == "240 x 320"
     assert facts["precision"] == "bfloat16"
     assert facts["seeds"] == "3 for each method (0, 1, 2)"

@@ -47,7 +47,7 @@ from rdd_pipeline.pipelines.train_teacher.nodes import (
     evaluate_teacher,
     train_teacher,
 )
-from rdd_pipeline.segmentation.labels import CAMVID
+from rdd_pipeline.segmentation.labels import CAMVID, make_lookup
 from rdd_pipeline.training.loop import train
 
 STUDENT = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)
@@ -636,6 +636,77 @@ def test_scores_are_computed_once_and_looked_up_then(
         score_network(teacher, samples, data=resized, **arguments)
 
 
+def _confusion(network: NetworkCheckpoint, root: Path, samples, lookup: np.ndarray) -> np.ndarray:
+    """Pixels by (label, prediction), counted by numpy."""
+    counts = np.zeros((11, 11), int)
+    model = network.build().eval()
+    for sample in samples:
+        image = torch.from_numpy(np.array(Image.open(root / sample.image))).permute(2, 0, 1)[None]
+        labels = lookup[np.array(Image.open(root / sample.mask))]
+        with torch.no_grad():
+            logits = model(network.header.preprocessing.normalize(image)).logits
+        logits = torch.nn.functional.interpolate(
+            logits, size=labels.shape, mode="bilinear", align_corners=True
+        )
+        np.add.at(counts, (labels[labels < 11], logits[0].argmax(0).numpy()[labels < 11]), 1)
+    return counts
+
+
+def _lookup(train_ids: dict[int, int], ignored: tuple[int, ...] = (11,)) -> tuple[int, ...]:
+    return make_lookup({**{raw: raw for raw in range(11)}, **train_ids}, ignored=ignored)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lookup": _lookup({0: 3, 3: 0})},
+        {"lookup": make_lookup({raw: raw for raw in range(10)}, ignored=(10, 11))},
+        {"lookup": make_lookup({raw: min(raw, 10) for raw in range(12)})},
+    ],
+    ids=["values swapped", "class ignored", "ignored is a class"],
+)
+def test_masks_that_mean_something_else_are_scored_anew(
+    images, ingested, teacher, tmp_path, change
+):
+    samples = samples_of(ingested[0])
+    arguments = {
+        "name": "teacher",
+        "root": images,
+        "data": FOLDER,
+        "evaluation": EvaluationParams(splits=("val",)),
+        "trainer": CPU,
+        "comparison": "",
+        "work_folder": tmp_path / "work",
+    }
+    before = score_network(teacher, samples, labels=CAMVID, **arguments)
+    labels = CAMVID.model_copy(update=change)
+    after = score_network(teacher, samples, labels=labels, **arguments)
+    val = [sample for sample in samples if sample.split == "val"]
+    expected = _confusion(teacher, images, val, np.array(labels.lookup))
+    assert np.array_equal(after["val"]["confusion"], expected)
+    assert not np.array_equal(before["val"]["confusion"], expected)
+    assert after["about"]["data_digest"] != before["about"]["data_digest"]
+
+
+def test_scores_are_looked_up_when_only_figures_change(
+    images, ingested, teacher, tmp_path, monkeypatch
+):
+    arguments = {
+        "name": "teacher",
+        "root": images,
+        "data": FOLDER,
+        "evaluation": EvaluationParams(splits=("val",)),
+        "trainer": CPU,
+        "comparison": "",
+        "work_folder": tmp_path / "work",
+    }
+    samples = samples_of(ingested[0])
+    first = score_network(teacher, samples, labels=CAMVID, **arguments)
+    monkeypatch.setattr(_training, "score_splits", None)
+    painted = CAMVID.model_copy(update={"colors": CAMVID.colors[::-1], "name": "other"})
+    assert score_network(teacher, samples, labels=painted, **arguments) == first
+
+
 def test_splits_that_are_not_there_are_left_out_and_one_must_be_there(
     images, ingested, teacher, tmp_path
 ):
@@ -658,20 +729,42 @@ def test_splits_that_are_not_there_are_left_out_and_one_must_be_there(
 
 
 def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
-    index, _ = ingested
-    base = (index, FOLDER, STUDENT, RECIPE, EvaluationParams())
-    key = comparison_key(*base)
-    assert comparison_key(*base) == key
-    irrelevant = EvaluationParams(batch_size=1, figure_images=0)
-    assert comparison_key(*base[:4], irrelevant) == key
-    for changed in (
-        (index[1:], *base[1:]),
-        (index, _change(FOLDER, image_size=(16, 16)), *base[2:]),
-        (index, FOLDER, TEACHER, *base[3:]),
-        (index, FOLDER, STUDENT, _change(RECIPE, iterations=3), base[4]),
-        (*base[:4], EvaluationParams(flip=True)),
+    weighted = CAMVID.model_copy(update={"class_weights": (1.0,) * 11})
+    base = {
+        "samples": samples_of(ingested[0]),
+        "labels": CAMVID,
+        "data": FOLDER,
+        "student": STUDENT,
+        "recipe": RECIPE,
+        "methods": MethodsParams(),
+        "evaluation": EvaluationParams(),
+        "trainer": CPU,
+    }
+    key = comparison_key(**base)
+    for irrelevant in (
+        {"evaluation": EvaluationParams(batch_size=1, figure_images=0)},
+        {"labels": CAMVID.model_copy(update={"name": "other", "colors": CAMVID.colors[::-1]})},
+        {"labels": weighted},  # the recipe does not use them
+        {"methods": MethodsParams(weights={"cwd": {"cwd_logits": 2.0}})},
+        {"trainer": _change(CPU, workers=0, threads=1)},
     ):
-        assert comparison_key(*changed) != key
+        assert comparison_key(**{**base, **irrelevant}) == key
+    for changed in (
+        {"samples": samples_of(ingested[0])[1:]},
+        {"labels": CAMVID.model_copy(update={"lookup": _lookup({}, ignored=(11, 12))})},
+        {"labels": CAMVID.model_copy(update={"names": CAMVID.names[::-1]})},
+        {"data": _change(FOLDER, image_size=(16, 16))},
+        {"student": TEACHER},
+        {"recipe": _change(RECIPE, iterations=3)},
+        {"methods": MethodsParams(kd=5.0)},
+        {"methods": MethodsParams(preset="published")},
+        {"evaluation": EvaluationParams(flip=True)},
+        {"evaluation": EvaluationParams(scales=(0.5, 1.0))},
+        {"trainer": _change(CPU, precision="bfloat16")},
+    ):
+        assert comparison_key(**{**base, **changed}) != key, changed
+    with_weights = {**base, "recipe": _change(RECIPE, class_weights=True)}
+    assert comparison_key(**{**with_weights, "labels": weighted}) != comparison_key(**with_weights)
 
 
 # ---- results of RDD
@@ -851,7 +944,12 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
     assert alone.digest() == repeats[0].network.digest() != weights.digest()
 
     metrics, _ = _training.make_evaluate_node("tse")(
-        **shared, weights=weights, cost=cost, repeats=repeats, evaluation=EvaluationParams()
+        **shared,
+        weights=weights,
+        cost=cost,
+        repeats=repeats,
+        methods=MethodsParams(),
+        evaluation=EvaluationParams(),
     )
     assert metrics["about"]["seed"] == "4"
     (other,) = metrics["repeats"]

@@ -15,6 +15,9 @@ NOT_SPLITS = ("about", "cost", "repeats")
 STAGES = ("tfe",)
 """Methods that end early in a run: weights on the way, no student to be compared with others."""
 
+NOT_TRAINED = ("seed", "root", "packs", "labels.name", "labels.colors", "evaluation.")
+"""Beginnings of the names of what is in a job and makes no two repeats of it unlike."""
+
 CONFIDENCE = 0.95
 """Of the intervals of differences."""
 
@@ -215,8 +218,8 @@ def counted(results: Iterable[Metrics]) -> list[Metrics]:
 def mixed_settings(results: Iterable[Metrics], jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Sentences on results that share a row or a block though they were not trained alike.
 
-    The comparison's digest covers data, network and recipe. Not covered: the parameters of the
-    methods themselves and the precision. Seeds that differ in those are no repeats of each other.
+    The comparison's digest covers data, evaluation, network, recipe and precision. Not covered: the
+    parameters of the methods themselves. Seeds that differ in those are no repeats of each other.
 
     Args:
         results: Content of metrics files, oldest first.
@@ -234,7 +237,7 @@ def mixed_settings(results: Iterable[Metrics], jobs: Mapping[str, Mapping[str, A
         title = newest["about"].get("title", method)
         sentences += [
             f"{title}: the seeds were not trained alike, {difference}."
-            for difference in _differences(known, lambda name: name not in ("seed", "root"))
+            for difference in _differences(known, lambda name: not name.startswith(NOT_TRAINED))
         ]
         if known and method != "teacher":
             blocks.setdefault((data, comparison), {})[title] = next(iter(known.values()))

@@ -204,12 +204,12 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
     splits = split_names(rows)
     facts = [
         ("data set", str(job.get("labels", {}).get("name", "not recorded"))),
-        ("digest of the images and labels", str(first["data_digest"])),
+        ("digest of images, labels and evaluation", str(first["data_digest"])),
         ("network" if not students else "student network", str(first["network"])),
         ("teachers", ", ".join(str(r["network"]) for r in rows if r["method"] == "teacher")),
         ("methods", str(len([row for row in students if row["method"] not in STAGES]))),
         ("seeds", _seeds(students or rows)),
-        ("digest of data, network and recipe", str(first["comparison"])),
+        ("digest of what all share", str(first["comparison"])),
     ]
     size = job.get("image_size")
     if job:

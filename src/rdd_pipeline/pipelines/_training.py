@@ -47,7 +47,7 @@ from rdd_pipeline.pipelines._shared import (
 from rdd_pipeline.segmentation.index import Sample, index_digest
 from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.training.checkpoints import State, WorkFolder
-from rdd_pipeline.training.device import resolve_device
+from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import Stage, TrainingJob, json_digest
 from rdd_pipeline.training.launch import train
 from rdd_pipeline.training.loop import TrainingResult
@@ -164,15 +164,8 @@ def score_network(
     Returns:
         ``about`` (text), one block of scores for each split, ``cost`` (numbers).
     """
-    weights, images = network.digest(), index_digest(samples)
-    key = json_digest(
-        [
-            weights,
-            images,
-            evaluation.model_dump(mode="json", exclude={"figure_images", "batch_size"}),
-            data.image_size,
-        ]
-    )
+    weights, scored = network.digest(), data_digest(samples, labels, data, evaluation)
+    key = json_digest([weights, scored, evaluation.splits])
     provenance = network.header.provenance
     work = WorkFolder(work_folder, provenance.get("fingerprint", f"imported-{weights[:8]}"))
     scores = work.recall(f"scores-{key}")
@@ -200,7 +193,7 @@ def score_network(
             "iteration": provenance.get("iteration", ""),
             "fingerprint": work.fingerprint,
             "comparison": comparison,
-            "data_digest": images,
+            "data_digest": scored,
         },
         **scores,
         "cost": {
@@ -210,21 +203,39 @@ def score_network(
     }
 
 
+def data_digest(
+    samples: Sequence[Sample], labels: LabelSet, data: DataParams, evaluation: EvaluationParams
+) -> str:
+    """Digest of what networks are scored on: images, meaning of the masks, size, protocol."""
+    return json_digest(
+        [index_digest(samples), labels.meaning(), data.image_size, evaluation.protocol()]
+    )
+
+
 def comparison_key(
-    raw_index: pd.DataFrame,
+    samples: Sequence[Sample],
+    labels: LabelSet,
     data: DataParams,
     student: NetworkParams,
     recipe: RecipeParams,
+    methods: MethodsParams,
     evaluation: EvaluationParams,
+    trainer: TrainerParams,
 ) -> str:
-    """Digest of what must be equal for two students to be compared: data, network, recipe."""
+    """Digest of what must be equal for two students to be compared.
+
+    That is: what they are scored on, the network, the recipe, the precision of the training and
+    what `methods` says of all methods alike. Left out is what makes one method: RDD's settings,
+    weights and options of single methods; those are what a comparison is about.
+    """
     return json_digest(
         [
-            index_digest(samples_of(raw_index)),
-            data.image_size,
+            data_digest(samples, labels, data, evaluation),
             student.model_dump(mode="json"),
             recipe.model_dump(mode="json"),
-            evaluation.model_dump(mode="json", include={"scales", "flip", "average"}),
+            labels.class_weights if recipe.class_weights else None,
+            methods.model_dump(mode="json", exclude={"weights", "options"}),
+            resolve_precision(trainer.precision, resolve_device(trainer.device)),
         ]
     )
 
@@ -318,12 +329,15 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         data: DataParams,
         student: NetworkParams,
         recipe: RecipeParams,
+        methods: MethodsParams,
         evaluation: EvaluationParams,
         trainer: TrainerParams,
     ) -> tuple[dict[str, Any], Figure]:
         labels = label_set_of(label_set)
         samples = samples_of(raw_index)
-        comparison = comparison_key(raw_index, data, student, recipe, evaluation)
+        comparison = comparison_key(
+            samples, labels, data, student, recipe, methods, evaluation, trainer
+        )
 
         def score(network: NetworkCheckpoint, cost: dict[str, float]) -> dict[str, Any]:
             metrics = score_network(

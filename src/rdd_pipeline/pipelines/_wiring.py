@@ -111,6 +111,7 @@ def method_pipeline(
                     "data": "params:data",
                     "student": "params:student",
                     "recipe": "params:recipe",
+                    "methods": "params:methods",
                     "evaluation": "params:evaluation",
                     "trainer": "params:trainer",
                 },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -61,6 +61,18 @@ class LabelSet(Params):
     def num_classes(self) -> int:
         """Number of classes, ignored pixels not counted."""
         return len(self.names)
+
+    def meaning(self) -> dict[str, Any]:
+        """What decides which class a pixel of a mask is, to be digested.
+
+        Without the label set's name, the colors of figures and the weights of the task loss.
+        """
+        return {
+            "names": self.names,
+            "ignore_index": self.ignore_index,
+            # Entries of values stand in the order of the values, rows of colors in any.
+            "lookup": sorted(self.lookup) if isinstance(self.lookup[0], tuple) else self.lookup,
+        }
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
