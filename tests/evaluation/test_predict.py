@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdd_pipeline.evaluation import predict
 from rdd_pipeline.evaluation.confusion import confusion_matrix
 from rdd_pipeline.evaluation.predict import (
     evaluate,
@@ -106,6 +107,28 @@ def test_labels_of_each_image_have_the_size_asked_for(network: Tiny, images: Ten
     assert [tuple(label.shape) for label in maps] == [(17, 25), (40, 30)]
     whole = predict_logits(network, PREPROCESSING, images, size=(40, 30))
     assert torch.equal(maps[1], whole[1].argmax(0))
+
+
+@pytest.mark.parametrize("size", [(17, 25), (1, 25), (29, 7), (40, 60)])
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("average", ["softmax", "logits"])
+def test_large_images_are_labeled_band_by_band(network, images, monkeypatch, size, rows, average):
+    how = {"scales": (0.5, 1.0), "flip": True, "average": average}
+    with torch.no_grad():
+        whole = predict_logits(network, PREPROCESSING, images, size=size, **how)
+        seen = []
+        resize = predict._resize
+        monkeypatch.setattr(predict, "_SCORES_AT_ONCE", 3 * rows * size[1])
+        monkeypatch.setattr(predict, "_resize", lambda *a: seen.append(resize(*a)) or seen[-1])
+        labels = predict_labels(network, PREPROCESSING, images, sizes=[size, size], **how)
+    for scores, label in zip(whole, labels, strict=True):
+        best, second = scores.topk(2, dim=0).values
+        clear = best - second > 1e-5
+        assert clear.float().mean() > 0.9
+        assert torch.equal(label[clear], scores.argmax(0)[clear])
+    if rows < size[0]:
+        # The images themselves are resized to half; all else is a few rows at a time.
+        assert max(len(x[0, 0]) for x in seen if x.shape[-1] == size[1]) <= max(rows + 2, 9)
 
 
 def test_half_precision_scores_are_compared_in_float32(network: Tiny, images: Tensor) -> None:

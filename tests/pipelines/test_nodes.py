@@ -586,6 +586,7 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
         teacher_recipe=RECIPE,
         rdd=RddParams(),
         methods=MethodsParams(),
+        evaluation=EvaluationParams(),
         seed=0,
     )
     metrics, figure = evaluate_teacher(
@@ -892,6 +893,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         recipe=RECIPE,
         rdd=RddParams(),
         methods=MethodsParams(),
+        evaluation=EvaluationParams(),
         seed=5,
         seeds=1,
         trainer=CPU,
@@ -926,6 +928,7 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
         "method_plan": {},
         "rdd": RddParams(warmup=2, min_kept=0.1),
         "methods": MethodsParams(),
+        "evaluation": EvaluationParams(),
         "teacher_weights": teacher,
     }
     tfe = _training.make_train_node("tfe", "tfe", keep_state=True)
@@ -973,6 +976,7 @@ def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested
             recipe=RECIPE,
             rdd=RddParams(warmup=2, min_kept=0.1),
             methods=MethodsParams(),
+            evaluation=EvaluationParams(),
             seed=4,
             seeds=1,
             trainer=CPU,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rdd_pipeline.config import AugmentParams, MethodsParams, OptimizerParams
+from rdd_pipeline.config import AugmentParams, EvaluationParams, MethodsParams, OptimizerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import job as job_module
 from rdd_pipeline.training.job import TrainingJob, file_digest, json_digest
@@ -59,6 +59,9 @@ DECIDING = {
     "clipping": {"recipe": {"clip_norm": 1.0}},
     "validation": {"recipe": {"validate_every": 3}},
     "kept weights": {"recipe": {"keep": "last"}},
+    "scales of validation": {"evaluation": EvaluationParams(scales=(0.5, 1.0))},
+    "mirrored validation": {"evaluation": EvaluationParams(flip=True)},
+    "average of validation": {"evaluation": EvaluationParams(average="logits")},
     "warm-up": {"rdd": {"warmup": 4}},
     "mode": {"rdd": {"mode": "or"}},
     "threshold": {"rdd": {"threshold": 0.6}},
@@ -80,6 +83,14 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_result(make_jo
     for name, fingerprint in prints.items():
         by_print.setdefault(fingerprint, []).append(name)
     assert [names for names in by_print.values() if len(names) > 1] == []
+
+
+def test_evaluation_counts_where_it_picks_the_weights(make_job):
+    size = EvaluationParams(batch_size=1, splits=("val",), figure_images=0)
+    assert _fingerprint(make_job(evaluation=size)) == _fingerprint(make_job())
+    flipped = {"evaluation": EvaluationParams(flip=True), "recipe": {"keep": "last"}}
+    assert _fingerprint(make_job(**flipped)) == _fingerprint(make_job(recipe={"keep": "last"}))
+    assert "evaluation" not in make_job().model_dump()
 
 
 def test_the_fingerprint_changes_with_the_format_of_training(make_job, monkeypatch):

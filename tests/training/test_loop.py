@@ -13,11 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from rdd_pipeline.config import AugmentParams, NetworkParams, OptimizerParams, TrainerParams
+from rdd_pipeline.config import (
+    AugmentParams,
+    EvaluationParams,
+    NetworkParams,
+    OptimizerParams,
+    TrainerParams,
+)
 from rdd_pipeline.distillation import terms
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
+from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
 from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
 from rdd_pipeline.training import loop
@@ -423,6 +430,41 @@ def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, bl
     assert max(row.get("val.miou", 0) for row in result.history) == result.state["best"]["miou"]
 
 
+def test_validation_scores_as_the_evaluation_does(run, make_job, blocks, monkeypatch):
+    sizes = []
+    batches = loop.evaluation_batches
+
+    def spy(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
+            sizes.append(len(batch.images))
+            yield batch
+
+    seen = []
+    monkeypatch.setattr(loop, "evaluation_batches", spy)
+    monkeypatch.setattr(
+        loop,
+        "evaluate",
+        lambda *args, **kwargs: (seen.append(kwargs), evaluate(*args, **kwargs))[1],
+    )
+    params = EvaluationParams(
+        splits=("val",), batch_size=1, scales=(0.5, 1.5), flip=True, average="logits"
+    )
+    result = run(make_job("baseline", evaluation=params))
+    assert set(sizes) == {1}
+    scores = score_splits(
+        result.network,
+        blocks.samples,
+        blocks.root,
+        labels=LABELS,
+        params=params,
+        image_size=None,
+        device=torch.device("cpu"),
+    )
+    assert scores["val"]["miou"] == pytest.approx(result.state["best"]["miou"], abs=1e-12)
+    expected = {"scales": (0.5, 1.5), "flip": True, "average": "logits"}
+    assert all(kwargs.items() >= expected.items() for kwargs in seen)
+
+
 def test_validation_does_not_change_the_training(run, make_job):
     one, two = (
         run(make_job(recipe={"validate_every": every, "keep": "last"})) for every in (1, 100)
@@ -665,6 +707,14 @@ def test_progress_is_logged_where_there_is_no_terminal(run, make_job, caplog):
     run(make_job())
     assert "tse 8/8  loss " in caplog.text
     assert "done" in caplog.text
+
+
+@pytest.mark.usefixtures("falling_scores")
+def test_the_last_line_of_progress_shows_the_last_validation_and_the_best(run, make_job, caplog):
+    caplog.set_level(logging.INFO, "rdd_pipeline.training")
+    run(make_job())
+    (line,) = [record.getMessage() for record in caplog.records if "8/8" in record.getMessage()]
+    assert line.endswith("  mIoU 0.0, best 100.0  done")
 
 
 def test_crops_larger_than_the_images_are_padded(run, make_job):

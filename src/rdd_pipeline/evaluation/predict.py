@@ -19,6 +19,9 @@ from rdd_pipeline.networks.preprocessing import Preprocessing
 
 Average = Literal["softmax", "logits"]
 
+_SCORES_AT_ONCE = 2**24
+"""Full-size scores of one image that exist at the same time: 64 MB in float32."""
+
 
 class LabeledBatch(Protocol):
     """Images of equal size and their labels, as `segmentation.loading` hands them out."""
@@ -76,13 +79,13 @@ def predict_labels(
 ) -> list[Tensor]:
     """Class of every pixel, one (H_i, W_i) int64 map per image, at `sizes[i]`.
 
-    The network sees all images at once, but full-size scores exist for one image at a time: 19
-    classes at 1024 x 2048 are 160 MB for each. Other arguments as in `predict_logits`.
+    The network sees all images at once, but full-size scores exist for one image at a time, and
+    of a large one for a band of rows: 150 classes at 2000 x 3000 are 3.6 GB for each pass. Other
+    arguments as in `predict_logits`.
     """
     views = _views(network, preprocessing, images, scales, flip, precision)
     return [
-        _fuse([view[i : i + 1] for view in views], size, average)[0].argmax(dim=0)
-        for i, size in enumerate(sizes)
+        _classes([view[i : i + 1] for view in views], size, average) for i, size in enumerate(sizes)
     ]
 
 
@@ -182,15 +185,43 @@ def _views(
     return views
 
 
-def _fuse(views: Sequence[Tensor], size: tuple[int, int], average: Average) -> Tensor:
-    """Mean over the passes, (B, C, *size) float32."""
-    if len(views) == 1:
-        return _resize(views[0], *size)
+def _classes(views: Sequence[Tensor], size: tuple[int, int], average: Average) -> Tensor:
+    """Best class of every pixel of one image, (H, W), from its passes (1, C, h, w)."""
+    height, width = size
+    rows = max(1, _SCORES_AT_ONCE // (views[0].shape[1] * width))
+    if rows >= height:
+        return _fuse(views, size, average)[0].argmax(dim=0)
+    bands = (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+    return torch.cat([_fuse(views, size, average, band)[0].argmax(dim=0) for band in bands])
+
+
+def _fuse(
+    views: Sequence[Tensor], size: tuple[int, int], average: Average, rows: slice | None = None
+) -> Tensor:
+    """Mean over the passes, (B, C, *size) float32; of the given rows only, where there are any."""
     total = torch.zeros((), device=views[0].device)
     for view in views:
-        logits = _resize(view, *size)
+        logits = _resize(view, *size) if rows is None else _band(view, size, rows)
+        if len(views) == 1:
+            return logits
         total = total + (logits.softmax(dim=1) if average == "softmax" else logits)
     return total / len(views)
+
+
+def _band(view: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
+    """Some rows of `_resize(view, *size)`, equal to them up to rounding."""
+    height, width = size
+    last = view.shape[-2] - 1
+    places = torch.arange(rows.start, rows.stop, device=view.device, dtype=torch.float64)
+    places *= last / max(height - 1, 1)
+    lower = places.long().clamp_(max=max(last - 1, 0))
+    weight = (places - lower).to(view.dtype).unsqueeze(1)
+    first = rows.start * last // max(height - 1, 1)
+    below = view[..., first : (rows.stop - 1) * last // max(height - 1, 1) + 2, :]
+    wide = _resize(below, below.shape[-2], width)
+    lower -= first
+    upper = (lower + 1).clamp_(max=wide.shape[-2] - 1)
+    return torch.lerp(wide[..., lower, :], wide[..., upper, :], weight)
 
 
 def _resize(x: Tensor, height: int, width: int) -> Tensor:

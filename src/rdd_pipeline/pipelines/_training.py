@@ -75,6 +75,7 @@ def run_training(
     recipe: RecipeParams,
     rdd: RddParams,
     methods: MethodsParams,
+    evaluation: EvaluationParams,
     seed: int,
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
@@ -101,6 +102,7 @@ def run_training(
             recipe=recipe,
             rdd=rdd,
             methods=methods,
+            evaluation=evaluation,
         )
     except ValidationError as error:
         # Kedro checks the types of models only; the seed is a plain number.
@@ -270,6 +272,7 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
         recipe: RecipeParams,
         rdd: RddParams,
         methods: MethodsParams,
+        evaluation: EvaluationParams,
         seed: int,
         seeds: int,
         trainer: TrainerParams,
@@ -291,6 +294,7 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
                 recipe=recipe,
                 rdd=rdd,
                 methods=methods,
+                evaluation=evaluation,
                 seed=number,
                 trainer=trainer,
                 teacher=teacher_weights,

@@ -64,6 +64,7 @@ def method_pipeline(
         "recipe": "params:recipe",
         "rdd": "params:rdd",
         "methods": "params:methods",
+        "evaluation": "params:evaluation",
         "seed": "params:seed",
         "seeds": "params:seeds",
         "trainer": "params:trainer",

@@ -9,7 +9,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from rdd_pipeline.config import MethodsParams, NetworkParams, Params, RddParams, RecipeParams, Size
+from rdd_pipeline.config import (
+    EvaluationParams,
+    MethodsParams,
+    NetworkParams,
+    Params,
+    RddParams,
+    RecipeParams,
+    Size,
+)
 from rdd_pipeline.distillation.methods import Method, find_method
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.segmentation.labels import LabelSet
@@ -22,6 +30,8 @@ Stage = Literal["whole", "tfe", "tse"]
 
 class TrainingJob(Params):
     """One network to be trained on one data set by one method with one seed."""
+
+    added = ("evaluation",)
 
     method: str = Field(description="`teacher` or a key of distillation.methods.METHODS.")
     stage: Stage = Field("whole", description="RDD only: one of its two stages, or both in one go.")
@@ -38,6 +48,10 @@ class TrainingJob(Params):
         RddParams(), description="Settings of the run; an ablation puts its own on top."
     )
     methods: MethodsParams = MethodsParams()
+    evaluation: EvaluationParams = Field(
+        EvaluationParams(),
+        description="How validation scores the network; of it, recipe.keep picks the best weights.",
+    )
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -91,7 +105,8 @@ class TrainingJob(Params):
         runs that differ in those share it.
         """
         definition, rdd = self.definition, self.rdd_settings
-        facts = self.model_dump(mode="json", exclude={"root", "packs", "method", "methods", "rdd"})
+        apart = {"root", "packs", "method", "methods", "rdd", "evaluation"}
+        facts = self.model_dump(mode="json", exclude=apart)
         facts["definition"] = {
             "task": definition.task,
             "terms": [
@@ -103,6 +118,10 @@ class TrainingJob(Params):
             facts["scale_by_positions"] = False
         if self.recipe.class_weights and not definition.weighted_tfe:
             facts["weighted_tfe"] = False
+        protocol = self.evaluation.protocol()
+        # The protocol decides which of the validated weights are the best ones, and nothing else.
+        if self.recipe.keep == "best" and protocol != EvaluationParams().protocol():
+            facts["evaluation"] = protocol
         if self.methods.relations != "gathered":
             facts["relations"] = self.methods.relations
         if definition.task == "rdd":

@@ -393,7 +393,13 @@ class _Run:
         self.wrapped.train()
         with (
             stop_signals(self.stop) as stop,
-            TrainingProgress(title_of(job), first, last, silent=not self.writes) as progress,
+            TrainingProgress(
+                title_of(job),
+                first,
+                last,
+                best=progression.best["miou"] if progression.best else None,
+                silent=not self.writes,
+            ) as progress,
         ):
             for batch in batches:
                 iteration = batch.iteration
@@ -406,7 +412,7 @@ class _Run:
                     self._log(progression, window, lr, progress)
                 validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
                 if validated and self.val_samples:
-                    self._validate(progression)
+                    self._validate(progression, progress)
                     window.resume_clock()
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
                 stopping = self.group.any(stop.is_set())
@@ -494,10 +500,9 @@ class _Run:
             loss=means["loss"],
             lr=lr,
             rate=rate,
-            miou=progression.best["miou"] if progression.best else None,
         )
 
-    def _validate(self, progression: _Progression) -> None:
+    def _validate(self, progression: _Progression, progress: TrainingProgress) -> None:
         scores = self._scores()
         row = {
             "iteration": progression.iteration,
@@ -513,13 +518,15 @@ class _Run:
                 "iteration": progression.iteration,
                 "tensors": copy_to_cpu(self.student.state_dict()),
             }
+        progress.validated(scores.miou, best=progression.best["miou"])
 
     def _scores(self) -> Scores:
         job = self.job
         batches = evaluation_batches(
             self.val_samples,
             job.root,
-            batch_size=max(1, job.recipe.batch_size // self.world),
+            # Not the training's: whole images take many times the memory of crops.
+            batch_size=job.evaluation.batch_size,
             lookup=job.labels.lookup,
             image_size=job.image_size,
             rank=self.rank,
@@ -533,6 +540,9 @@ class _Run:
             num_classes=job.labels.num_classes,
             ignore_index=job.labels.ignore_index,
             device=self.device,
+            scales=job.evaluation.scales,
+            flip=job.evaluation.flip,
+            average=job.evaluation.average,
             group=self.ranks.group,
         )
         return Scores.from_matrix(matrix)

@@ -17,16 +17,22 @@ logger = logging.getLogger(__name__)
 class TrainingProgress:
     """Progress of iterations `first`..`last` with loss, learning rate, images/s and time left.
 
-    Of several processes that train together all but one are `silent`.
+    `best` is the best mIoU of the iterations before `first`. Of several processes that train
+    together all but one are `silent`. Where there is no terminal,
+    the last line comes when all is over: a validation after the last iteration is in it.
     """
 
-    def __init__(self, title: str, first: int, last: int, *, silent: bool = False) -> None:
+    def __init__(
+        self, title: str, first: int, last: int, *, best: float | None = None, silent: bool = False
+    ) -> None:
         self._title = title
         self._first, self._last = first, last
         self._silent = silent
         self._bar = work_bar(TextColumn("{task.fields[facts]}"), shown=not silent)
         self._task = self._bar.add_task(title, total=last, completed=first - 1, facts="")
         self._begin = self._last_line = time.monotonic()
+        self._iteration, self._facts = first - 1, ""
+        self._scores = "" if best is None else f"  best mIoU {100 * best:.1f}"
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -39,22 +45,35 @@ class TrainingProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        if kind is None and self._iteration >= self._last:
+            self._line("done")
 
-    def show(
-        self, iteration: int, *, loss: float, lr: float, rate: float, miou: float | None
-    ) -> None:
+    def show(self, iteration: int, *, loss: float, lr: float, rate: float) -> None:
         """Show the state after `iteration`; `rate` is images a second."""
-        if self._silent:
-            return
-        facts = f"loss {loss:.3f}  lr {lr:.2g}  {rate:.1f} img/s"
-        if miou is not None:
-            facts += f"  mIoU {100 * miou:.1f}"
-        self._bar.update(self._task, completed=iteration, facts=facts)
+        self._iteration = iteration
+        self._facts = f"loss {loss:.3f}  lr {lr:.2g}  {rate:.1f} img/s"
+        self._update()
         now = time.monotonic()
-        done = iteration >= self._last
-        if not self._bar.console.is_terminal and (done or now - self._last_line > LINE_EVERY):
+        if iteration < self._last and now - self._last_line > LINE_EVERY:
             self._last_line = now
             steps = iteration - self._first + 1
             left = (now - self._begin) / steps * (self._last - iteration)
-            end = "done" if done else f"{left:.0f} s left"
-            logger.info("%s %d/%d  %s  %s", self._title, iteration, self._last, facts, end)
+            self._line(f"{left:.0f} s left")
+
+    def validated(self, miou: float, *, best: float) -> None:
+        """Show the scores of a validation from now on, both in [0, 1]; `best` is that so far."""
+        self._scores = f"  mIoU {100 * miou:.1f}"
+        if best > miou:
+            self._scores += f", best {100 * best:.1f}"
+        self._update()
+
+    def _update(self) -> None:
+        self._bar.update(self._task, completed=self._iteration, facts=self._facts + self._scores)
+
+    def _line(self, end: str) -> None:
+        if self._silent or self._bar.console.is_terminal:
+            return
+        logger.info(
+            "%s %d/%d  %s%s  %s",
+            *(self._title, self._iteration, self._last, self._facts, self._scores, end),
+        )

@@ -120,6 +120,7 @@ def train_teacher(
     teacher_recipe: RecipeParams,
     rdd: RddParams,
     methods: MethodsParams,
+    evaluation: EvaluationParams,
     seed: int,
     trainer: TrainerParams,
 ) -> tuple[NetworkCheckpoint, pd.DataFrame, dict[str, float]]:
@@ -145,6 +146,7 @@ def train_teacher(
         recipe=teacher_recipe,
         rdd=rdd,
         methods=methods,
+        evaluation=evaluation,
         seed=seed,
         trainer=trainer,
         teacher=None,

@@ -53,6 +53,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "teacher_recipe": "params:teacher_recipe",
                     "rdd": "params:rdd",
                     "methods": "params:methods",
+                    "evaluation": "params:evaluation",
                     "seed": "params:seed",
                     "trainer": "params:trainer",
                 },
