@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from rdd_pipeline.config import AugmentParams, EvaluationParams, MethodsParams, OptimizerParams
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.segmentation.labels import make_lookup
 from rdd_pipeline.training import job as job_module
 from rdd_pipeline.training.job import TrainingJob, file_digest, json_digest
 
@@ -42,6 +43,11 @@ DECIDING = {
     "dropout": {"network": STUDENT.model_copy(update={"dropout": 0.2})},
     "preprocessing": {"network": STUDENT.model_copy(update={"preprocessing": "half"})},
     "labels": {"labels": LABELS.model_copy(update={"names": ("ground", "block", "air")})},
+    "ignored values": {
+        "labels": LABELS.model_copy(
+            update={"lookup": make_lookup({0: 0, 1: 1, 2: 2}, ignored=(3, 255))}
+        )
+    },
     "class weights": {"labels": LABELS.model_copy(update={"class_weights": (1.0, 1.0, 1.0)})},
     "image size": {"image_size": (24, 32)},
     "precision": {"precision": "bfloat16"},
@@ -83,6 +89,11 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_result(make_jo
     for name, fingerprint in prints.items():
         by_print.setdefault(fingerprint, []).append(name)
     assert [names for names in by_print.values() if len(names) > 1] == []
+
+
+def test_colors_of_figures_and_the_name_of_a_label_set_train_nothing_anew(make_job):
+    painted = LABELS.model_copy(update={"name": "other", "colors": LABELS.colors[::-1]})
+    assert _fingerprint(make_job(labels=painted)) == _fingerprint(make_job())
 
 
 def test_evaluation_counts_where_it_picks_the_weights(make_job):

@@ -100,13 +100,15 @@ class TrainingJob(Params):
     ) -> str:
         """Digest (16 hex digits) of everything that decides the weights this job ends with.
 
-        Where the data lie, packed or not, is not part of it, what they hold is (`index_digest`); a
-        backbone file counts by its content. The TFE stage does not look at the settings of TSE, so
-        runs that differ in those share it.
+        Where the data lie, packed or not, is not part of it, what they hold is (`index_digest`),
+        and of the label set what its masks mean, not its colors; a backbone file counts by its
+        content. The TFE stage does not look at the settings of TSE, so runs that differ in those
+        share it.
         """
         definition, rdd = self.definition, self.rdd_settings
-        apart = {"root", "packs", "method", "methods", "rdd", "evaluation"}
+        apart = {"root", "packs", "labels", "method", "methods", "rdd", "evaluation"}
         facts = self.model_dump(mode="json", exclude=apart)
+        facts["labels"] = {**self.labels.meaning(), "class_weights": self.labels.class_weights}
         facts["definition"] = {
             "task": definition.task,
             "terms": [
