@@ -1,0 +1,25 @@
+"""Random numbers that do not depend on the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rdd_pipeline.losses import relations
+from rdd_pipeline.losses.ranks import Ranks
+
+
+def draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queues and masks get the same numbers on the CPU and on the GPU."""
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+    monkeypatch.setattr(
+        relations,
+        "random_slots",
+        lambda slots, count, device: drawn(slots).argsort()[:count].to(device),
+    )
+    monkeypatch.setattr(relations, "_random_order", lambda shape, device: drawn(*shape).to(device))
+    monkeypatch.setattr(Ranks, "rand", lambda _, *shape, device: drawn(*shape).to(device))
