@@ -170,7 +170,11 @@ def test_metrics_hold_scores_of_every_split_cost_and_origin(story):
     assert metrics["cost"]["images_per_second"] > 0
     assert metrics["about"]["seed"] == "0"
     checkpoint = load_checkpoint(story.project.newest(STUDENT))
-    assert metrics["cost"]["parameters"] == sum(p.numel() for p in checkpoint.build().parameters())
+    network = checkpoint.build()
+    trained = sum(p.numel() for p in network.parameters())
+    head = sum(p.numel() for p in network.auxiliary.parameters())
+    assert metrics["cost"]["trained_parameters"] == trained
+    assert metrics["cost"]["parameters"] == trained - head
 
 
 def test_the_summary_names_teacher_and_student(story):

@@ -10,6 +10,7 @@ from rdd_pipeline.evaluation.cost import (
     measure_cost,
     measure_latency,
     published_macs,
+    without_auxiliary,
 )
 from rdd_pipeline.networks import build_network
 
@@ -29,10 +30,49 @@ def test_cost_equals_the_published_table(name):
         network = build_network(name, num_classes=19)
     cost = measure_cost(network, (1024, 2048))
     parameters, macs, published = TABLE[name]
-    assert cost.parameters / 1e6 == pytest.approx(parameters, abs=0.005)
+    assert cost.trained_parameters / 1e6 == pytest.approx(parameters, abs=0.005)
     if macs is not None:
-        assert cost.macs / 1e9 == pytest.approx(macs, rel=1e-3)
+        assert cost.trained_macs / 1e9 == pytest.approx(macs, rel=1e-3)
         assert cost.published_macs / 1e9 == pytest.approx(published, rel=1e-3)
+
+
+def test_the_network_that_is_used_has_no_auxiliary_head():
+    network = build_network("pspnet_test_resnet", num_classes=11, width=32)
+    cost = measure_cost(network, (360, 480))
+    head = sum(parameter.numel() for parameter in network.auxiliary.parameters())
+    assert cost.parameters == cost.trained_parameters - head
+    assert cost.parameters / 1e6 == pytest.approx(0.438, abs=5e-4)
+    assert cost.macs / 1e9 == pytest.approx(1.601, abs=5e-4)
+    assert cost.trained_parameters / 1e6 == pytest.approx(0.521, abs=5e-4)
+    assert cost.trained_macs / 1e9 == pytest.approx(1.827, abs=5e-4)
+    bare = build_network("pspnet_test_resnet", num_classes=11, width=32, auxiliary=False)
+    assert measure_cost(bare, (360, 480))[:2] == cost[:2]
+    assert measure_cost(bare, (360, 480))[2:4] == cost[:2]
+    # The head is still there, and the same logits come out without it.
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        whole, used = network.eval()(images), without_auxiliary(network)(images)
+    assert whole.aux_logits is not None
+    assert used.aux_logits is None
+    assert torch.equal(used.logits, whole.logits)
+
+
+class _Tokens(nn.Module):
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.patch, self.linear = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(4, 5)
+        self.positions = positions
+
+    def forward(self, images):
+        return self.linear(self.patch(images).flatten(2).movedim(1, 2)[:, : self.positions])
+
+
+def test_the_published_count_means_nothing_where_linear_layers_see_many_positions():
+    assert published_macs(_Tokens(1), (8, 8)) == 4 * 4 * 3 * 16 + 4 * 5
+    assert published_macs(_Tokens(4), (8, 8)) is None
+    with torch.device("meta"):
+        network = build_network("fcn_test_vit", num_classes=3, width=8)
+    assert measure_cost(network, (160, 160)).published_macs is None
 
 
 def test_macs_of_a_convolution_are_the_hand_count():
@@ -76,6 +116,15 @@ def test_latency_is_the_median_of_its_repeats_and_restores_the_mode():
     assert (latency.repeats, latency.device) == (3, "cpu")
     assert network.training
     assert measure_latency(network, (32, 32), repeats=1, warmup=0).spread_ms == 0
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_latency_is_that_of_the_network_that_is_used_unless_asked(monkeypatch, auxiliary):
+    network = build_network("fcn_lcnet_035", num_classes=3, width=8)
+    calls = []
+    network.auxiliary.register_forward_hook(lambda *_: calls.append(1))
+    measure_latency(network, (32, 32), repeats=2, warmup=0, auxiliary=auxiliary)
+    assert len(calls) == (2 if auxiliary else 0)
 
 
 def test_latency_needs_a_repeat():

@@ -77,7 +77,12 @@ def _result(
             "fingerprint": f"{method}-{seed}",
         },
         "val": {"miou": miou, "iou": {"Car": miou, "Pole": None}},
-        "cost": {"parameters": 519_000, "macs": 2_500_000_000},
+        "cost": {
+            "parameters": 519_000,
+            "macs": 2_500_000_000,
+            "trained_parameters": 600_000,
+            "trained_macs": 3_000_000_000,
+        },
         "version": "2026",
     }
 
@@ -110,7 +115,8 @@ def test_the_table_says_mean_spread_interval_and_verdict():
     assert rows["KD"][1:4] == ["3", "60.33 (10.02)", "+10.33 ± 1.43"]
     assert rows["TSE"][3].endswith("n.s.")
     assert rows["BASELINE"][3] == "–"
-    assert rows["KD"][-4:] == ["–", "–", "0.52 M", "2.50 G"]
+    assert rows["KD"][-6:] == ["–", "–", "0.52 M", "2.50 G", "0.60 M", "3.00 G"]
+    assert head[-2:] == ["parameters as trained", "MACs as trained"]
     assert "better" in page.classes["+10.33 ± 1.43"]
     assert "open" in page.classes[rows["TSE"][3]]
 

@@ -462,6 +462,8 @@ def test_the_plan_counts_both_networks(ingested):
     for role, params in (("teacher", TEACHER), ("student", STUDENT)):
         network = network_from_params(params, num_classes=11)
         assert plan[role]["name"] == params.name
+        assert plan[role]["trained_parameters"] == sum(p.numel() for p in network.parameters())
+        network.auxiliary = None
         assert plan[role]["parameters"] == sum(p.numel() for p in network.parameters())
         assert plan[role]["stride"] == 16
         assert plan[role]["macs"] > 0

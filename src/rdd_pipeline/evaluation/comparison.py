@@ -74,8 +74,9 @@ def compare(results: Iterable[Metrics]) -> list[Row]:
         gain over the student alone with the same seeds (``SPLIT_gain``), how many seeds that are
         (``SPLIT_gain_seeds``) and the bounds of its 95 % interval (``SPLIT_gain_low``,
         ``SPLIT_gain_high``; NaN with fewer than two).
-        Cost: ``parameters``, ``macs``, ``images_per_second`` and ``training_seconds`` (medians
-        over the seeds) and ``peak_memory_bytes`` (largest); NaN where unknown.
+        Cost: ``parameters`` and ``macs`` of the network as it is used, ``trained_parameters`` and
+        ``trained_macs`` with its auxiliary head, ``images_per_second`` and ``training_seconds``
+        (medians over the seeds) and ``peak_memory_bytes`` (largest); NaN where unknown.
         Data set by data set: teachers first, then students, those of the largest comparison before
         others, best first (by the last split).
     """
@@ -313,6 +314,8 @@ def _rows(groups: _Groups) -> list[Row]:
         row |= {
             "parameters": costs[-1].get("parameters", math.nan),
             "macs": costs[-1].get("macs", math.nan),
+            "trained_parameters": costs[-1].get("trained_parameters", math.nan),
+            "trained_macs": costs[-1].get("trained_macs", math.nan),
             # The median: one run beside other work must not decide.
             "images_per_second": _median(_known(costs, "images_per_second")),
             "training_seconds": _median(_known(costs, "training_seconds")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from typing import NamedTuple
@@ -33,18 +34,35 @@ class Cost(NamedTuple):
     """Size and work of a network for one image.
 
     Attributes:
-        parameters: trainable or not; buffers such as running means are no parameters.
-        macs: multiply-accumulates of all products of matrices and convolutions.
-        published_macs: what the counter behind the published tables ("FLOPs") gives: it takes a
-            dilated convolution's output to be larger than it is. Only for a comparison with those
-            tables.
+        parameters: of the network as it is used, without its auxiliary head; trainable or not.
+            Buffers such as running means are no parameters.
+        macs: multiply-accumulates of all products of matrices and convolutions, likewise.
+        trained_parameters: of the network as it is trained, with the auxiliary head, as the tables
+            of the papers have it.
+        trained_macs: likewise.
+        published_macs: of the network as it is trained, by the counter behind the published tables
+            ("FLOPs"), see `published_macs`; None where that means nothing.
         size: (height, width) of the image.
     """
 
     parameters: int
     macs: int
-    published_macs: int
+    trained_parameters: int
+    trained_macs: int
+    published_macs: int | None
     size: tuple[int, int]
+
+
+def without_auxiliary(network: nn.Module) -> nn.Module:
+    """The network that is used: the same modules but for the auxiliary head.
+
+    Nothing is copied, and the network that was given keeps its head.
+    """
+    if getattr(network, "auxiliary", None) is None:
+        return network
+    used = copy.copy(network)
+    used._modules = {**network._modules, "auxiliary": None}
+    return used
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -64,33 +82,47 @@ def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def published_macs(network: nn.Module, size: tuple[int, int]) -> int:
+def published_macs(network: nn.Module, size: tuple[int, int]) -> int | None:
     """Multiply-accumulates as the RDD and CIRKD code bases count them.
 
-    Their counter sees convolutions only and computes their output size without the dilation, so
-    dilated ones count for more positions than they have. It reproduces the FLOPs columns of the
-    papers, and belongs beside those only.
+    Their counter computes the output size of convolutions without the dilation, so dilated ones
+    count for more positions than they have. It counts a linear layer for one position and no
+    other product at all. It reproduces the FLOPs columns of the papers, and belongs beside those
+    only.
+
+    Returns:
+        None for a network that applies linear layers to many positions, such as a transformer:
+        the count would be a small part of the work.
     """
-    total = 0
+    total, meaningful = 0, True
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, nn.Conv2d)
-        total += _published_operations(module, inputs[0], output)
+        nonlocal total, meaningful
+        if isinstance(module, nn.Conv2d):
+            total += _published_operations(module, inputs[0], output)
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+            meaningful &= output.numel() == module.out_features
 
     meta = on_meta(network)
     for module in meta.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
     with torch.no_grad():
         meta(torch.zeros(1, 3, *size, device="meta"))
-    return total
+    return total if meaningful else None
 
 
 def measure_cost(network: nn.Module, size: tuple[int, int]) -> Cost:
     """Parameters and multiply-accumulates at an image size (height, width)."""
+    used = without_auxiliary(network)
     return Cost(
-        count_parameters(network), count_macs(network, size), published_macs(network, size), size
+        parameters=count_parameters(used),
+        macs=count_macs(used, size),
+        trained_parameters=count_parameters(network),
+        trained_macs=count_macs(network, size),
+        published_macs=published_macs(network, size),
+        size=size,
     )
 
 
@@ -102,6 +134,7 @@ def measure_latency(
     repeats: int = 10,
     warmup: int = 3,
     device: torch.device | str = "cpu",
+    auxiliary: bool = False,
 ) -> Latency:
     """Time the forward pass of a batch in evaluation mode, weights as they are.
 
@@ -112,6 +145,7 @@ def measure_latency(
         repeats: passes that are timed, one by one.
         warmup: passes before, not timed: memory and algorithms are chosen in them.
         device: CUDA work is waited for before each reading of the clock.
+        auxiliary: with the auxiliary head, which the network that is used does not need.
 
     Raises:
         ValueError: fewer than one repeat.
@@ -121,6 +155,7 @@ def measure_latency(
     device = torch.device(device)
     training = network.training
     network.to(device).eval()
+    timed = network if auxiliary else without_auxiliary(network)
     images = torch.zeros(batch_size, 3, *size, device=device)
     times: list[float] = []
     try:
@@ -128,7 +163,7 @@ def measure_latency(
             for step in range(warmup + repeats):
                 _wait(device)
                 start = time.perf_counter()
-                network(images)
+                timed(images)
                 _wait(device)
                 if step >= warmup:
                     times.append(1000 * (time.perf_counter() - start))

@@ -234,6 +234,8 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
             "peak memory",
             "parameters",
             "MACs",
+            "parameters as trained",
+            "MACs as trained",
         ],
         body=[_cells(row, splits) for row in rows],
         class_split=str(shown[0]["split"]) if shown else "",
@@ -273,8 +275,10 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
     )
     memory = _float(row["peak_memory_bytes"])
     cells.append(Cell(size_text(memory, "B"), memory, "number"))
-    cells.append(Cell(millions(row["parameters"]), _float(row["parameters"]), "number"))
-    cells.append(Cell(size_text(row["macs"]), _float(row["macs"]), "number"))
+    for kind in ("", "trained_"):
+        parameters, macs = (_float(row.get(f"{kind}{name}")) for name in ("parameters", "macs"))
+        cells.append(Cell(millions(parameters), parameters, "number"))
+        cells.append(Cell(size_text(macs), macs, "number"))
     return cells
 
 

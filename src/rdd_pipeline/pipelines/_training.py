@@ -26,7 +26,7 @@ from rdd_pipeline.distillation.methods import find_method
 from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_terms
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.comparison import splits_of
-from rdd_pipeline.evaluation.cost import count_macs, count_parameters
+from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.figures import confusion_figure, training_curves
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.networks import (
@@ -185,7 +185,6 @@ def score_network(
         work.remember(f"scores-{key}", scores)
     first = samples[0]
     size = data.image_size or (first.height, first.width)
-    built = network.build()
     return {
         "about": {
             "method": name,
@@ -198,10 +197,18 @@ def score_network(
             "data_digest": scored,
         },
         **scores,
-        "cost": {
-            "parameters": count_parameters(built),
-            "macs": count_macs(built, size),
-        },
+        "cost": size_of(network.build(), size),
+    }
+
+
+def size_of(network: SegmentationNetwork, size: tuple[int, int]) -> dict[str, int]:
+    """Parameters and MACs of a network as it is used and, ``trained_``, with its auxiliary head."""
+    cost = measure_cost(network, size)
+    return {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "trained_parameters": cost.trained_parameters,
+        "trained_macs": cost.trained_macs,
     }
 
 

@@ -21,7 +21,6 @@ from rdd_pipeline.config import (
 from rdd_pipeline.distillation.methods import check_changes
 from rdd_pipeline.distillation.objective import check_auxiliary_heads
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.evaluation.cost import count_macs, count_parameters
 from rdd_pipeline.networks import NetworkCheckpoint, import_teacher, network_from_params
 from rdd_pipeline.pipelines._shared import (
     images_root,
@@ -36,6 +35,7 @@ from rdd_pipeline.pipelines._training import (
     run_training,
     score_network,
     seeds_from,
+    size_of,
     teacher_network,
     training_cost,
 )
@@ -59,7 +59,8 @@ def check_networks(
     """Build both networks once, so that what does not fit is found before anything is trained.
 
     Returns:
-        By role (teacher, student): name, parameters, MACs at the size of the first image, stride.
+        By role (teacher, student): name, parameters and MACs at the size of the first image (as it
+        is used and, ``trained_``, with the auxiliary head), stride.
 
     Raises:
         UserError: Unknown network, weights that do not fit, other classes, impossible schedule.
@@ -97,8 +98,7 @@ def check_networks(
     return {
         role: {
             "name": params.name,
-            "parameters": count_parameters(network),
-            "macs": count_macs(network, size),
+            **size_of(network, size),
             "stride": network.stride,
         }
         for role, params, network in (
