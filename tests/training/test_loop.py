@@ -30,7 +30,7 @@ from rdd_pipeline.segmentation.loading import evaluation_batches, training_batch
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.loop import TrainingResult, train
-from rdd_pipeline.training.preparation import job_fingerprint, state_digest
+from rdd_pipeline.training.preparation import job_fingerprint, network_of, state_digest
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER
@@ -408,6 +408,55 @@ def test_the_last_weights_are_handed_on_when_asked_for(run, make_job):
     result = run(make_job(recipe={"keep": "last"}))
     assert _equal(result.network.tensors, result.state["student"])
     assert result.network.header.provenance["iteration"] == "8"
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """Lets a test say what the validations give: "right", "wrong" or "none" labeled."""
+    matrices = {
+        "right": torch.eye(3, dtype=torch.int64),
+        "wrong": torch.ones(3, 3, dtype=torch.int64).triu(1),
+        "none": torch.zeros(3, 3, dtype=torch.int64),
+    }
+
+    def set_them(*kinds: str) -> None:
+        given = [matrices[kind] for kind in kinds]
+        monkeypatch.setattr(loop, "evaluate", lambda *_, **__: given.pop(0))
+
+    return set_them
+
+
+@pytest.mark.parametrize(
+    ("kinds", "iteration"),
+    [
+        (("none", "right", "wrong", "none"), "4"),
+        (("none", "wrong", "none", "right"), "8"),
+        (("wrong", "none", "none", "none"), "2"),
+    ],
+)
+def test_a_validation_without_labels_is_never_the_best(run, make_job, scores, kinds, iteration):
+    scores(*kinds)
+    result = run(make_job(recipe={"validate_every": 2}))
+    assert result.network.header.provenance["iteration"] == iteration
+
+
+def test_the_last_weights_are_kept_with_a_warning_where_no_validation_has_labels(
+    run, make_job, scores, caplog
+):
+    scores(*["none"] * 4)
+    result = run(make_job(recipe={"validate_every": 2}))
+    assert _equal(result.network.tensors, result.state["student"])
+    assert result.network.header.provenance["iteration"] == "8"
+    assert caplog.text.count("every validation score is NaN") == 1
+
+
+def test_finished_work_of_before_with_a_nan_for_the_best_hands_on_the_last_weights(run, make_job):
+    job = make_job()
+    state = run(job).state
+    old = {**state, "best": {**state["best"], "miou": math.nan}}
+    network = network_of(job, old)
+    assert _equal(network.tensors, state["student"])
+    assert network.header.provenance["iteration"] == "8"
 
 
 def test_the_first_stage_hands_its_last_weights_on(run, make_job):

@@ -413,6 +413,8 @@ class _Run:
                 validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
                 if validated and self.val_samples:
                     self._validate(progression, progress)
+                    if iteration == recipe.iterations:
+                        self._warn_without_best(progression)
                     window.resume_clock()
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
                 stopping = self.group.any(stop.is_set())
@@ -512,13 +514,24 @@ class _Run:
         progression.history.append(row)
         if self.writes:
             self.observe(progression.iteration, {k: v for k, v in row.items() if k != "iteration"})
-        if progression.best is None or scores.miou > progression.best["miou"]:
+        # NaN (no labeled pixel) is never the best; of older work it may stand there.
+        best = math.nan if progression.best is None else progression.best["miou"]
+        if scores.miou > best or (math.isnan(best) and not math.isnan(scores.miou)):
             progression.best = {
                 "miou": scores.miou,
                 "iteration": progression.iteration,
                 "tensors": copy_to_cpu(self.student.state_dict()),
             }
-        progress.validated(scores.miou, best=progression.best["miou"])
+        best = math.nan if progression.best is None else progression.best["miou"]
+        progress.validated(scores.miou, best=best)
+
+    def _warn_without_best(self, progression: _Progression) -> None:
+        if self.job.recipe.keep == "best" and progression.best is None and self.writes:
+            logger.warning(
+                "%s: every validation score is NaN, as no pixel of split 'val' is labeled. The "
+                "last weights are kept, whether good or not.",
+                title_of(self.job),
+            )
 
     def _scores(self) -> Scores:
         job = self.job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -114,9 +115,12 @@ def check_teacher(header: NetworkHeader, job: TrainingJob) -> None:
 def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
     """The weights a state hands on, with all that is needed to use them elsewhere.
 
-    Of the best validation if the job keeps the best and the run is over, else the last ones.
+    Of the best validation if the job keeps the best and the run is over, else the last ones; where
+    every validation score is NaN there is no best one.
     """
     best = state["best"]
+    if best is not None and math.isnan(best["miou"]):
+        best = None
     over = state["iteration"] >= job.recipe.iterations
     use_best = job.recipe.keep == "best" and best is not None and over
     header = NetworkHeader(
