@@ -95,6 +95,19 @@ class DataParams(Params):
         description="What bad images do: stop the run with a list of all of them, or be left out, "
         "which the report and the log say. The report is written in either case.",
     )
+    val_fraction: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the training images that become split `val`, for a data set without "
+        "one. 0: the data set has to have it.",
+    )
+    test_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Likewise for `test`.")
+    split_seed: NonNegativeInt = Field(
+        0,
+        description="Decides, with the images' contents, which ones val_fraction and test_fraction "
+        "take. Equal images stay together.",
+    )
     cache: bool | Literal["auto"] = Field(
         "auto",
         description="Keep the decoded images in one file for each split, which training reads "
@@ -102,6 +115,15 @@ class DataParams(Params):
         "same with and without.",
     )
     scenes: SceneParams = SceneParams()
+
+    @model_validator(mode="after")
+    def _training_images_are_left(self) -> Self:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction ({self.val_fraction}) and test_fraction ({self.test_fraction}) "
+                "leave no image for training: their sum has to be below 1."
+            )
+        return self
 
 
 class NetworkParams(Params):

@@ -322,6 +322,53 @@ def test_many_problems_and_sizes_do_not_make_the_report_endless(images, monkeypa
     assert "2 other sizes" in report
 
 
+def test_a_split_made_of_training_images_is_in_log_report_and_tags(images, caplog):
+    for folder in ("val", "valannot"):
+        (images / folder / "0.png").unlink()
+        (images / folder).rmdir()
+    with pytest.raises(DataProblem, match=r"val and valannot missing.*data\.val_fraction"):
+        _ingest(images, FOLDER)
+    data = _change(FOLDER, val_fraction=0.34, split_seed=3)
+    with caplog.at_level(logging.INFO):
+        index, _, statistics, tags, report = _ingest(images, data)
+    assert list(index["split"]) == ["train", "train", "val", "test"]
+    assert list(statistics["split"].unique()) == ["train", "val", "test"]
+    assert (tags["val_fraction"], tags["split_seed"]) == ("0.34", "3")
+    said = "Of the training images 1 to 'val' (data.val_fraction=0.34) went, 2 are left"
+    assert said in caplog.text
+    assert said.replace("'", "&#39;") in report
+    again = _ingest(images, data)
+    assert again.index.equals(index)
+    assert not {"val_fraction", "split_seed"} & _ingest_camvid_tags(images.parent / "other")
+
+
+def _ingest_camvid_tags(root: Path) -> set[str]:
+    for split in ("train", "val"):
+        _write(root / split / "0.png", np.full((8, 8, 3), len(split), np.uint8))
+        _write(root / f"{split}annot" / "0.png", np.eye(8, dtype=np.uint8))
+    return set(_ingest(root, FOLDER).tags)
+
+
+def test_splits_may_not_take_all_training_images():
+    with pytest.raises(ValueError, match="leave no image for training"):
+        DataParams(val_fraction=0.5, test_fraction=0.5)
+
+
+def test_labels_that_cannot_be_scored_stop_the_run_before_training(images):
+    _write(images / "valannot" / "0.png", np.full((32, 40), 11, np.uint8))
+    for data in (FOLDER, QUARANTINE):
+        with pytest.raises(DataProblem, match="split 'val' has no labeled pixel"):
+            _ingest(images, data)
+    assert "split &#39;val&#39; has no labeled pixel" in _see(images, FOLDER)[4]
+
+
+def test_training_images_of_one_class_stop_the_run(images):
+    for path in (images / "trainannot").iterdir():
+        _write(path, np.zeros((32, 40), np.uint8))
+    with pytest.raises(DataProblem, match="holds one class only, 'Sky'; the 10 classes 'Building'"):
+        _ingest(images, FOLDER)
+
+
 # ---- packed cache
 
 

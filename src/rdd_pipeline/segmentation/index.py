@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.segmentation.division import Division, divide
 from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.segmentation.layouts import Layout, Pair, Problem, list_pairs, raise_problems
 from rdd_pipeline.segmentation.memory import CheckMemory, Facts, Stamp
@@ -97,7 +98,12 @@ def build_index(root: Path, layout: Layout, *, workers: int | None = None) -> In
 
 
 def check_images(
-    root: Path, layout: Layout, *, workers: int | None = None, memory: Path | None = None
+    root: Path,
+    layout: Layout,
+    *,
+    workers: int | None = None,
+    memory: Path | None = None,
+    division: Division = Division(),  # noqa: B008 - immutable
 ) -> Index:
     """Look at every image and mask below `root` once and collect what is wrong.
 
@@ -107,6 +113,7 @@ def check_images(
         workers: Threads; None: one for each core this process may use.
         memory: File that remembers what was found, so that after an interruption, or the next
             time, only changed files are read; see `memory.CheckMemory`. None: all are read.
+        division: Splits to make of the training images.
 
     Returns:
         Samples in the order of the layout's listing, their class counts, and all problems. A pair
@@ -114,8 +121,11 @@ def check_images(
 
     Raises:
         DataProblem: `root` is not a folder.
+        UserError: A split that should be made is there.
     """
-    listing = list_pairs(root, layout)
+    listing = list_pairs(root, layout, made=division.made)
+    listed = dict.fromkeys(pair.split for pair in listing.pairs)
+    _refuse_to_make(listed, division)
     labels = layout.labels
     key = (labels.lookup, labels.num_classes, labels.ignore_index, str(root.resolve()))
     known = CheckMemory(memory, repr(key))
@@ -136,6 +146,11 @@ def check_images(
         known.save(complete=complete)
     faulty = {problem.file for problem in problems}
     good = [item for item in checked if not faulty & {item.pair.image, item.pair.mask}]
+    if division.made:
+        good = _divided(good, division)
+        lacking = {"train", *division.made} - {item.pair.split for item in good}
+        if listed and lacking and not problems:
+            problems.append(Problem("train", _too_few(lacking, good), blocks=True))
     samples = tuple(_sample(item) for item in good)
     return Index(
         samples,
@@ -143,7 +158,43 @@ def check_images(
         (*listing.warnings, *_duplicates(samples)),
         tuple(problems),
         len(listing.pairs) - sum(item.known for item in checked),
-        tuple(dict.fromkeys(pair.split for pair in listing.pairs)),
+        (*listed, *division.made),
+    )
+
+
+def _refuse_to_make(listed: Iterable[str], division: Division) -> None:
+    for split in division.made:
+        if split in listed:
+            share = getattr(division, split)
+            raise UserError(
+                f"data.{split}_fraction is {share}, but the data set has a split '{split}'. Set "
+                f"data.{split}_fraction=0 to use it, or take it out of the data set to make one."
+            )
+
+
+def _divided(checked: Sequence[_Checked], division: Division) -> list[_Checked]:
+    """Some of the training images in other splits; splits in their usual order."""
+    train = [item for item in checked if item.pair.split == "train"]
+    digests = [item.facts.image_digest for item in train if item.facts is not None]
+    moved = [
+        item._replace(pair=item.pair._replace(split=split))
+        for item, split in zip(train, divide(digests, division), strict=True)
+    ]
+    others = [item for item in checked if item.pair.split != "train"]
+    order = ("train", "val", "test")
+    return sorted(
+        moved + others,
+        key=lambda item: order.index(item.pair.split) if item.pair.split in order else len(order),
+    )
+
+
+def _too_few(lacking: Iterable[str], checked: Sequence[_Checked]) -> str:
+    others = [item for item in checked if item.pair.split in ("train", "val", "test")]
+    distinct = len({item.facts.image_digest for item in others if item.facts is not None})
+    return (
+        f"{len(others)} images, {distinct} of them different, are too few or too much alike to "
+        f"make the splits asked for: none is left for {' and '.join(sorted(lacking))}. Add images "
+        "or change data.val_fraction and data.test_fraction."
     )
 
 

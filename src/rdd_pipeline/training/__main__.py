@@ -29,14 +29,17 @@ from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
+from rdd_pipeline.segmentation.coverage import with_coverage
 from rdd_pipeline.segmentation.index import Sample, build_index, from_rows
-from rdd_pipeline.segmentation.layouts import get_layout
+from rdd_pipeline.segmentation.layouts import get_layout, raise_problems
 from rdd_pipeline.training.checkpoints import WorkFolder, write_atomically
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.launch import train
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+
+logger = logging.getLogger(__name__)
 
 
 class JobFile(Params):
@@ -113,7 +116,12 @@ def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
             raise UserError(f"The index {path} cannot be read ({error.strerror}).") from error
     if spec.layout is None:
         raise UserError("The job file names neither `index` nor `layout`; give one of them.")
-    return list(build_index(root, get_layout(spec.layout, root)).samples)
+    layout = get_layout(spec.layout, root)
+    index = with_coverage(build_index(root, layout), layout)
+    raise_problems(root, index.problems)
+    for warning in index.warnings:
+        logger.warning(warning)
+    return list(index.samples)
 
 
 def main() -> int:

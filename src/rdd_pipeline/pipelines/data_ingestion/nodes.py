@@ -20,6 +20,8 @@ from rdd_pipeline.segmentation.cache import (
     usable_pack,
     write_pack,
 )
+from rdd_pipeline.segmentation.coverage import with_coverage
+from rdd_pipeline.segmentation.division import Division
 from rdd_pipeline.segmentation.index import (
     Index,
     Sample,
@@ -70,7 +72,13 @@ def inspect_images(
         rendered = write_scenes(root, data.scenes)
         if rendered:
             logger.info("Rendered %d road scenes into %s.", rendered, root)
-    index = check_images(root, layout, workers=_workers(data), memory=image_cache / "checked.json")
+    index = check_images(
+        root,
+        layout,
+        workers=_workers(data),
+        memory=image_cache / "checked.json",
+        division=Division(data.val_fraction, data.test_fraction, data.split_seed),
+    )
     logger.info(
         "%d labeled images, %d of them read, the others unchanged since the last time.",
         len(index.samples),
@@ -79,6 +87,11 @@ def inspect_images(
     quarantine = data.on_problem == "quarantine"
     if quarantine:
         index = _with_empty_splits(index)
+    if quarantine or not index.problems:
+        index = with_coverage(index, layout)
+    divided = _divided(index, data)
+    if divided:
+        logger.info(divided)
     _log(index.warnings)
     statistics = label_statistics(index, layout.labels)
     report = ingestion_report(
@@ -88,6 +101,7 @@ def inspect_images(
         layout=data.layout,
         root=str(root),
         quarantine=quarantine,
+        divided=divided,
     )
     return (
         pd.DataFrame(to_rows(index.samples), columns=list(Sample._fields)),
@@ -143,6 +157,10 @@ def index_images(
     }
     if left_out:
         tags["image_problems"] = str(left_out)
+    if data.val_fraction or data.test_fraction:
+        tags |= {
+            key: str(getattr(data, key)) for key in ("val_fraction", "test_fraction", "split_seed")
+        }
     return pd.DataFrame(to_rows(samples)), tags
 
 
@@ -231,6 +249,23 @@ def preview_images(
 
 def _workers(data: DataParams) -> int | None:
     return None if data.workers == "auto" else data.workers
+
+
+def _divided(index: Index, data: DataParams) -> str:
+    """What became of the training images, in one sentence; empty: they were left as they are."""
+    made = {"val": data.val_fraction, "test": data.test_fraction}
+    parts = [
+        f"{len(of_split(index.samples, split))} to '{split}' (data.{split}_fraction={share:g})"
+        for split, share in made.items()
+        if share
+    ]
+    if not parts:
+        return ""
+    left = len(of_split(index.samples, "train"))
+    return (
+        f"Of the training images {' and '.join(parts)} went, {left} are left; which ones, their "
+        f"contents and data.split_seed={data.split_seed} decide."
+    )
 
 
 def _with_empty_splits(index: Index) -> Index:

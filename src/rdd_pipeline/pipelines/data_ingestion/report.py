@@ -75,6 +75,8 @@ the catalog entry <code>image_problems</code>.</p>{% endif %}
 {% endif %}
 
 <h2>Splits and sizes</h2>
+{% if divided %}<p>{{ divided }}</p>
+{% endif %}
 <table>
 <tr><th>Split</th><th class="n">Images</th><th class="n">Megapixels</th>
 <th class="n">Ignored pixels</th><th>Width x height (images)</th></tr>
@@ -117,6 +119,7 @@ def ingestion_report(
     layout: str,
     root: str,
     quarantine: bool,
+    divided: str = "",
 ) -> str:
     """The page.
 
@@ -127,6 +130,7 @@ def ingestion_report(
         layout: Name of the layout.
         root: Where the images are.
         quarantine: Whether bad images were left out; otherwise they stop the run.
+        divided: Which splits were made of the training images, if any.
 
     Returns:
         HTML; names from the data set are escaped.
@@ -144,6 +148,7 @@ def ingestion_report(
         quarantine=quarantine and not any(problem.blocks for problem in index.problems),
         problems=index.problems[:LISTED],
         problem_count=len(index.problems),
+        divided=divided,
         warnings=index.warnings[:LISTED],
         warning_count=len(index.warnings),
         splits=[
