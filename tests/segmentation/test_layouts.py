@@ -734,3 +734,33 @@ def test_the_table_in_the_documentation_is_a_valid_one(tmp_path: Path):
         (0.5, 2),
     )
     assert labels.lookup[:8] == (255, 0, 1, -1, -1, -1, -1, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "paths", "pair"),
+    [
+        (
+            "images: .\nmasks: .\nimage_ending: img\nmask_ending: label",
+            ("x_json/img.png", "x_json/label.png", "x_json/label_viz.png"),
+            ("x_json/img.png", "x_json/label.png"),
+        ),
+        (
+            "images: JPEGImages\nmasks: SegmentationClass\nlists: ImageSets/Segmentation/SPLIT.txt",
+            ("JPEGImages/a 1.5.jpg", "SegmentationClass/a 1.5.png", "SegmentationObject/a 1.5.png"),
+            ("JPEGImages/a 1.5.jpg", "SegmentationClass/a 1.5.png"),
+        ),
+    ],
+    ids=["labelme", "CVAT"],
+)
+def test_what_the_documentation_says_of_other_programs(
+    tmp_path: Path, table: str, paths: tuple[str, ...], pair: tuple[str, str]
+):
+    put(tmp_path, *paths)
+    (tmp_path / "labels.yaml").write_text(f"classes: [a, b]\n{table}\n")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a 1.5\n")
+    (lists / "default.txt").write_text("")
+    listing = list_pairs(tmp_path, get_layout("folders", tmp_path), made=("val",))
+    assert listing.problems == ()
+    assert [(found.image, found.mask) for found in listing.pairs] == [pair]
