@@ -46,6 +46,30 @@ def test_soft_similarity_kl_computes_only_gradients_that_are_asked_for():
         assert not soft_similarity_kl(rows, keys, *others, temperature=1.0).requires_grad
 
 
+@pytest.mark.parametrize("similarities", [1, 2**22])
+def test_rows_that_do_not_count_are_as_if_they_were_not_there(monkeypatch, similarities):
+    monkeypatch.setattr(similarity, "_SIMILARITIES_CPU", similarities)
+    counted = torch.tensor([True, False, True, True, False, False, True])
+    keys, others = features(1, (2, 6, 3)), (features(2, (7, 4)), features(3, (2, 6, 4)))
+    found = []
+    for some in (slice(None), counted):
+        rows, leaf_keys = features(0, (7, 3)), keys.clone().requires_grad_()
+        if some is not counted:
+            rows[1] = torch.nan  # nor does what they hold
+        rows.requires_grad_()
+        loss = soft_similarity_kl(
+            rows[some],
+            leaf_keys,
+            others[0][some],
+            others[1],
+            temperature=0.5,
+            counted=counted if some is not counted else None,
+        )
+        found.append((loss.detach(), *torch.autograd.grad(loss, (rows, leaf_keys))))
+    assert_close(*found, rtol=1e-5, atol=1e-6)
+    assert found[0][1][~counted].count_nonzero() == 0
+
+
 def test_gradcheck_in_float64():
     shapes = ((4, 3), (2, 5, 3), (4, 2), (2, 5, 2))
     inputs = [features(seed, shape, torch.float64) for seed, shape in enumerate(shapes)]

@@ -224,7 +224,7 @@ class CirkdMemory(nn.Module):
         self.enqueue(teacher_NPD, labels_NP)
 
         anchors = labels_NP != self.ignore_index
-        student_MD, teacher_MD = student_NPD[anchors], teacher_NPD[anchors]
+        student_MD, teacher_MD = student_NPD.flatten(0, 1), teacher_NPD.flatten(0, 1)
         positions = self.ranks.divisor(anchors.sum())
         terms = []
         for queue, draws in (
@@ -234,7 +234,12 @@ class CirkdMemory(nn.Module):
             keys = queue[:, random_slots(queue.shape[1], draws, queue.device)].flatten(0, 1)
             keys = keys.to(student.dtype).unsqueeze(0)
             total = soft_similarity_kl(
-                student_MD, keys, teacher_MD, keys, temperature=self.temperature
+                student_MD,
+                keys,
+                teacher_MD,
+                keys,
+                temperature=self.temperature,
+                counted=anchors.flatten(),
             )
             terms.append(total / positions)
         return MemoryTerms(*terms)

@@ -28,6 +28,7 @@ def soft_similarity_kl(
     teacher_keys: Tensor,
     *,
     temperature: float,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Sum of KL(teacher || student), in nats, of the rows' softmaxes over their similarities.
 
@@ -43,7 +44,14 @@ def soft_similarity_kl(
         teacher_rows: (M, Dt).
         teacher_keys: (G, K, Dt).
         temperature: T.
+        counted: (M,) bool, which rows belong to the sum; None: all. (To pick them out beforehand
+            would mean to wait for the device, for their number.)
     """
+    if counted is not None:
+        # Zeros are equally similar to every key for both networks: no divergence, no gradient.
+        student_rows, teacher_rows = (
+            rows.masked_fill(~counted.unsqueeze(1), 0) for rows in (student_rows, teacher_rows)
+        )
     result: Tensor = _SoftSimilarityKL.apply(
         student_rows,
         student_keys,
