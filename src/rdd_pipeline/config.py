@@ -82,6 +82,13 @@ class DataParams(Params):
         description="(height, width) every image is resized to when it is read; None keeps its "
         "own. Evaluation always compares at the label's own size.",
     )
+    bits: int = Field(
+        16,
+        ge=8,
+        le=16,
+        description="Bits of the values of 16-bit gray images, of which the upper 8 are used: 12 "
+        "for a 12-bit camera's 0..4095. Ingestion warns where fewer are in use.",
+    )
     workers: PositiveInt | Literal["auto"] = Field(
         "auto", description="Threads that check the files; auto: one for each core."
     )

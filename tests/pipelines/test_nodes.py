@@ -306,6 +306,17 @@ def test_the_same_image_in_two_splits_is_in_the_report_and_no_problem(images):
     assert "test/0.png and train/1.png are the same image in two splits" in report
 
 
+def test_warnings_are_in_log_and_report(images, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = images / "train" / "0.png"
+    Image.open(path).save(path, exif=exif)
+    report = _ingest(images, FOLDER).report
+    text = "1 image with an EXIF rotation that the sizes cannot check (train/0.png)"
+    assert text in report
+    assert text in caplog.text
+
+
 def test_many_problems_and_sizes_do_not_make_the_report_endless(images, monkeypatch):
     from rdd_pipeline.pipelines.data_ingestion import report as module
 

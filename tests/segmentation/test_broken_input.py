@@ -227,7 +227,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         image_turned_mask_not, r"trainannot/x\.png is 24 x 32 .*EXIF rotation .*save it upright",
     ),
     "image with a suffix that is not read": (
-        image(encoded(IMAGE, "TIFF"), "x.tif"), r"x\.png has no image: train/x\.tif is n.*Convert",
+        image(encoded(IMAGE, "GIF"), "x.gif"), r"x\.png has no image: train/x\.gif is n.*Convert",
     ),
     "mask with the suffix of a JPEG": (
         mask(encoded(MASK, "JPEG"), "x.jpg"), r"train/x\.png has no mask: trainannot/x\.jpg is",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -764,3 +766,136 @@ def test_what_the_documentation_says_of_other_programs(
     listing = list_pairs(tmp_path, get_layout("folders", tmp_path), made=("val",))
     assert listing.problems == ()
     assert [(found.image, found.mask) for found in listing.pairs] == [pair]
+
+
+def place(root: Path, *paths: str) -> None:
+    """Files of any name: listing does not look into them."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+
+
+class TestFilesThatAreNotRead:
+    def make(self, root: Path) -> Path:
+        (root / "labels.yaml").write_text("classes: [{name: a}, {name: b}]")
+        place(
+            root, *(f"{side}/{s}/0.png" for side in ("images", "masks") for s in ("train", "val"))
+        )
+        return root
+
+    @pytest.mark.parametrize(
+        ("image", "mask"),
+        [("x.heic", "x.npy"), ("x.gif", "x.gif"), ("x.jp2", "x.jpg"), ("x.nii.gz", "x.nii.gz"),
+         ("x", "x"), ("x.v1", "x.v2"), ("sub/x.gif", "sub/x.pgm")],
+    )  # fmt: skip
+    def test_a_pair_of_them_is_a_problem_that_names_both(
+        self, tmp_path: Path, image: str, mask: str
+    ):
+        place(self.make(tmp_path), f"images/train/{image}", f"masks/train/{mask}")
+        listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
+        (problem,) = listing.problems
+        assert problem.file == f"images/train/{image}"
+        assert f"images/train/{image}" in problem.text
+        assert f"masks/train/{mask}" in problem.text
+        assert not problem.blocks
+        assert len(listing.pairs) == 2
+
+    def test_of_fixed_layouts_and_lists_too(self, tmp_path: Path):
+        root = make_camvid(tmp_path / "camvid", count=1)
+        place(root, "train/x.heic", "trainannot/x.npy")
+        (problem,) = list_pairs(root, CAMVID).problems
+        assert "train/x.heic and its mask trainannot/x.npy are not read" in problem.text
+        root = tmp_path / "lists"
+        root.mkdir()
+        (root / "labels.yaml").write_text(
+            "{classes: [{name: a}, {name: b}], images: i, masks: m, lists: SPLIT.txt}"
+        )
+        place(root, "i/a.png", "m/a.png", "i/b.png", "m/b.png", "i/c.heic", "m/c.npy", "i/d.gif")
+        (root / "train.txt").write_text("a\nc\n")
+        (root / "val.txt").write_text("b\n")
+        (problem,) = list_pairs(root, get_layout("folders", root)).problems
+        assert "i/c.heic and its mask m/c.npy are not read" in problem.text
+
+    def test_an_empty_split_says_what_lies_there(self, tmp_path: Path):
+        root = self.make(tmp_path)
+        for side in ("images", "masks"):
+            (root / side / "train" / "0.png").unlink()
+        place(root, "images/train/a.heic", "images/train/b.heic", "images/train/c.gif")
+        place(root, "masks/train/a.npy", "masks/train/b.npy", "masks/train/c.npy")
+        problems = list_pairs(root, get_layout("folders", root)).problems
+        assert len(problems) == 4
+        assert problems[0].blocks
+        assert problems[0].text == (
+            "split 'train' is empty: no images in images/train, only 2 .heic and 1 .gif files, "
+            "which are not read."
+        )
+
+    def test_other_things_beside_images_are_no_pairs(self, tmp_path: Path):
+        root = self.make(tmp_path)
+        for side in ("images", "masks"):
+            place(
+                root, f"{side}/train/Thumbs.db", f"{side}/train/notes.txt", f"{side}/train/README"
+            )
+        place(root, "images/train/0.json", "masks/train/0.xml")
+        assert list_pairs(root, get_layout("folders", root)).problems == ()
+
+    def test_a_good_pair_may_have_another_file_of_its_name(self, tmp_path: Path):
+        root = self.make(tmp_path)
+        place(root, "images/train/0.heic", "masks/train/0.npy")
+        assert list_pairs(root, get_layout("folders", root)).problems == ()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+class TestNamesThatAreNotUtf8:
+    def make(self, root: Path) -> Path:
+        return make_camvid(root, count=2)
+
+    def rename(self, root: Path, path: str) -> None:
+        place = os.fsencode(root / path)
+        os.rename(place, place.replace(b"train0", b"stra\xdfe"))
+
+    def test_are_problems_that_can_be_written(self, tmp_path: Path):
+        root = self.make(tmp_path)
+        self.rename(root, "train/train0.png")
+        self.rename(root, "trainannot/train0.png")
+        listing = list_pairs(root, CAMVID)
+        assert [problem.file for problem in listing.problems] == [
+            r"train/stra\xdfe.png", r"trainannot/stra\xdfe.png",
+        ]  # fmt: skip
+        assert listing.problems[0].text == (
+            r"the name of train/stra\xdfe.png is not UTF-8 text, as names have to be. Rename it."
+        )
+        assert not any(problem.blocks for problem in listing.problems)
+        json.dumps(listing.problems, ensure_ascii=False).encode()
+        assert len(listing.pairs) == 5
+
+    def test_folders_and_splits_are_named_as_well(self, tmp_path: Path):
+        (tmp_path / "labels.yaml").write_text("classes: [{name: a}, {name: b}]")
+        for side in ("images", "masks"):
+            place(
+                tmp_path, f"{side}/train/a.png", f"{side}/val/b.png", f"{side}/train/train0/c.png"
+            )
+            place(tmp_path, f"{side}/train0/d.png")
+            self.rename(tmp_path, f"{side}/train/train0")
+            self.rename(tmp_path, f"{side}/train0")
+        listing = list_pairs(tmp_path, get_layout("folders", tmp_path))
+        assert {problem.file for problem in listing.problems} == {
+            r"images/stra\xdfe", r"masks/stra\xdfe",
+            r"images/train/stra\xdfe", r"masks/train/stra\xdfe",
+        }  # fmt: skip
+        assert [pair.name for pair in listing.pairs] == ["a", "b"]
+
+    def test_of_lists_and_of_the_folder_itself(self, tmp_path: Path):
+        (tmp_path / "labels.yaml").write_text(
+            "{classes: [{name: a}, {name: b}], images: i, masks: m, lists: SPLIT.txt}"
+        )
+        place(tmp_path, "i/a.png", "m/a.png")
+        for name in ("train", "val", "train0"):
+            (tmp_path / f"{name}.txt").write_text("a\n")
+        self.rename(tmp_path, "train0.txt")
+        problems = list_pairs(tmp_path, get_layout("folders", tmp_path)).problems
+        assert [problem.file for problem in problems] == [r"stra\xdfe.txt"]
+        (tmp_path / "train0").mkdir()
+        self.rename(tmp_path, "train0")
+        with pytest.raises(DataProblem, match=r"stra\\xdfe, is not UTF-8 text.*Rename"):
+            list_pairs(Path(os.fsdecode(os.fsencode(tmp_path) + b"/stra\xdfe")), CAMVID)

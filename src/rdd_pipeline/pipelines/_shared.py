@@ -67,6 +67,6 @@ def read_sample(
 ) -> tuple[Tensor, Tensor]:
     """Image (3, H, W) and train ids (H, W) of one sample, both uint8 and of the same size."""
     return (
-        read_image(root / sample.image, image_size=image_size),
+        read_image(root / sample.image, image_size=image_size, bits=sample.bits),
         read_mask(root / sample.mask, labels.lookup, image_size=image_size),
     )

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.segmentation.index import Sample, usable_cores
+from rdd_pipeline.segmentation.index import Sample, bits_in_use, usable_cores
 from rdd_pipeline.segmentation.labels import Lookup
 from rdd_pipeline.segmentation.progress import tracked
 from rdd_pipeline.segmentation.sources import FileSource
@@ -72,7 +72,7 @@ def pack_path(
     image_size: tuple[int, int] | None = None,
 ) -> Path:
     """Where the pack of these samples is kept: `SPLIT_KEY.pack` in `folder`."""
-    content = [(sample.image_digest, sample.mask_digest) for sample in samples]
+    content = [(s.image_digest, s.mask_digest, *bits_in_use(s)) for s in samples]
     key = repr((_MAGIC, content, tuple(lookup), tuple(image_size) if image_size else None))
     splits = "_".join(sorted({sample.split for sample in samples}))
     return folder / f"{splits}_{blake2b(key.encode(), digest_size=12).hexdigest()}.pack"

@@ -24,10 +24,13 @@ from rdd_pipeline.segmentation.layouts import Layout, Pair, Problem, list_pairs,
 from rdd_pipeline.segmentation.memory import CheckMemory, Facts, Stamp
 from rdd_pipeline.segmentation.progress import tracked
 from rdd_pipeline.segmentation.reading import (
-    decode_image_bytes,
-    decode_mask,
+    FULL_BITS,
+    ImageFacts,
+    inspect_image,
+    inspect_mask,
     read_bytes,
 )
+from rdd_pipeline.segmentation.remarks import remarks
 
 DIGEST_BYTES = 16
 
@@ -43,6 +46,8 @@ class Sample(NamedTuple):
     width: int
     image_digest: str
     mask_digest: str
+    bits: int = FULL_BITS
+    """Of a 16-bit gray image: how many bits its values have; see `decode_image_bytes`."""
 
 
 class ClassCounts(NamedTuple):
@@ -104,6 +109,7 @@ def check_images(
     workers: int | None = None,
     memory: Path | None = None,
     division: Division = Division(),  # noqa: B008 - immutable
+    bits: int = FULL_BITS,
 ) -> Index:
     """Look at every image and mask below `root` once and collect what is wrong.
 
@@ -114,6 +120,7 @@ def check_images(
         memory: File that remembers what was found, so that after an interruption, or the next
             time, only changed files are read; see `memory.CheckMemory`. None: all are read.
         division: Splits to make of the training images.
+        bits: How many bits the values of 16-bit gray images have, see `decode_image_bytes`.
 
     Returns:
         Samples in the order of the layout's listing, their class counts, and all problems. A pair
@@ -140,6 +147,7 @@ def check_images(
             if result.facts is not None:
                 known.keep(result.pair, result.stamp, result.facts, new=not result.known)
                 checked.append(result)
+                problems += _depth_problems(result.pair, result.facts.image, bits)
         complete = True
     finally:
         pool.shutdown(cancel_futures=True)
@@ -151,11 +159,15 @@ def check_images(
         lacking = {"train", *division.made} - {item.pair.split for item in good}
         if listed and lacking and not problems:
             problems.append(Problem("train", _too_few(lacking, good), blocks=True))
-    samples = tuple(_sample(item) for item in good)
+    samples = tuple(_sample(item, bits) for item in good)
     return Index(
         samples,
         _counts(good, labels.num_classes),
-        (*listing.warnings, *_duplicates(samples)),
+        (
+            *listing.warnings,
+            *remarks([(i.pair, i.facts) for i in good if i.facts], bits, layout.palette),
+            *_duplicates(samples),
+        ),
         tuple(problems),
         len(listing.pairs) - sum(item.known for item in checked),
         (*listed, *division.made),
@@ -200,8 +212,15 @@ def _too_few(lacking: Iterable[str], checked: Sequence[_Checked]) -> str:
 
 def index_digest(samples: Iterable[Sample]) -> str:
     """Digest of splits, names and contents; the folder, file suffixes and order do not matter."""
-    rows = sorted((s.split, s.name, s.image_digest, s.mask_digest) for s in samples)
+    rows = sorted(
+        (s.split, s.name, s.image_digest, s.mask_digest, *bits_in_use(s)) for s in samples
+    )
     return blake2b(repr(rows).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def bits_in_use(sample: Sample) -> tuple[int, ...]:
+    """What to add to a digest of the sample's files: nothing, unless `data.bits` changed pixels."""
+    return () if sample.bits == FULL_BITS else (sample.bits,)
 
 
 def of_split(samples: Iterable[Sample], split: str) -> tuple[Sample, ...]:
@@ -222,13 +241,13 @@ def from_rows(rows: Iterable[Mapping[Any, Any]]) -> tuple[Sample, ...]:
     """
     samples = []
     for row in rows:
-        missing = [field for field in Sample._fields if field not in row]
+        missing = [f for f in Sample._fields if f not in row and f not in Sample._field_defaults]
         if missing:
             raise DataProblem(
                 f"The index has no column {', '.join(missing)}; it has {', '.join(map(str, row))}. "
                 "Run the data_ingestion pipeline again."
             )
-        values = {field: str(row[field]) for field in Sample._fields}
+        values = {field: str(row[field]) for field in Sample._fields if field in row}
         samples.append(
             Sample(
                 split=values["split"],
@@ -239,6 +258,7 @@ def from_rows(rows: Iterable[Mapping[Any, Any]]) -> tuple[Sample, ...]:
                 width=int(row["width"]),
                 image_digest=values["image_digest"],
                 mask_digest=values["mask_digest"],
+                bits=int(values.get("bits", FULL_BITS)),
             )
         )
     return tuple(samples)
@@ -264,18 +284,21 @@ def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Che
     problems: list[Problem] = []
     size: tuple[int, int] | None = None
     image_digest = mask_digest = ""
+    image_facts = ImageFacts()
+    palette: dict[int, int] = {}
     ids: NDArray[np.uint8] | None = None
     try:
         data = read_bytes(root / pair.image)
         image_digest = file_digest(data)
-        height, width = decode_image_bytes(data, Path(pair.image)).shape[-2:]
-        size = (int(height), int(width))
+        # The most bits: `data.bits` may change without the files being read again.
+        image, image_facts = inspect_image(data, Path(pair.image))
+        size = (int(image.shape[-2]), int(image.shape[-1]))
     except DataProblem as problem:
         problems.append(Problem(pair.image, str(problem)))
     try:
         data = read_bytes(root / pair.mask)
         mask_digest = file_digest(data)
-        ids = decode_mask(data, labels.lookup, Path(pair.mask))
+        ids, palette = inspect_mask(data, labels.lookup, Path(pair.mask))
     except DataProblem as problem:
         problems.append(Problem(pair.mask, str(problem)))
     if size is not None and ids is not None and ids.shape != size:
@@ -285,7 +308,25 @@ def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Che
     histogram = Image.fromarray(ids).histogram()  # several times faster than numpy's bincount
     pixels = [*histogram[: labels.num_classes], histogram[labels.ignore_index]]
     counts = {number: count for number, count in enumerate(pixels) if count}
-    return _Checked(pair, stamp, Facts(*size, image_digest, mask_digest, counts))
+    facts = Facts(*size, image_digest, mask_digest, counts, image_facts, palette)
+    return _Checked(pair, stamp, facts)
+
+
+def _depth_problems(pair: Pair, facts: ImageFacts, bits: int) -> list[Problem]:
+    """What is wrong with the image only because `data.bits` says so."""
+    if facts.gray_top >= 1 << bits:
+        text = (
+            f"{pair.image} holds gray values up to {facts.gray_top}, but data.bits is {bits}: "
+            f"expected 0..{(1 << bits) - 1}. Raise data.bits to {facts.gray_top.bit_length()}."
+        )
+    elif bits < FULL_BITS and facts.color_top >= 0:
+        text = (
+            f"{pair.image} is a 16-bit color image, which data.bits ({bits}) cannot be applied to: "
+            "only the upper bytes of such images are read. Convert it to 8 bits a channel."
+        )
+    else:
+        return []
+    return [Problem(pair.image, text)]
 
 
 def _size_problem(pair: Pair, image: tuple[int, int], mask: tuple[int, ...]) -> str:
@@ -300,9 +341,11 @@ def _size_problem(pair: Pair, image: tuple[int, int], mask: tuple[int, ...]) -> 
     )
 
 
-def _sample(item: _Checked) -> Sample:
+def _sample(item: _Checked, bits: int) -> Sample:
     assert item.facts is not None
-    return Sample(*item.pair, *item.facts[:4])
+    # Images that `bits` says nothing about stay what they are when it is changed.
+    used = bits if item.facts.image.gray_top >= 0 else FULL_BITS
+    return Sample(*item.pair, *item.facts[:4], bits=used)
 
 
 def _counts(checked: Sequence[_Checked], num_classes: int) -> dict[str, ClassCounts]:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdd_pipeline.segmentation.layouts.base import Pair
+from rdd_pipeline.segmentation.reading import ImageFacts
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = b"checked files 3 "
+_FORMAT = b"checked files 4 "
 """First bytes of the file; raised with every change of what is checked or how files are read."""
 SAVE_EVERY = 30.0
 """Seconds of work that are lost at most when the process is killed."""
@@ -50,6 +51,9 @@ class Facts(NamedTuple):
     mask_digest: str
     pixels: dict[int, int]
     """Class (the number of classes for ignored pixels) -> pixels, where there are any."""
+    image: ImageFacts
+    palette: dict[int, int]
+    """Of a mask read by palette indices: value -> color (0xRRGGBB), of those that occur."""
 
 
 class CheckMemory:
@@ -80,14 +84,21 @@ class CheckMemory:
         row = self._known.get(_name(pair))
         if row is None:
             return stamp, None
-        image, mask, seen, height, width, image_digest, mask_digest, pixels = row
+        image, mask, seen, height, width, image_digest, mask_digest, pixels, facts, palette = row
         if (tuple(image), tuple(mask)) != (stamp.image, stamp.mask):
             return stamp, None
         if max(*image[1:], *mask[1:]) > seen - SETTLED:
             return stamp, None
-        counts = {int(number): count for number, count in pixels.items()}
         # The time of the look that gave the facts, not of this one.
-        return stamp._replace(seen=seen), Facts(height, width, image_digest, mask_digest, counts)
+        return stamp._replace(seen=seen), Facts(
+            height,
+            width,
+            image_digest,
+            mask_digest,
+            {int(number): count for number, count in pixels.items()},
+            ImageFacts(*facts),
+            {int(value): color for value, color in palette.items()},
+        )
 
     def keep(self, pair: Pair, stamp: Stamp | None, facts: Facts, *, new: bool) -> None:
         """Remember the facts; saved now and then."""

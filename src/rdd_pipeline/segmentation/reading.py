@@ -1,20 +1,16 @@
 """Reading one image or one mask from a file, with checks.
 
-Everything that can be wrong with a file becomes a `DataProblem` that names the file.
-
-Pillow decodes: torchvision's decoder is 15 to 40 % faster, but version 0.29 ends the whole process
-at a damaged PNG, and importing it takes a loader process several seconds. The packed cache decodes
-once anyway.
+Everything that can be wrong with a file becomes a `DataProblem` that names the file. `formats` has
+what is common to images and masks.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,14 +20,33 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.segmentation.formats import (
+    UPRIGHT,
+    is_inverted,
+    open_picture,
+    orientation,
+    refuse_lossy,
+    stored_bits,
+)
 from rdd_pipeline.segmentation.labels import FORBIDDEN, ColorRow, Lookup
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-_LOSSY = ("JPEG", "WEBP", "MPO")
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_GRAY = 0
+FULL_BITS = 16
+"""Bits of the values of 16-bit images unless `data.bits` says otherwise."""
 # Pillow stretches gray levels of fewer than 8 bits to 0..255: undone for masks.
-_GRAY_STRETCH = {1: 1, 2: 85, 4: 17}
+_GRAY_STRETCH = {2: 85, 4: 17}
+_COLOR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "L", "LA", "1")
+"""Pillow's names of pixels that hold the colors that were saved."""
+
+
+class ImageFacts(NamedTuple):
+    """What an image's file says beside its pixels."""
+
+    orientation: int = UPRIGHT
+    """EXIF orientation it was turned by, 1 to 8."""
+    gray_top: int = -1
+    """Largest value of 16-bit gray; -1: it is none."""
+    color_top: int = -1
+    """Largest high byte of 16-bit color; -1: it is none."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -57,14 +72,17 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def decode_image_bytes(data: bytes, path: Path) -> Tensor:
+def decode_image_bytes(data: bytes, path: Path, *, bits: int = FULL_BITS) -> Tensor:
     """RGB image from a file's content, turned upright as its EXIF data says.
 
-    Gray, palette and 16-bit images become 8-bit RGB; transparency is dropped.
+    Gray, palette, CMYK and 16-bit images become 8-bit RGB; transparency and further bands are
+    dropped.
 
     Args:
         data: Content of the file.
         path: Where it came from, for messages.
+        bits: How many bits the values of 16-bit gray images have, 8 to 16: the upper 8 of them are
+            kept.
 
     Returns:
         uint8, (3, H, W); memory may be laid out channels last.
@@ -72,30 +90,62 @@ def decode_image_bytes(data: bytes, path: Path) -> Tensor:
     Raises:
         DataProblem: Not an image, damaged, or of a kind that has no 8-bit RGB meaning.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            upright: Image.Image = image
-            if upright.mode == "F":
-                raise DataProblem(
-                    f"{path} holds floating-point gray values, which have no fixed white. "
-                    "Convert it to an 8-bit RGB PNG or JPEG."
-                )
-            if upright.mode in ("I", "I;16", "I;16B", "I;16L"):
-                gray = np.asarray(upright).astype(np.int64)
-                if gray.size and not 0 <= int(gray.min()) <= int(gray.max()) <= 65535:
-                    raise DataProblem(
-                        f"{path} holds gray values {gray.min()}..{gray.max()}, expected 16-bit "
-                        "values 0..65535. Convert it to an 8-bit RGB PNG or JPEG."
-                    )
-                # High byte, as Pillow and libpng do for 16-bit RGB.
-                upright = Image.fromarray((gray >> 8).astype(np.uint8))
-            pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-    except DataProblem:
-        raise
-    except Exception as error:  # Decoders raise many types; all mean a bad file.
-        raise _undecodable(path, error, "its mask") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return inspect_image(data, path, bits=bits)[0]
+
+
+def inspect_image(data: bytes, path: Path, *, bits: int = FULL_BITS) -> tuple[Tensor, ImageFacts]:
+    """As `decode_image_bytes`, with what else the file says."""
+    with open_picture(data, path, "its mask") as picture:
+        turned = orientation(picture)
+        depth = stored_bits(picture, data)
+        gray_top = color_top = -1
+        if is_inverted(picture) and picture.mode.startswith("I"):
+            raise DataProblem(
+                f"{path} holds gray values of more than 8 bits whose 0 means white. Convert it to "
+                "an 8-bit RGB PNG or JPEG."
+            )
+        ImageOps.exif_transpose(picture, in_place=True)
+        upright: Image.Image = picture
+        if upright.mode == "F":
+            raise DataProblem(
+                f"{path} holds floating-point gray values, which have no fixed white. "
+                "Convert it to an 8-bit RGB PNG or JPEG."
+            )
+        if upright.mode in ("LAB", "HSV"):
+            raise DataProblem(
+                f"{path} holds {upright.mode} colors, expected RGB or gray. Convert it to an 8-bit "
+                "RGB PNG or JPEG."
+            )
+        if upright.mode.startswith("I"):
+            gray = np.asarray(upright).astype(np.int64)
+            if depth == 12:  # The file itself says how many bits are used.
+                bits = depth
+            else:
+                gray_top = int(gray.max())
+            upright = Image.fromarray(_upper_byte(gray, bits, path))
+        elif depth == 16:
+            # Pillow has taken the high bytes of 16-bit color already.
+            color_top = max(_extremes(upright))
+        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1), ImageFacts(turned, gray_top, color_top)
+
+
+def _upper_byte(gray: NDArray[np.int64], bits: int, path: Path) -> NDArray[np.uint8]:
+    low, high = int(gray.min()), int(gray.max())
+    if not 0 <= low <= high < 1 << bits:
+        limits = f"{bits}-bit values 0..{(1 << bits) - 1}"
+        advice = "Convert it to an 8-bit RGB PNG or JPEG."
+        if bits < FULL_BITS and low >= 0:
+            advice = f"Raise `data.bits`, or {advice[0].lower()}{advice[1:]}"
+        raise DataProblem(f"{path} holds gray values {low}..{high}, expected {limits}. {advice}")
+    # High byte, as Pillow and libpng do for 16-bit RGB.
+    return (gray >> (bits - 8)).astype(np.uint8)
+
+
+def _extremes(picture: Image.Image) -> list[int]:
+    """The largest value of each channel but the transparency."""
+    channels = picture.convert("RGB").getextrema()
+    return [int(high) for _, high in cast(tuple[tuple[int, int], ...], channels)]
 
 
 def decode_mask_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
@@ -105,35 +155,54 @@ def decode_mask_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
         uint8, (H, W).
 
     Raises:
-        DataProblem: Not an image, damaged, colored, or with values beyond 255.
+        DataProblem: Not an image, damaged, colored, turned, or with values beyond 255.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse_lossy(image, path)
-            mode = image.mode
-            values = np.array(image)
-    except DataProblem:
-        raise
-    except Exception as error:
-        raise _undecodable(path, error, "its image") from error
+    return _inspect_values(data, path)[0]
+
+
+def _inspect_values(data: bytes, path: Path) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    """Raw values and, of a palette mask, the color of each that is used (0xRRGGBB)."""
+    with open_picture(data, path, "its image") as picture:
+        _check_mask(picture, data, path)
+        if is_inverted(picture):
+            raise DataProblem(
+                f"{path} is a TIFF file whose 0 means white, so its numbers may be meant either "
+                "way. Save the mask as PNG."
+            )
+        mode, depth, kind = picture.mode, stored_bits(picture, data), picture.format
+        values = np.array(picture)
+        palette = _used_colors(picture) if mode == "P" else {}
+    if kind == "WEBP" and mode in ("RGB", "RGBA"):  # WebP has no gray of its own.
+        gray = values[..., 0]
+        if (values[..., :3] == gray[..., None]).all():
+            values, mode = gray, "L"
     if mode == "F":
         raise DataProblem(
             f"{path} holds floating-point values, expected class numbers. Save them as 8-bit gray."
         )
-    if mode not in ("L", "P", "1", "I", "I;16", "I;16B", "I;16L"):
+    if mode not in ("L", "P", "1") and not mode.startswith("I"):
         raise DataProblem(
             f"{path} is a color image (mode {mode}), expected a mask with one class number a "
             "pixel (gray or palette PNG). Convert the colors to class numbers (the layout "
             "`folders` reads colors, too), or check whether images and masks were mixed up."
         )
     if mode == "L":
-        values //= np.uint8(_GRAY_STRETCH.get(_gray_png_depth(data), 1))
+        values = values // np.uint8(_GRAY_STRETCH.get(depth, 1))
     elif mode.startswith("I") and values.size and not 0 <= values.min() <= values.max() <= 255:
         raise DataProblem(
             f"{path} holds values {values.min()}..{values.max()}, expected class numbers 0..255. "
             "Check that it is a class mask (instance masks and depth maps have 16 bits)."
         )
-    return values.astype(np.uint8, copy=False)
+    return values.astype(np.uint8, copy=False), palette
+
+
+def _used_colors(picture: Image.Image) -> dict[int, int]:
+    colors = picture.getpalette("RGB") or []
+    return {
+        value: colors[3 * value] << 16 | colors[3 * value + 1] << 8 | colors[3 * value + 2]
+        for value, count in enumerate(picture.histogram())
+        if count and 3 * value + 2 < len(colors)
+    }
 
 
 def decode_mask(data: bytes, lookup: Lookup, path: Path) -> NDArray[np.uint8]:
@@ -150,27 +219,54 @@ def decode_mask(data: bytes, lookup: Lookup, path: Path) -> NDArray[np.uint8]:
     Raises:
         DataProblem: The file cannot be read as a mask or holds what may not occur.
     """
+    return inspect_mask(data, lookup, path)[0]
+
+
+def inspect_mask(
+    data: bytes, lookup: Lookup, path: Path
+) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    """As `decode_mask`, with the colors (0xRRGGBB) of the palette indices that are used.
+
+    There are none where colors, not indices, say what the classes are.
+    """
     if lookup and isinstance(lookup[0], tuple):
         rows = [row for row in lookup if isinstance(row, tuple)]
-        return _colors_to_train_ids(_decode_colors(data, path), rows, path)
-    return to_train_ids(decode_mask_bytes(data, path), cast(tuple[int, ...], lookup), path)
+        return _colors_to_train_ids(_decode_colors(data, path), rows, path), {}
+    values, palette = _inspect_values(data, path)
+    return to_train_ids(values, cast(tuple[int, ...], lookup), path), palette
 
 
 def _decode_colors(data: bytes, path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) colors of a mask; palette entries are looked up, transparency is dropped."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse_lossy(image, path)
-            if image.mode.startswith(("I", "F")):
-                raise DataProblem(
-                    f"{path} is a gray image of more than 8 bits (mode {image.mode}), expected a "
-                    "mask with the colors of the table of labels. Check that it is one."
-                )
-            return np.array(image.convert("RGB"))
-    except DataProblem:
-        raise
-    except Exception as error:
-        raise _undecodable(path, error, "its image") from error
+    with open_picture(data, path, "its image") as picture:
+        _check_mask(picture, data, path)
+        if picture.mode.startswith(("I", "F")):
+            raise DataProblem(
+                f"{path} is a gray image of more than 8 bits (mode {picture.mode}), expected a "
+                "mask with the colors of the table of labels. Check that it is one."
+            )
+        if picture.mode not in _COLOR_MODES:
+            raise DataProblem(
+                f"{path} holds {picture.mode} colors, expected the RGB colors of the table of "
+                "labels. Save the mask as RGB or palette PNG."
+            )
+        return np.array(picture.convert("RGB"))
+
+
+def _check_mask(picture: Image.Image, data: bytes, path: Path) -> None:
+    refuse_lossy(picture, data, path)
+    if orientation(picture) != UPRIGHT:
+        raise DataProblem(
+            f"{path} carries an EXIF rotation, and programs differ in whether they follow it. Save "
+            "the mask without, in the direction of its upright image."
+        )
+    # Without a look at the transparency such pixels would be classes of any number.
+    alpha = picture.getchannel("A") if (picture.format, picture.mode) == ("WEBP", "RGBA") else None
+    if alpha is not None and cast(tuple[int, int], alpha.getextrema())[0] == 0:
+        raise DataProblem(
+            f"{path} has transparent pixels, below which WebP does not keep what was saved. Save "
+            "the mask as PNG, from its original."
+        )
 
 
 def _colors_to_train_ids(
@@ -193,14 +289,6 @@ def _colors_to_train_ids(
         )
     ids: NDArray[np.uint8] = np.array([train_id for _, train_id in table], np.uint8)[places]
     return ids
-
-
-def _refuse_lossy(image: Image.Image, path: Path) -> None:
-    if image.format in _LOSSY:
-        raise DataProblem(
-            f"{path} is a {image.format} file, whatever its name says: such compression changes "
-            "class numbers. Save the mask as PNG, from its original."
-        )
 
 
 def to_train_ids(raw: NDArray[np.uint8], lookup: Sequence[int], path: Path) -> NDArray[np.uint8]:
@@ -237,12 +325,15 @@ def _translation(lookup: tuple[int, ...]) -> tuple[bytes, bytes]:
     return bytes(max(train_id, 0) for train_id in lookup), allowed
 
 
-def read_image(path: Path, *, image_size: tuple[int, int] | None = None) -> Tensor:
+def read_image(
+    path: Path, *, image_size: tuple[int, int] | None = None, bits: int = FULL_BITS
+) -> Tensor:
     """RGB image, upright; see `decode_image_bytes`.
 
     Args:
         path: PNG, JPEG, WebP, BMP or TIFF file.
         image_size: (height, width) it is resized to, bilinear with antialiasing. None: its own.
+        bits: See `decode_image_bytes`.
 
     Returns:
         uint8, (3, H, W).
@@ -250,14 +341,15 @@ def read_image(path: Path, *, image_size: tuple[int, int] | None = None) -> Tens
     Raises:
         DataProblem: The file cannot be read as an image.
     """
-    return resize_image(decode_image_bytes(read_bytes(path), path), image_size)
+    return resize_image(decode_image_bytes(read_bytes(path), path, bits=bits), image_size)
 
 
 def read_mask(path: Path, lookup: Lookup, *, image_size: tuple[int, int] | None = None) -> Tensor:
     """Mask as train ids; see `decode_mask`.
 
     Args:
-        path: PNG with one class number or one of the table's colors a pixel.
+        path: PNG, BMP, TIFF or WebP file without loss, with one class number or one of the table's
+            colors a pixel.
         lookup: See `LabelSet.lookup`.
         image_size: (height, width) it is resized to, nearest pixel. None: its own.
 
@@ -283,22 +375,6 @@ def resize_mask(mask_HW: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is None or tuple(mask_HW.shape) == tuple(size):
         return mask_HW
     return F.interpolate(mask_HW[None, None], size=size, mode="nearest-exact")[0, 0]
-
-
-def _gray_png_depth(data: bytes) -> int:
-    """Bits a pixel of a gray PNG; 0 for anything else."""
-    is_gray = data[:8] == _PNG_SIGNATURE and len(data) > 25 and data[25] == _PNG_GRAY
-    return data[24] if is_gray else 0
-
-
-def _undecodable(path: Path, error: Exception, partner: str) -> DataProblem:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if "cannot identify image file" in reason:
-        reason = f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
-    return DataProblem(
-        f"{path} cannot be decoded ({reason[:200]}). Copy or download it again, or remove it "
-        f"together with {partner}."
-    )
 
 
 def _ranges(values: NDArray[np.int64], *, shown: int = 10) -> str:

@@ -72,7 +72,8 @@ class FileSource:
 
     def _read(self, sample: Sample) -> tuple[Tensor, Tensor]:
         path = self.root / sample.image
-        image = decode_image_bytes(_unchanged(path, sample.image_digest), path)
+        data = _unchanged(path, sample.image_digest)
+        image = decode_image_bytes(data, path, bits=sample.bits)
         path = self.root / sample.mask
         mask = torch.from_numpy(
             decode_mask(_unchanged(path, sample.mask_digest), self.lookup, path)

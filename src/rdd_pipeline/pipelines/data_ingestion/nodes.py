@@ -78,6 +78,7 @@ def inspect_images(
         workers=_workers(data),
         memory=image_cache / "checked.json",
         division=Division(data.val_fraction, data.test_fraction, data.split_seed),
+        bits=data.bits,
     )
     logger.info(
         "%d labeled images, %d of them read, the others unchanged since the last time.",

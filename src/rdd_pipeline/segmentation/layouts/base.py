@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.segmentation.labels import Color, LabelSet
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-MASK_SUFFIXES = (".png",)
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-"""Suffixes that are worth a word when a file has another one than it should."""
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
+IMAGE_SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg")
+_MASK_KINDS = "PNG, TIFF, BMP or WebP"
+_IMAGE_KINDS = f"{_MASK_KINDS.replace(' or', ',')} or JPEG"
+_PICTURES = (
+    *IMAGE_SUFFIXES, ".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm",
+    ".pbm", ".tga", ".exr", ".npy", ".npz", ".mat", ".dcm",
+)  # fmt: skip
+"""Suffixes that lists may name files with."""
+_BESIDE = (
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml",
+    ".ini", ".cfg", ".log", ".html", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".py", ".m", ".sh",
+    ".ipynb", ".db", ".lnk", ".zip", ".tar", ".7z", ".rar", ".md5", ".sha256", ".part", ".tmp",
+    ".crdownload", ".tfw", ".pgw", ".jgw", ".bpw", ".wld", ".ovr", ".prj", ".cpg", ".geojson",
+)  # fmt: skip
+"""Suffixes of what lies beside pictures and is none, so two such files are no pair."""
+_TEXTS = ("readme", "license", "licence", "notice", "makefile")
+"""Likewise, names without a suffix."""
 _LITTER = (
     "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
 )  # fmt: skip
@@ -66,6 +81,8 @@ class Layout(NamedTuple):
     """Makes the folder hold the data set; None: a program cannot get it."""
     default_ignored: tuple[int, ...] = ()
     """Mask values that are ignored though the table of labels does not say so."""
+    palette: Mapping[int, Color] | None = None
+    """Colors that mask values should have where masks have a palette; None: nothing is known."""
 
 
 def check_root(root: Path, expected: str) -> None:
@@ -80,6 +97,14 @@ def check_root(root: Path, expected: str) -> None:
             f"The folder with the images, {root}, {found}. Expected: {expected} "
             "Put the data there or set `data.path` to the folder that holds it."
         )
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(root).decode(errors="backslashreplace")
+        raise DataProblem(
+            f"The name of the folder with the images, {shown}, is not UTF-8 text, as names have to "
+            "be. Rename it."
+        ) from error
 
 
 def list_pairs(root: Path, layout: Layout, *, made: Collection[str] = ()) -> Listing:
@@ -180,7 +205,7 @@ class Files(dict[str, str]):
     def __init__(self) -> None:
         super().__init__()
         self.other: dict[str, str] = {}
-        """Likewise, the pictures whose suffix is not one of those wanted."""
+        """Likewise, the files whose suffix is not one of those wanted and may be a picture's."""
 
     def only(self, names: Iterable[str]) -> Files:
         """Those of the given names."""
@@ -214,22 +239,38 @@ def find_files(
     base = root / folder
     for path in _files_below(base, recursive=recursive, root=root, problems=problems):
         suffix = path.suffix.lower()
-        if suffix not in _PICTURES or not path.stem.endswith(ending) or leave_out(path):
+        if suffix in _BESIDE or not path.stem.endswith(ending) or leave_out(path):
+            continue
+        if path.name.lower() in _TEXTS or is_misnamed(path, root, problems):
             continue
         name = path.relative_to(base).with_suffix("").as_posix().removesuffix(ending)
         # macOS stores an accent as a character of its own, lists and other systems mostly do not.
         name = unicodedata.normalize("NFC", name)
         relative = path.relative_to(root).as_posix()
         if suffix not in suffixes:
-            found.other[name] = relative
-            continue
-        if path.is_dir():
+            found.other.setdefault(name, relative)
             continue
         if name in found:
             text = f"{relative} and {found[name]} have the same name. Remove one."
             problems.append(Problem(found[name], text))
         found.setdefault(name, relative)
     return found
+
+
+def is_misnamed(path: Path, root: Path, problems: list[Problem]) -> bool:
+    """Whether a name cannot be written into tables and reports, which is a problem then.
+
+    Zip files made on Windows leave such names behind.
+    """
+    relative = path.relative_to(root).as_posix()
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(relative).decode(errors="backslashreplace")
+        text = f"the name of {shown} is not UTF-8 text, as names have to be. Rename it."
+        problems.append(Problem(shown, text))
+        return True
+    return False
 
 
 def _files_below(base: Path, *, recursive: bool, root: Path, problems: list[Problem]) -> list[Path]:
@@ -257,6 +298,7 @@ def _files_below(base: Path, *, recursive: bool, root: Path, problems: list[Prob
             if recursive
             and not passed_over(name)
             and os.path.realpath(os.path.join(place, name)) not in seen
+            and not is_misnamed(Path(place, name), root, problems)
         ]
         found += [Path(place, name) for name in names if not passed_over(name)]
     return sorted(found)
@@ -270,32 +312,55 @@ def match_pairs(
     *,
     where: str,
 ) -> list[Pair]:
-    """Pairs of equal names; a name on one side only is a problem, and so is an empty split."""
+    """Pairs of equal names; a name on one side only is a problem, and so is an empty split.
+
+    So is a pair of files that are not read, which their suffixes say.
+    """
+    unread_images = images.other if isinstance(images, Files) else {}
+    unread_masks = masks.other if isinstance(masks, Files) else {}
     if not images and not masks:
-        text = f"split '{split}' is empty: no images in {where}."
+        text = f"split '{split}' is empty: no images in {where}{_unread(unread_images)}."
+        if unread_masks and not unread_images:
+            text = f"{text[:-1]}, and no masks{_unread(unread_masks)}."
         problems.append(Problem(where, text, blocks=True))
     for name in sorted(images.keys() - masks.keys()):
         text = f"{images[name]} has no mask. Add it or remove the image."
-        other = masks.other.get(name) if isinstance(masks, Files) else None
-        if other is not None:
+        if name in unread_masks:
             text = (
-                f"{images[name]} has no mask: {other} is not a PNG file, as masks have to be (JPEG "
-                "changes class numbers). Save the mask as PNG, from its original."
+                f"{images[name]} has no mask: {unread_masks[name]} is not a {_MASK_KINDS} file, as "
+                "masks have to be (JPEG changes class numbers). Save the mask as PNG, from its "
+                "original."
             )
         problems.append(Problem(images[name], text))
     for name in sorted(masks.keys() - images.keys()):
         text = f"{masks[name]} has no image. Add it or remove the mask."
-        other = images.other.get(name) if isinstance(images, Files) else None
-        if other is not None:
+        if name in unread_images:
             text = (
-                f"{masks[name]} has no image: {other} is not a PNG or JPEG file, as images have "
-                "to be. Convert it."
+                f"{masks[name]} has no image: {unread_images[name]} is not a {_IMAGE_KINDS} file, "
+                "as images have to be. Convert it."
             )
         problems.append(Problem(masks[name], text))
+    read = images.keys() | masks.keys()
+    for name in sorted((unread_images.keys() & unread_masks.keys()) - read):
+        text = (
+            f"{unread_images[name]} and its mask {unread_masks[name]} are not read: images have to "
+            f"be {_IMAGE_KINDS} files, masks {_MASK_KINDS} files. Convert both."
+        )
+        problems.append(Problem(unread_images[name], text))
     return [
         Pair(split, name, images[name], masks[name])
         for name in sorted(images.keys() & masks.keys())
     ]
+
+
+def _unread(files: Mapping[str, str]) -> str:
+    """`, only 4 .heic and 2 .gif files, which are not read`."""
+    if not files:
+        return ""
+    suffixes = Counter(Path(file).suffix.lower() or "suffixless" for file in files.values())
+    kinds = [f"{count} {suffix}" for suffix, count in suffixes.most_common()]
+    listed = " and ".join(filter(None, [", ".join(kinds[:-1]), kinds[-1]]))
+    return f", only {listed} file{'s' * (len(files) != 1)}, which are not read"
 
 
 class Listed(NamedTuple):
@@ -442,7 +507,8 @@ def listed_pairs(
         neither: The problem of a name that has neither image nor mask.
     """
     names = [entry.name for entry in listed if entry.mask is None]
-    problems += [neither(name) for name in names if name not in images and name not in masks]
+    there = images.keys() | masks.keys() | (images.other.keys() & masks.other.keys())
+    problems += [neither(name) for name in names if name not in there]
     pairs = [
         Pair(split, entry.name, images[entry.name], entry.mask)
         for entry in listed

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rdd_pipeline.segmentation.labels import Color, LabelSet, make_lookup
 from rdd_pipeline.segmentation.layouts.base import (
+    IMAGE_SUFFIXES,
     MASK_SUFFIXES,
     Layout,
     Listing,
@@ -70,7 +71,7 @@ def _list(root: Path) -> Listing:
             problems += missing
             continue
         images = find_files(
-            root, folders[0], (".png", ".jpg"), problems, ending="_leftImg8bit", recursive=True
+            root, folders[0], IMAGE_SUFFIXES, problems, ending="_leftImg8bit", recursive=True
         )
         masks = find_files(
             root, folders[1], MASK_SUFFIXES, problems, ending="_gtFine_labelIds", recursive=True

@@ -42,6 +42,7 @@ from rdd_pipeline.segmentation.layouts.base import (
     check_root,
     distinct_colors,
     find_files,
+    is_misnamed,
     listed_pairs,
     match_pairs,
     missing_folders,
@@ -169,7 +170,13 @@ def folders_layout(root: Path) -> Layout:
     check_root(root, FOLDERS)
     table, labels = _read(root)
     default_ignored = (255,) if table.ignore is None and 255 in _ignored_values(table) else ()
-    return Layout(labels, partial(_list, table), FOLDERS, default_ignored=default_ignored)
+    return Layout(
+        labels,
+        partial(_list, table),
+        FOLDERS,
+        default_ignored=default_ignored,
+        palette=_palette(table),
+    )
 
 
 def read_label_table(root: Path) -> LabelSet:
@@ -223,6 +230,16 @@ def _label_set(table: _Table) -> LabelSet:
         class_weights=tuple(weight for weight in weights if weight) or None,
         lookup=_color_lookup(table) if table.encoding == "color" else _index_lookup(table),
     )
+
+
+def _palette(table: _Table) -> dict[int, Color]:
+    """The color of each mask value whose class was given one."""
+    return {
+        value: row.color[0]
+        for number, row in enumerate(table.classes)
+        if row.color
+        for value in _values(row, number)
+    }
 
 
 def _ignored_values(table: _Table) -> tuple[int, ...]:
@@ -312,6 +329,7 @@ def _list(table: _Table, root: Path) -> Listing:
         for top, folder in zip(tops, (table.images, table.masks), strict=True)
         for path in (root / top).iterdir()
         if (root / folder.replace(SPLIT, path.name)).is_dir()
+        and not is_misnamed(path, root, problems)
     }
     pairs: list[Pair] = []
     absent: dict[str, Problem] = {}
@@ -325,7 +343,8 @@ def _list(table: _Table, root: Path) -> Listing:
             problems += missing
         else:
             images, masks = _trees(table, root, *folders, problems)
-            if not images and not masks and split not in _NEEDED:
+            unread = images.other.keys() & masks.other.keys()
+            if not images and not masks and not unread and split not in _NEEDED:
                 warnings.append(f"Split '{split}' is passed over: {folders[0]} holds no image.")
                 continue
             pairs += match_pairs(split, images, masks, problems, where=folders[0])
@@ -346,7 +365,11 @@ def _list_whole(table: _Table, root: Path) -> Listing:
 def _list_by_names(table: _Table, lists: str, root: Path) -> Listing:
     """Splits are lists of names; what no list names is not used."""
     problems = missing_folders(root, dict.fromkeys((table.images, table.masks)), table.expected)
-    found = _lists_there(root, lists)
+    found = {
+        name
+        for name in _lists_there(root, lists)
+        if not is_misnamed(root / lists.replace(SPLIT, name), root, problems)
+    }
     splits = name_splits(found)
     paths = {split: lists.replace(SPLIT, name) for split, name in splits.items()}
     absent: dict[str, Problem] = {}
@@ -446,7 +469,7 @@ def _sides(
         sides = [(table.image_ending, False), (table.mask_ending, True)]
         fitting = [(len(end), mask) for end, mask in sides if path.stem.endswith(end)]
         if len(fitting) == 2 and fitting[0][0] == fitting[1][0]:
-            return path.suffix.lower() in MASK_SUFFIXES
+            return path.suffix.lower() == ".png"
         return bool(fitting) and max(fitting)[1]
 
     return lambda path: not is_mask(path), is_mask
