@@ -150,7 +150,7 @@ def test_killed_it_goes_on_to_the_same_bits(
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "rdd_pipeline.training", str(path)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), *sys.path])},
         stdout=log,
         stderr=log,
     )
