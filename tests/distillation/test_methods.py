@@ -13,6 +13,7 @@ from rdd_pipeline.distillation.methods import (
     Term,
     check_changes,
     find_method,
+    method_title,
 )
 from rdd_pipeline.distillation.terms import (
     TERMS,
@@ -339,3 +340,26 @@ def test_a_scaled_loss_weighs_about_the_same_on_maps_of_any_size(name):
     assert small.keys() == large.keys() != set()
     for loss in small:
         assert small[loss] == pytest.approx(large[loss], rel=0.5), loss
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "title"),
+    [
+        ("tse", "xor", "RDD"),
+        ("tse", "or", "RDD variant OR"),
+        ("tse", "and", "RDD variant AND"),
+        ("tse", "ohem", "OHEM + KD"),
+        ("tse_cwd", "xor", "RDD + CWD"),
+        ("tse_cwd", "or", "RDD variant OR + CWD"),
+        ("tse_cwd", "ohem", "OHEM + CWD"),
+        ("rdd_threshold_50", "or", "RDD variant OR, threshold 0.5"),
+        ("rdd_xor", "or", "RDD, hard XOR"),
+        ("rdd_ohem", "xor", "RDD, OHEM (student only)"),
+        ("tfe", "or", "RDD, TFE stage"),
+        ("cwd", "or", "CWD"),
+        ("baseline", "ohem", "student alone"),
+        ("teacher", "or", "teacher"),
+    ],
+)
+def test_only_the_mode_xor_is_called_rdd(name, mode, title):
+    assert method_title(name, RddParams(mode=mode)) == title

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 
 import numpy as np
@@ -13,9 +14,13 @@ from rdd_pipeline.evaluation.comparison import (
     compare_classes,
     counted,
     flatten,
+    holds_among_all,
+    holm,
     latest_by_seed,
     mixed_settings,
+    notes_on,
     paired_interval,
+    paired_p,
     seed_values,
     side_by_side,
     split_names,
@@ -356,3 +361,84 @@ def test_methods_of_another_precision_are_named_but_may_have_parameters_of_their
     assert mixed_settings(results, {"a": _job(0), "b": _job(0, precision="bfloat16")}) == [
         "The methods were not trained alike, precision is float32 (BASELINE) and bfloat16 (TSE)."
     ]
+
+
+# ---- many methods at once
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        # Worked by hand: 4 x .01, 3 x .02, 2 x .03 = .06, 1 x .04, which may not fall below .06.
+        ([0.01, 0.04, 0.03, 0.02], [0.04, 0.06, 0.06, 0.06]),
+        ([0.005, 0.011, 0.02, 0.04, 0.13], [0.025, 0.044, 0.06, 0.08, 0.13]),
+        ([0.6, 0.5], [1.0, 1.0]),
+        ([0.03, math.nan], [0.03, math.nan]),
+        ([], []),
+    ],
+)
+def test_holms_correction_is_the_one_worked_by_hand(p_values, corrected):
+    assert holm(p_values) == pytest.approx(corrected, nan_ok=True)
+
+
+def test_holms_correction_equals_its_step_down_procedure():
+    """Reject the smallest while p <= level / (number left), at any level."""
+    rng = random.Random(0)
+    for _ in range(50):
+        p_values = [rng.random() ** 3 for _ in range(rng.randint(1, 8))]
+        corrected = holm(p_values)
+        for level in (0.01, 0.05, 0.2, 0.7):
+            rejected, left = set(), len(p_values)
+            for place in sorted(range(len(p_values)), key=p_values.__getitem__):
+                if p_values[place] > level / left:
+                    break
+                rejected.add(place)
+                left -= 1
+            assert {i for i, p in enumerate(corrected) if p <= level} == rejected
+
+
+def test_the_p_value_is_scipys_and_agrees_with_the_interval():
+    rng = random.Random(1)
+    for count in (2, 3, 8):
+        for shift in (0.0, 0.5, 2.0):
+            values = [rng.gauss(shift, 1.0) for _ in range(count)]
+            expected = stats.ttest_1samp(values, 0.0).pvalue
+            assert paired_p(values) == pytest.approx(expected, rel=1e-9)
+            low, high = paired_interval(values)
+            assert (paired_p(values) < 0.05) == (low > 0 or high < 0)
+    assert math.isnan(paired_p([1.0]))
+    assert paired_p([1.0, 1.0]) == 0.0
+    assert paired_p([0.0, 0.0]) == 1.0
+
+
+def test_rows_hold_the_p_values_of_all_methods_of_their_own_comparison():
+    gains = {"kd": (0.10, 0.11, 0.10), "cwd": (0.01, 0.02, 0.015), "tse": (0.0, 0.05, -0.04)}
+    alone = (0.4, 0.5, 0.6)
+    results = [_result("baseline", alone[seed], seed=seed) for seed in range(3)]
+    for method, differences in gains.items():
+        results += [
+            _result(method, alone[seed] + gain, seed=seed) for seed, gain in enumerate(differences)
+        ]
+    rows = _rows(*results)
+    plain = {m: stats.ttest_1samp(gains[m], 0.0).pvalue for m in gains}
+    for method, factor in (("kd", 3), ("cwd", 2), ("tse", 1)):
+        row = rows[method]
+        assert row["val_gain_p"] == pytest.approx(plain[method], rel=1e-6)
+        assert row["val_gain_p_holm"] == pytest.approx(factor * plain[method], rel=1e-6)
+    assert math.isnan(rows["baseline"]["val_gain_p_holm"])
+    assert [holds_among_all(rows[m], "val") for m in gains] == [True, False, False]
+    assert verdict(rows["cwd"], "val") == "better"
+    fewer = _rows(*[r for r in results if r["about"]["method"] in ("baseline", "cwd")])
+    assert holds_among_all(fewer["cwd"], "val")
+
+
+# ---- notes
+
+
+def test_notes_of_several_seeds_are_said_once():
+    results = [_result("tse", 0.5, seed=seed) for seed in range(3)]
+    for result in results[:2]:
+        result["about"]["notes"] = ["nothing was chosen"]
+    (note,) = [text for text in notes_on(results) if "chosen" in text]
+    assert note.endswith("nothing was chosen (seed 0, seed 1)")
+    assert notes_on([_result("kd", 0.5)]) == []

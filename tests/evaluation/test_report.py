@@ -112,7 +112,7 @@ def test_the_table_says_mean_spread_interval_and_verdict():
     assert head[:4] == ["method", "seeds", "val mIoU", "val − student alone"]
     rows = {line[0]: line for line in body}
     assert list(rows) == ["TEACHER · net", "KD", "TSE", "BASELINE"]
-    assert rows["KD"][1:4] == ["3", "60.33 (10.02)", "+10.33 ± 1.43"]
+    assert rows["KD"][1:4] == ["3", "60.33* (10.02)", "+10.33 ± 1.43"]
     assert rows["TSE"][3].endswith("n.s.")
     assert rows["BASELINE"][3] == "–"
     assert rows["KD"][-6:] == ["–", "–", "0.52 M", "2.50 G", "0.60 M", "3.00 G"]
@@ -125,6 +125,28 @@ def test_classes_have_a_table_of_their_own_without_those_that_never_occur():
     page = _page(*THREE)
     assert page.tables[1][0] == ["method", "Car"]
     assert ["KD", "60.3"] in page.tables[1]
+
+
+def test_differences_that_do_not_hold_among_all_methods_are_marked_and_stand_out_no_more():
+    # A fourth of the same differences: clear by itself (p = .03), not as one of three (.06).
+    weak = [_result("cwd", s, seed=i) for i, s in enumerate((0.41, 0.52, 0.615))]
+    page = _page(*THREE, *weak)
+    rows = {line[0]: line for line in page.tables[0][1:]}
+    assert rows["CWD"][3] == "+1.50 ± 1.24 (n.s.)"
+    assert page.classes["+1.50 ± 1.24 (n.s.)"] == "number open"
+    assert page.classes["+10.33 ± 1.43"] == "number better"
+    words = " ".join(page.text.split())
+    assert "2 miss 0, 1 with all 3 counted (Holm)" in words
+    for limit in ("one teacher taught all seeds", "chosen by their scores on val"):
+        assert limit in words
+
+
+def test_what_trainings_noted_and_which_classes_a_mean_lacks_stand_below_the_table():
+    noted = _result("tse", 0.5)
+    noted["about"]["notes"] = ["class <Pole> got no chosen pixels"]
+    words = " ".join(_page(_result("baseline", 0.4), noted).text.split())
+    assert "TSE: class <Pole> got no chosen pixels" in words
+    assert "* val: the mean is over 1 of 2 classes; neither labels nor predictions have" in words
 
 
 def test_nothing_is_fetched_from_elsewhere():

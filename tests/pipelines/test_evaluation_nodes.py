@@ -32,7 +32,7 @@ DIGEST = "12e4567890123456"  # pandas would read it as a number
 def _result(
     method: str, miou: float, *, seed: str = "0", comparison: str = "c", title: str = ""
 ) -> dict[str, Any]:
-    scores = {"miou": miou, "iou": {"Car": miou, "Pole": None}}
+    scores = {"miou": miou, "iou": {"Car": miou, "Pole": miou}}
     return {
         "about": {
             "method": method,
@@ -94,6 +94,23 @@ def test_the_printed_table_fits_100_columns_and_explains_itself(console):
     words = " ".join(text.split())
     assert "half of its 95 % interval (paired t); n.s.: the interval covers 0" in words
     assert "val picks the checkpoint, test is reported" in words
+
+
+def test_means_over_fewer_classes_and_notes_of_trainings_are_named_below_the_table(console):
+    absent, noted = _result("kd", 0.5), _result("tse", 0.4)
+    absent["test"] = {"miou": 0.5, "iou": {"Car": 0.5, "Pole": None}}
+    noted["about"]["notes"] = ["class [Pole] got no chosen pixels"]
+    compare_methods([_result("baseline", 0.3), absent, noted])
+    rows = {line.split()[0]: line for line in console.getvalue().splitlines() if line.split()}
+    assert rows["KD"].split()[:4] == ["KD", "1", "50.00", "50.00*"]
+    assert "*" not in rows["TSE"]
+    words = " ".join(console.getvalue().split())
+    assert "TSE: class [Pole] got no chosen pixels" in words
+    assert (
+        "* test, KD: the mean is over 1 of 2 classes; neither labels nor predictions have Pole."
+        in words
+    )
+    assert "No interval covers another teacher" in words
 
 
 @pytest.mark.parametrize(("width", "columns"), [(95, ["images/s"]), (82, []), (50, [])])
@@ -180,5 +197,7 @@ def test_the_pipeline_makes_tables_figures_and_a_report_and_mlflow_has_them(proj
 
 
 def test_the_pipeline_says_what_to_do_when_nothing_has_been_trained(project):
-    with pytest.raises(UserError, match=r"--pipeline=distill_tse or --pipeline=distill_baselines"):
+    with pytest.raises(
+        UserError, match=r"--pipeline=distill_tse .*or .*--pipeline=distill_baselines"
+    ):
         project.run("evaluation")

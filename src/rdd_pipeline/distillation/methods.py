@@ -142,6 +142,9 @@ METHODS: dict[str, Method] = {
     "tse": Method("RDD", task="rdd", terms=(KD,)),
 }
 
+STAGES = ("tfe",)
+"""Methods that end early in a run: weights on the way, no student to be compared with others."""
+
 RDD_STAGES = ("tfe", "tse")
 """The two stages of the main job; they have pipelines of their own."""
 
@@ -229,6 +232,26 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
         for term in method.terms
     )
     return replace(method, terms=terms, published=None)
+
+
+def method_title(name: str, rdd: RddParams) -> str:
+    """What tables, figures and runs call a method under the run's settings of RDD.
+
+    RDD is what its paper calls so: the mode XOR. Another mode is a variant and says so; OHEM asks
+    the student alone.
+
+    Args:
+        name: As for `find_method`.
+        rdd: Settings of the run.
+    """
+    method = find_method(name)
+    mode = method.settings(rdd).mode if method.task == "rdd" else "xor"
+    if mode == "xor" or name in STAGES or "mode" in method.rdd:
+        return method.title
+    rest = method.title.removeprefix("RDD")
+    if mode == "ohem":
+        return "OHEM" + (rest or " + KD")
+    return f"RDD variant {mode.upper()}{rest}"
 
 
 def check_changes(changes: MethodsParams) -> None:

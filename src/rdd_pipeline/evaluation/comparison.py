@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rdd_pipeline.distillation.methods import STAGES
+
 Metrics = dict[str, Any]
 Row = dict[str, Any]
 
 NOT_SPLITS = ("about", "cost", "repeats")
-STAGES = ("tfe",)
-"""Methods that end early in a run: weights on the way, no student to be compared with others."""
-
 NOT_TRAINED = ("seed", "root", "packs", "labels.name", "labels.colors", "evaluation.")
 """Beginnings of the names of what is in a job and makes no two repeats of it unlike."""
 
@@ -72,8 +71,11 @@ def compare(results: Iterable[Metrics]) -> list[Row]:
         mean (``SPLIT_miou``), sample standard deviation (``SPLIT_miou_sd``; NaN with one seed),
         the single values in the order of ``seeds`` (``SPLIT_values``, joined by spaces), the mean
         gain over the student alone with the same seeds (``SPLIT_gain``), how many seeds that are
-        (``SPLIT_gain_seeds``) and the bounds of its 95 % interval (``SPLIT_gain_low``,
-        ``SPLIT_gain_high``; NaN with fewer than two).
+        (``SPLIT_gain_seeds``), the bounds of its 95 % interval (``SPLIT_gain_low``,
+        ``SPLIT_gain_high``), the p-value that belongs to it (``SPLIT_gain_p``) and that corrected
+        for all methods of the comparison by Holm (``SPLIT_gain_p_holm``; NaN with fewer than two).
+        How many classes there are (``SPLIT_classes``) and the fewest that a mean is over
+        (``SPLIT_classes_in_mean``): those that occur in labels or predictions.
         Cost: ``parameters`` and ``macs`` of the network as it is used, ``trained_parameters`` and
         ``trained_macs`` with its auxiliary head, ``images_per_second`` and ``training_seconds``
         (medians over the seeds) and ``peak_memory_bytes`` (largest); NaN where unknown.
@@ -153,6 +155,36 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+def paired_p(differences: Sequence[float]) -> float:
+    """P-value (two-sided) of the paired t-test that `paired_interval` is the interval of.
+
+    Below 1 - `CONFIDENCE` exactly when the interval misses 0. NaN with fewer than two.
+    """
+    count = len(differences)
+    if count < 2 or not all(map(math.isfinite, differences)):
+        return math.nan
+    from scipy.special import stdtr  # see `paired_interval`
+
+    middle, spread = statistics.fmean(differences), statistics.stdev(differences)
+    if spread == 0:
+        return 1.0 if middle == 0 else 0.0
+    return 2 * float(stdtr(count - 1, -abs(middle) / (spread / math.sqrt(count))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979), in the same order; NaN is not counted.
+
+    The share of experiments in which any of them falls below a level by chance is at most that
+    level, however they depend on each other.
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if math.isfinite(p))
+    corrected, largest = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        corrected[place] = largest
+    return corrected
+
+
 def has_gain(method: str) -> bool:
     """Whether a method is measured against the student alone."""
     return method not in ("baseline", "teacher", *STAGES)
@@ -172,6 +204,52 @@ def verdict(row: Mapping[str, Any], split: str) -> str:
     if not math.isfinite(low):
         return "single"
     return "better" if low > 0 else "worse" if high < 0 else "open"
+
+
+def holds_among_all(row: Mapping[str, Any], split: str) -> bool:
+    """Whether `verdict` stays ``better`` or ``worse`` with all methods counted."""
+    p = float(row.get(f"{split}_gain_p_holm", math.nan))
+    return verdict(row, split) in ("better", "worse") and p < 1 - CONFIDENCE
+
+
+def fewer_classes(row: Mapping[str, Any], split: str) -> bool:
+    """Whether a mean IoU of the row is over fewer classes than there are."""
+    counted, every = (row.get(f"{split}_{name}") for name in ("classes_in_mean", "classes"))
+    return counted is not None and every is not None and counted < every
+
+
+def notes_on(results: Iterable[Metrics]) -> list[str]:
+    """Sentences that belong below a table of these results.
+
+    That is what the trainings noted (``about.notes``), and which classes a mean marked with an
+    asterisk leaves out.
+    """
+    results = list(results)
+    several = len({str(result["about"].get("seed", "")) for result in results}) > 1
+    sentences: dict[str, list[str]] = {}
+    without: dict[tuple[str, tuple[str, ...], int], dict[str, None]] = {}
+    for result in results:
+        about = result["about"]
+        title = str(about.get("title", about["method"]))
+        seed = f", seed {about['seed']}" if several and about.get("seed") else ""
+        for note in about.get("notes") or ():
+            sentences.setdefault(f"{title}: {note}", []).append(seed.removeprefix(", "))
+        for split in splits_of(result):
+            scores = result[split].get("iou") or {}
+            absent = tuple(name for name, value in scores.items() if value is None)
+            if absent:
+                without.setdefault((split, absent, len(scores)), {})[title] = None
+    notes = [
+        text + (f" ({', '.join(seeds)})" if any(seeds) else "") for text, seeds in sentences.items()
+    ]
+    titles = {str(r["about"].get("title", r["about"]["method"])) for r in results}
+    for (split, absent, count), owners in without.items():
+        who = "" if set(owners) == titles else f", {', '.join(owners)}"
+        notes.append(
+            f"* {split}{who}: the mean is over {count - len(absent)} of {count} classes; neither "
+            f"labels nor predictions have {', '.join(absent)}."
+        )
+    return notes
 
 
 def seed_values(row: Mapping[str, Any], split: str) -> list[float]:
@@ -309,7 +387,15 @@ def _rows(groups: _Groups) -> list[Row]:
             row[f"{split}_values"] = " ".join(f"{values.get(s, math.nan):.6g}" for s in seeds)
             row[f"{split}_gain"] = statistics.fmean(gains) if gains else math.nan
             row[f"{split}_gain_low"], row[f"{split}_gain_high"] = paired_interval(gains)
+            row[f"{split}_gain_p"] = paired_p(gains)
+            row[f"{split}_gain_p_holm"] = math.nan
             row[f"{split}_gain_seeds"] = len(gains)
+            scores = [by_seed[s][split].get("iou") or {} for s in seeds if split in by_seed[s]]
+            if any(scores):
+                row[f"{split}_classes"] = max(map(len, scores))
+                row[f"{split}_classes_in_mean"] = min(
+                    sum(value is not None for value in found.values()) for found in scores if found
+                )
         costs = [result.get("cost") or {} for result in by_seed.values()]
         row |= {
             "parameters": costs[-1].get("parameters", math.nan),
@@ -324,7 +410,21 @@ def _rows(groups: _Groups) -> list[Row]:
             "data_digest": data,
         }
         rows.append(row)
+    _correct(rows)
     return rows
+
+
+def _correct(rows: Sequence[Row]) -> None:
+    """Put the corrected p-values into the rows, comparison by comparison."""
+    families: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        for split in split_names([row]):
+            key = row["data_digest"], row["comparison"], split
+            families.setdefault(key, []).append(row)
+    for (*_, split), members in families.items():
+        corrected = holm([row[f"{split}_gain_p"] for row in members])
+        for row, p in zip(members, corrected, strict=True):
+            row[f"{split}_gain_p_holm"] = p
 
 
 def _ordered(rows: list[Row]) -> list[Row]:

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from rdd_pipeline.distillation.methods import STAGES
 from rdd_pipeline.evaluation.comparison import (
-    STAGES,
     seed_values,
     side_by_side,
     split_names,

@@ -13,13 +13,15 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import rdd_pipeline
-from rdd_pipeline.distillation.methods import ABLATIONS, COMPANIONS, RDD_STAGES
+from rdd_pipeline.distillation.methods import ABLATIONS, COMPANIONS, RDD_STAGES, STAGES
 from rdd_pipeline.evaluation.comparison import (
-    STAGES,
     Metrics,
     counted,
+    fewer_classes,
     flat,
+    holds_among_all,
     mixed_settings,
+    notes_on,
     seed_order,
     side_by_side,
     split_names,
@@ -73,6 +75,7 @@ class Block:
     facts: list[tuple[str, str]]
     recipe: list[tuple[str, str]]
     warnings: list[str]
+    notes: list[str]
     head: list[str]
     body: list[list[Cell]]
     class_split: str
@@ -147,22 +150,30 @@ def number(value: Any, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def mean_text(row: Mapping[str, Any], split: str) -> str:
-    """Mean with its standard deviation in parentheses, where there is one."""
+def mean_text(row: Mapping[str, Any], split: str, digits: int = 2) -> str:
+    """Mean with its standard deviation in parentheses, where there is one.
+
+    An asterisk marks a mean over fewer classes than there are, see `comparison.notes_on`.
+    """
     spread = _float(row.get(f"{split}_miou_sd"))
-    text = number(row.get(f"{split}_miou"))
-    return f"{text} ({spread:.2f})" if math.isfinite(spread) else text
+    text = number(row.get(f"{split}_miou"), digits) + "*" * fewer_classes(row, split)
+    return f"{text} ({spread:.{digits}f})" if math.isfinite(spread) else text
 
 
-def gain_text(row: Mapping[str, Any], split: str) -> str:
-    """Difference to the student alone with half the width of its interval, and the mark."""
+def gain_text(row: Mapping[str, Any], split: str, digits: int = 2) -> str:
+    """Difference to the student alone with half the width of its interval, and the mark.
+
+    ``n.s.``: the interval covers 0; ``(n.s.)``: not distinguishable with all methods counted.
+    """
     gain, low, high = (_float(row.get(f"{split}_gain{end}")) for end in ("", "_low", "_high"))
     if not math.isfinite(gain):
         return "–"
     if not math.isfinite(low):
-        return f"{gain:+.2f}"
-    mark = " n.s." if verdict(row, split) == "open" else ""
-    return f"{gain:+.2f} ± {(high - low) / 2:.2f}{mark}"
+        return f"{gain:+.{digits}f}"
+    mark = " n.s." if verdict(row, split) == "open" else " (n.s.)"
+    if holds_among_all(row, split):
+        mark = ""
+    return f"{gain:+.{digits}f} ± {(high - low) / 2:.{digits}f}{mark}"
 
 
 def size_text(count: Any, unit: str = "") -> str:
@@ -226,6 +237,7 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
         facts=[(name, value) for name, value in facts if value],
         recipe=[(name, _plain(value)) for name, value in recipe.items()],
         warnings=mixed_settings(members, jobs),
+        notes=notes_on(members),
         head=[
             "method",
             "seeds",
@@ -254,6 +266,9 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
         kind = verdict(row, split)
         low, high = (_float(row.get(f"{split}_gain_{end}")) for end in ("low", "high"))
         interval = f", from {low:+.2f} to {high:+.2f}" if math.isfinite(low) else ""
+        p = _float(row.get(f"{split}_gain_p_holm"))
+        if math.isfinite(p):
+            interval += f"; p with all methods counted (Holm): {p:.2g}"
         cells.append(
             Cell(
                 mean_text(row, split),
@@ -266,7 +281,7 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
             Cell(
                 gain_text(row, split),
                 _float(row.get(f"{split}_gain")),
-                f"number {kind}".rstrip(),
+                f"number {_color(row, split)}".rstrip(),
                 f"{MEANING[kind]}{interval}" if kind else "",
             )
         )
@@ -280,6 +295,12 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
         cells.append(Cell(millions(parameters), parameters, "number"))
         cells.append(Cell(size_text(macs), macs, "number"))
     return cells
+
+
+def _color(row: Mapping[str, Any], split: str) -> str:
+    """CSS class: only what holds with all methods counted stands out."""
+    kind = verdict(row, split)
+    return kind if kind not in ("better", "worse") or holds_among_all(row, split) else "open"
 
 
 def _name_cell(row: Mapping[str, Any]) -> Cell:
@@ -327,9 +348,12 @@ def _chance(rows: Rows, split: str) -> str:
         return ""
     count = f"{0.05 * tested:.2g}"
     plural = "intervals" if tested > 1 else "interval"
+    clear = sum(verdict(row, split) in ("better", "worse") for row in rows)
+    stay = sum(holds_among_all(row, split) for row in rows)
     return (
         f"{tested} {plural} of 95 %: were no method any different from the student alone, {count} "
-        "of them would be expected to miss 0 all the same."
+        f"of them would be expected to miss 0 all the same. On {split} {clear} miss 0, {stay} with "
+        f"all {tested} counted (Holm)."
     )
 
 

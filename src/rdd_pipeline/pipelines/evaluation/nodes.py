@@ -19,8 +19,10 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.comparison import (
     compare,
     compare_classes,
+    counted,
     flatten,
     mixed_settings,
+    notes_on,
     side_by_side,
     split_names,
 )
@@ -55,13 +57,14 @@ def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     Raises:
         UserError: Nothing has been trained.
     """
-    rows = compare(_with_origin(trained_metrics))
+    results = _with_origin(trained_metrics)
+    rows = compare(results)
     if not rows:
         raise UserError(
             "Nothing has been trained for this data set yet. Run "
             f"{kedro_command('distill_tse')} or {kedro_command('distill_baselines')} first."
         )
-    _print(rows)
+    _print(rows, notes_on(counted(results)))
     return pd.DataFrame(rows)
 
 
@@ -164,7 +167,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _print(rows: Sequence[Mapping[str, Any]]) -> None:
+def _print(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
     console = rich.get_console()
     blocks = side_by_side(rows)
     # A narrow terminal gets fewer columns: comparison.csv and the report have all of them.
@@ -180,9 +183,13 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(
         f"Mean over the seeds (standard deviation). vs. student alone: mean difference on {names} "
         "over the common seeds ± half of its 95 % interval (paired t); n.s.: the interval covers "
-        "0, these seeds cannot tell the two apart. val picks the checkpoint, test is reported.",
+        "0, these seeds cannot tell the two apart; (n.s.): nor with all methods counted (Holm). "
+        "val picks the checkpoint, test is reported. No interval covers another teacher, or that "
+        "settings were chosen on val.",
         highlight=False,
     )
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
 
 
 def _width(console: Console, table: Table) -> int:
