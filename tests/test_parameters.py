@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from rdd_pipeline.config import Parameters, TrainerParams
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.hooks.configuration import check_trainer
+from rdd_pipeline.hooks.configuration import check_machine
 from rdd_pipeline.hooks.parameters import check_parameters, faults, fields_of, suggest
 from tests.kedro_project import CONF, bootstrap
 
@@ -142,6 +142,6 @@ def test_a_device_that_is_not_there_is_refused_before_any_node_runs(monkeypatch,
     catalog = DataCatalog({"params:trainer": MemoryDataset(TrainerParams(device=device))})
     pipeline = Pipeline([Node(_take, "params:trainer", None, name="train")])
     with pytest.raises(UserError, match=f"^trainer.device is {device!r}"):
-        check_trainer(pipeline, catalog)
+        check_machine(pipeline, catalog)
     # What computes nothing needs no device.
-    check_trainer(Pipeline([]), catalog)
+    check_machine(Pipeline([]), catalog)

@@ -16,7 +16,7 @@ from kedro.pipeline import Pipeline
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
 from rdd_pipeline.commands import Session
-from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.config import RecipeParams, TrainerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.tracking.records import database_path
 
@@ -146,18 +146,20 @@ def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None
         )
 
 
-def check_trainer(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
-    """Refuse devices that this machine does not have, where a node of the pipeline computes.
+def check_machine(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
+    """Refuse what this machine does not have, where a node of the pipeline computes.
 
     Raises:
-        UserError: There is no such device.
+        UserError: There is no such device, or too little shared memory for the loader processes.
     """
-    name = "params:trainer"
-    if catalog is None or name not in pipeline.inputs():
+    used = pipeline.inputs()
+    if catalog is None or "params:trainer" not in used:
         return
     # It imports torch, which a command that computes nothing can do without.
-    from rdd_pipeline.training.device import check_devices
+    from rdd_pipeline.training.preparation import check_trainer
 
-    trainer = catalog.load(name)
+    trainer = catalog.load("params:trainer")
+    names = sorted({"params:recipe", "params:teacher_recipe"} & used)
+    recipes = [catalog.load(name) for name in names]
     if isinstance(trainer, TrainerParams):
-        check_devices(trainer)
+        check_trainer(trainer, [recipe for recipe in recipes if isinstance(recipe, RecipeParams)])

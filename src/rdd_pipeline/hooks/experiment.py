@@ -38,7 +38,7 @@ from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
     check_environment,
-    check_trainer,
+    check_machine,
     check_upstream,
     mlflow_config,
     section,
@@ -164,7 +164,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
                 device is not there.
         """
         check_upstream(pipeline, self._catalog)
-        check_trainer(pipeline, self._catalog)
+        check_machine(pipeline, self._catalog)
         self._process = os.getpid()
         self._run = self._failed_node = None
         self._warned = set()

@@ -9,6 +9,7 @@ random states. Iterations count from 1.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,8 +23,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rdd_pipeline.config import AugmentParams
-from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.segmentation.cache import PackedSource
+from rdd_pipeline.segmentation.delivery import (
+    LOOK_EVERY,
+    PREFETCHED,
+    check_shared_memory,
+    deliver,
+    share,
+    started_here,
+)
 from rdd_pipeline.segmentation.index import Sample
 from rdd_pipeline.segmentation.labels import Lookup
 from rdd_pipeline.segmentation.processes import end_with_parent, hidden_main
@@ -39,6 +48,9 @@ from rdd_pipeline.segmentation.transforms import (
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """RGB mean of ImageNet in 0..255, the default padding."""
+
+PATIENCE = 600.0
+"""Seconds to wait for a batch from a loader process, unless told otherwise."""
 
 CACHE_BYTES = 1 << 30
 """Decoded images kept in memory, over all loader processes of a rank together."""
@@ -71,8 +83,9 @@ class EvaluationBatch(NamedTuple):
 
 
 class _Failed(NamedTuple):
-    """A DataProblem on its way out of a loader process, without the process's traceback."""
+    """A UserError on its way out of a loader process, without the process's traceback."""
 
+    kind: type[UserError]
     message: str
 
 
@@ -195,6 +208,7 @@ def training_batches(
     cache_bytes: int = CACHE_BYTES,
     pack: Path | None = None,
     pin_memory: bool = False,
+    patience: float = PATIENCE,
 ) -> Iterator[Batch]:
     """The training batches of iterations `first_iteration` to `last_iteration`, both included.
 
@@ -217,13 +231,15 @@ def training_batches(
             a pack only.
         pack: Pack of these samples, from `cache.write_pack`; None: read the files.
         pin_memory: Put batches in page-locked memory, for a GPU.
+        patience: Seconds to wait for a batch from a loader process.
 
     Yields:
         One batch an iteration.
 
     Raises:
         DataProblem: A file cannot be read (the message names it).
-        UserError: No samples, or more ranks than slots.
+        UserError: No samples, more ranks than slots, too little shared memory for the loader
+            processes, or one of them died or delivers nothing.
     """
     files = FileSource(
         samples,
@@ -243,7 +259,21 @@ def training_batches(
     )
     slots = rank_slots(batch_size, rank, world_size)
     keys = [(iteration, slots) for iteration in range(first_iteration, last_iteration + 1)]
-    return _load(_LoadTraining(dataset), keys, workers=workers, pin_memory=pin_memory)
+    check_shared_memory(workers, crop_bytes(augment, len(slots)), local_trainings())
+    return _load(
+        _LoadTraining(dataset), keys, workers=workers, pin_memory=pin_memory, patience=patience
+    )
+
+
+def crop_bytes(augment: AugmentParams, count: int) -> int:
+    """Size of `count` training crops with their labels."""
+    height, width = augment.crop
+    return count * height * width * 4
+
+
+def local_trainings() -> int:
+    """Training processes on this machine, of which this is one; torch's launcher says it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def evaluation_batches(
@@ -258,6 +288,7 @@ def evaluation_batches(
     world_size: int = 1,
     pack: Path | None = None,
     pin_memory: bool = False,
+    patience: float = PATIENCE,
 ) -> Iterator[EvaluationBatch]:
     """Whole images, each once over all ranks: rank r gets r, r + world_size, ...
 
@@ -272,12 +303,14 @@ def evaluation_batches(
         world_size: Number of evaluating processes.
         pack: Pack of these samples at their own size; None: read the files.
         pin_memory: Put batches in page-locked memory, for a GPU.
+        patience: Seconds to wait for a batch from a loader process.
 
     Yields:
         Batches ordered by image size, then by position.
 
     Raises:
         DataProblem: A file cannot be read (the message names it).
+        UserError: As for `training_batches`.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for position in range(rank, len(samples), world_size):
@@ -289,7 +322,19 @@ def evaluation_batches(
     ]
     files = FileSource(samples, root, lookup=lookup)
     load = _LoadWhole(PackedSource(pack, files) if pack else files, image_size)
-    return _load(load, keys, workers=workers, pin_memory=pin_memory)
+    if workers > 0:
+        largest = max((_whole_bytes(samples, key, image_size) for key in keys), default=0)
+        check_shared_memory(workers, largest, local_trainings())
+    return _load(load, keys, workers=workers, pin_memory=pin_memory, patience=patience)
+
+
+def _whole_bytes(
+    samples: Sequence[Sample], positions: Sequence[int], image_size: tuple[int, int] | None
+) -> int:
+    """Size of whole images with their labels."""
+    own = samples[positions[0]].height * samples[positions[0]].width
+    height, width = image_size or (own, 1)
+    return len(positions) * (3 * height * width + own)
 
 
 @dataclass(frozen=True)
@@ -323,13 +368,18 @@ class _Keyed(Dataset[Any]):
 
     def __getitem__(self, number: int) -> Any:
         try:
-            return self.load(self.keys[number])
+            return share(self.load(self.keys[number]))
         except UserError as problem:
-            return _Failed(str(problem))
+            return _Failed(type(problem), str(problem))
 
 
 def _load(
-    load: Callable[[Any], AnyBatch], keys: Sequence[Any], *, workers: int, pin_memory: bool
+    load: Callable[[Any], AnyBatch],
+    keys: Sequence[Any],
+    *,
+    workers: int,
+    pin_memory: bool,
+    patience: float,
 ) -> Iterator[AnyBatch]:
     """`load(key)` for each key in order, in `workers` processes or in this one."""
     if workers == 0:
@@ -347,18 +397,20 @@ def _load(
         batch_size=None,
         collate_fn=_unchanged_batch,
         num_workers=workers,
+        prefetch_factor=PREFETCHED,
+        timeout=min(LOOK_EVERY, patience),
         multiprocessing_context=context,
         pin_memory=pin_memory,
         worker_init_fn=end_with_parent,
         # Otherwise a number is drawn from the global generator, which training uses.
         generator=torch.Generator().manual_seed(0),
     )
-    with hidden_main():
+    with hidden_main(), started_here() as started:
         batches = iter(loader)
     try:
-        for batch in batches:
+        for batch in deliver(batches, started, patience):
             if isinstance(batch, _Failed):
-                raise DataProblem(batch.message)
+                raise batch.kind(batch.message)
             yield batch
     finally:
         # A traceback keeps this frame: end the processes now, not when it is collected.

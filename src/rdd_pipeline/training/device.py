@@ -134,14 +134,22 @@ def memory_format(trainer: TrainerParams, device: torch.device) -> torch.memory_
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def resolve_workers(workers: int | Literal["auto"], device: torch.device) -> int:
-    """Loader processes. On CPU they would only compete with the training for the cores."""
+def resolve_workers(
+    workers: int | Literal["auto"], device: torch.device, trainings: int | None = None
+) -> int:
+    """Loader processes. On CPU they would only compete with the training for the cores.
+
+    Args:
+        workers: As in the parameters.
+        device: Of the training.
+        trainings: Processes on this machine, which share its cores; None: as many as torch's
+            launcher says that there are.
+    """
     if workers != "auto":
         return workers
     if device.type == "cpu":
         return 0
-    # torch's launcher sets it: processes on this machine, which share its cores.
-    share = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = (os.cpu_count() or 2) // (trainings or int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return min(8, max(1, share - 1))
 
 

@@ -386,6 +386,7 @@ class _Run:
                 job.packs, self.train_samples, lookup=job.labels.lookup, image_size=job.image_size
             ),
             pin_memory=self.device.type == "cuda",
+            patience=self.trainer.patience,
         )
         reset_peak_memory(self.device)
         window = Window()

@@ -17,10 +17,18 @@ from rdd_pipeline.networks import (
     SegmentationNetwork,
 )
 from rdd_pipeline.networks.probe import output_shapes
+from rdd_pipeline.segmentation.delivery import check_shared_memory
 from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
 from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.segmentation.loading import crop_bytes
 from rdd_pipeline.training.checkpoints import State, digest
-from rdd_pipeline.training.device import resolve_device, resolve_precision
+from rdd_pipeline.training.device import (
+    check_devices,
+    resolve_device,
+    resolve_devices,
+    resolve_precision,
+    resolve_workers,
+)
 from rdd_pipeline.training.job import TrainingJob
 
 
@@ -28,6 +36,21 @@ def prepare_job(job: TrainingJob, trainer: TrainerParams) -> TrainingJob:
     """Fix what `auto` means on this machine, so that the fingerprint says what was computed."""
     device = resolve_device(trainer.device)
     return job.model_copy(update={"precision": resolve_precision(trainer.precision, device)})
+
+
+def check_trainer(trainer: TrainerParams, recipes: Sequence[RecipeParams]) -> None:
+    """Refuse what this machine cannot do, before anything is read.
+
+    Raises:
+        UserError: Devices that are not there, or too little shared memory for the loader processes.
+    """
+    check_devices(trainer)
+    device = resolve_device(trainer.device)
+    for recipe in recipes:
+        processes = resolve_devices(trainer, recipe.batch_size)
+        workers = resolve_workers(trainer.workers, device, processes)
+        share = -(-recipe.batch_size // (processes * trainer.nodes))
+        check_shared_memory(workers, crop_bytes(recipe.augment, share), processes)
 
 
 def job_fingerprint(
