@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -94,6 +95,11 @@ class Started:
     processes: list[BaseProcess] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
 
+    def dead(self, patience: float) -> list[BaseProcess]:
+        """Processes that have ended; where none has, one may be about to."""
+        wait([process.sentinel for process in self.processes], patience)
+        return [process for process in self.processes if not process.is_alive()]
+
     def kill(self) -> None:
         """End the processes even when they are stopped, which SIGTERM does not."""
         for process in self.processes:
@@ -143,7 +149,8 @@ def _next(batches: Iterator[AnyBatch], started: Started, patience: float) -> Any
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             late = time.monotonic() - start >= patience
-            dead = [process for process in started.processes if not process.is_alive()]
+            lost = isinstance(error, EOFError | ConnectionError | FileNotFoundError)
+            dead = started.dead(LOOK_EVERY if lost else 0.0)
             if "DataLoader timed out" in str(error) and not dead and not late:
                 continue  # it goes on where it was
             # A traceback keeps the iterator, which would end them when it is collected.
