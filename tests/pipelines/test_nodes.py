@@ -216,6 +216,16 @@ def test_problems_and_report_are_there_before_the_run_stops(images):
         index_images(images, checked, problems, FOLDER)
 
 
+def test_quarantine_is_not_advised_where_it_does_not_help(images):
+    _empty_split(images)
+    checked, _, _, problems, report = _see(images, FOLDER)
+    with pytest.raises(DataProblem) as info:
+        index_images(images, checked, problems, FOLDER)
+    for text in (str(info.value), report):
+        assert "split" in text
+        assert "on_problem=quarantine" not in text
+
+
 def test_bad_images_are_left_out_when_asked_and_that_is_said(images, caplog):
     for fault in (_remove, _truncate):
         fault(images)

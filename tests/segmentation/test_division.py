@@ -115,7 +115,7 @@ def test_a_fixed_layout_without_val_gets_one(tmp_path: Path):
     layout = get_layout("camvid")
     (problem,) = check_images(tmp_path, layout).problems
     assert "val and valannot missing" in problem.text
-    assert "Or set data.val_fraction (0.2, say)" in problem.text
+    assert "data.val_fraction=0.2 makes it of the training images" in problem.text
     index = check_images(tmp_path, layout, division=Division(0.25))
     assert index.problems == ()
     assert [sample.split for sample in index.samples] == ["train"] * 3 + ["val"]

@@ -133,11 +133,10 @@ def index_images(
     samples = samples_of(checked_images)
     left_out = len(problems)
     if data.on_problem == "stop":
-        raise_problems(
-            root,
-            problems,
-            advice=f"{REPORT} To go on without these images: data.on_problem=quarantine",
-        )
+        cure = " To go on without these images: data.on_problem=quarantine"
+        if any(problem.blocks for problem in problems):
+            cure = ""
+        raise_problems(root, problems, advice=REPORT + cure)
     else:
         raise_problems(root, [p for p in problems if p.blocks], advice=REPORT)
         if problems:

@@ -48,6 +48,7 @@ without a problem. Digest of splits, names and contents: <code>{{ digest }}</cod
 {% else %}
 <p class="bad">{{ problem_count }} found.
 {% if quarantine %}The pairs they are about were left out.
+{% elif blocked %}The run stopped.
 {% else %}The run stopped. To go on without these pairs: <code>data.on_problem=quarantine</code>.
 {% endif %}</p>
 <table>
@@ -137,6 +138,7 @@ def ingestion_report(
     """
     by_class = {(row["split"], row["class"]): row for row in statistics}
     splits = list(index.counts)
+    blocked = any(problem.blocks for problem in index.problems)
     largest = max((row["share"] for row in statistics if row["class"] != IGNORED), default=0) or 1
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return page.from_string(_TEMPLATE).render(
@@ -145,7 +147,8 @@ def ingestion_report(
         root=root,
         images=len(index.samples),
         digest=index_digest(index.samples),
-        quarantine=quarantine and not any(problem.blocks for problem in index.problems),
+        quarantine=quarantine and not blocked,
+        blocked=blocked,
         problems=index.problems[:LISTED],
         problem_count=len(index.problems),
         divided=divided,

@@ -173,7 +173,7 @@ def absent_split(split: str, found: str) -> Problem:
         found: What was found and expected; a sentence.
     """
     if split == "val":
-        found += " Or set data.val_fraction (0.2, say) to make this split of the training images."
+        found += " Where there is none: data.val_fraction=0.2 makes it of the training images."
     return Problem(split, found, blocks=True)
 
 
