@@ -373,6 +373,30 @@ class TestFoldersOfAnyShape:
         assert listing.problems == ()
         assert listing.pairs[2] == Pair("rain", "1", "rain/rgb/1.jpg", "labels/rain/ids/1.png")
 
+    @pytest.mark.parametrize(
+        ("images", "masks"),
+        [
+            ("SPLIT", "SPLITannot"),
+            ("SPLIT_img", "SPLIT"),
+            ("img-SPLIT-v1", "ids/SPLIT"),
+            ("a/SPLIT/rgb", "a/SPLIT_ids/all"),
+        ],
+    )
+    def test_split_may_be_part_of_a_folder_name(self, tmp_path: Path, images: str, masks: str):
+        splits = ("train", "val", "rain")
+        listing = self.tree(
+            tmp_path,
+            f"{{classes: [a, b], images: {images}, masks: {masks}}}",
+            *(f"{images.replace('SPLIT', split)}/1.jpg" for split in splits),
+            *(f"{masks.replace('SPLIT', split)}/1.png" for split in splits),
+        )
+        assert listing.problems == ()
+        assert [pair.split for pair in listing.pairs] == list(splits)
+        (tmp_path / masks.replace("SPLIT", "rain") / "1.png").unlink()
+        (tmp_path / masks.replace("SPLIT", "rain")).rmdir()
+        problems = list_pairs(tmp_path, get_layout("folders", tmp_path)).problems
+        assert f"{masks.replace('SPLIT', 'rain')} missing" in problems[0].text
+
     def test_images_and_masks_may_lie_together_under_endings(self, tmp_path: Path):
         listing = self.tree(
             tmp_path,
@@ -427,7 +451,7 @@ class TestFoldersOfAnyShape:
             ("lists: SPLIT.txt", "`lists` needs SPLIT once, and then images and masks have none"),
             ("images: ../SPLIT", "expected a path below the table's folder"),
             ("masks: /data/SPLIT", "expected a path below the table's folder"),
-            ("masks: m_SPLIT", "SPLIT has to be one whole folder name"),
+            ("masks: SPLIT/SPLIT", "expected SPLIT once"),
             ("encoding: rgb", "encoding: Input should be 'index' or 'color'"),
             ("encoding: color", "class 'a' has no color"),
             ("ignore: [[0, 0, 0]]", "ignore holds colors"),

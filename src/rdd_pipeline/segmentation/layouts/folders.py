@@ -139,9 +139,8 @@ class _Table(BaseModel):
             parts = Path(value or "").parts
             if ".." in parts or Path(value or "").is_absolute():
                 raise ValueError(f"{key} is {value!r}, expected a path below the table's folder")
-            inside = [part for part in parts if SPLIT in part]
-            if inside and key != "lists" and inside != [SPLIT]:
-                raise ValueError(f"{key} is {value!r}: SPLIT has to be one whole folder name")
+            if key != "lists" and sum(part.count(SPLIT) for part in parts) > 1:
+                raise ValueError(f"{key} is {value!r}, expected SPLIT once")
         split = [SPLIT in value for value in (self.images, self.masks)]
         if self.lists is None and any(split) and not all(split):
             raise ValueError(
@@ -320,17 +319,11 @@ def _list(table: _Table, root: Path) -> Listing:
         return _list_by_names(table, table.lists, root)
     if SPLIT not in table.images:
         return _list_whole(table, root)
-    tops = tuple(_above_split(folder) for folder in (table.images, table.masks))
+    tops = tuple(_around_split(folder)[0] for folder in (table.images, table.masks))
     problems = missing_folders(root, dict.fromkeys(tops), table.expected)
     if problems:
         return Listing((), tuple(problems))
-    found = {
-        path.name
-        for top, folder in zip(tops, (table.images, table.masks), strict=True)
-        for path in (root / top).iterdir()
-        if (root / folder.replace(SPLIT, path.name)).is_dir()
-        and not is_misnamed(path, root, problems)
-    }
+    found = _splits_there(root, table.images, table.masks, problems)
     pairs: list[Pair] = []
     absent: dict[str, Problem] = {}
     warnings: list[str] = []
@@ -475,7 +468,32 @@ def _sides(
     return lambda path: not is_mask(path), is_mask
 
 
-def _above_split(folder: str) -> str:
-    """The folder whose subfolders are the splits."""
+def _splits_there(root: Path, images: str, masks: str, problems: list[Problem]) -> set[str]:
+    """What stands for SPLIT in the folders that are there, on either side."""
+    found: dict[str, dict[str, str]] = {}
+    for pattern in dict.fromkeys((images, masks)):
+        top, before, after = _around_split(pattern)
+        names = [
+            path.name[len(before) : len(path.name) - len(after)]
+            for path in (root / top).iterdir()
+            if path.name.startswith(before)
+            and path.name.endswith(after)
+            and not is_misnamed(path, root, problems)
+        ]
+        folders = {pattern.replace(SPLIT, name): name for name in names if name}
+        found[pattern] = {f: name for f, name in folders.items() if (root / f).is_dir()}
+    if images != masks:
+        # `trainannot` holds the masks of `train`; it is no split of its own of images in `SPLIT`.
+        both = found[images].keys() & found[masks].keys()
+        for folder in both:
+            whole = len(found[images][folder]) > len(found[masks][folder])
+            del found[images if whole else masks][folder]
+    return {name for folders in found.values() for name in folders.values()}
+
+
+def _around_split(folder: str) -> tuple[str, str, str]:
+    """The folder whose subfolders are the splits; what their names have before and after SPLIT."""
     parts = Path(folder).parts
-    return Path(*parts[: parts.index(SPLIT)]).as_posix()
+    place = next(number for number, part in enumerate(parts) if SPLIT in part)
+    before, _, after = parts[place].partition(SPLIT)
+    return Path(*parts[:place]).as_posix(), before, after
