@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from rdd_pipeline.distillation.methods import COMPANIONS, METHODS
 from rdd_pipeline.evaluation.figures import (
     RddRow,
     class_shares,
     colorize,
     confusion_figure,
     dataset_preview,
+    is_loss,
     rdd_figure,
     training_curves,
 )
@@ -195,6 +200,97 @@ def test_curves_mark_where_tse_takes_over() -> None:
     assert [line.get_xdata()[0] for line in dashed] == [45.0]  # type: ignore[index]
     assert "best 50.00" in _texts(figure)
     assert "chosen" in _texts(figure)
+
+
+LOSSES = {"loss", "task", "kd", "cwd_logits", "student_ce", "aux_student_ce", "aux_teacher_ce"}
+SHARES = {"hard_student", "aux_hard_student", "hard_teacher", "chosen", "chosen_none"}
+SHARES |= {"aux_chosen", "aux_chosen_none", "teacher_confidence", "a_share_of_tomorrow"}
+BY_CLASS = {"chosen_road", "chosen_sky", "aux_hard_student_pole"}
+
+
+def _panels(figure: Figure) -> dict[str, Axes]:
+    return {axes.get_ylabel(): axes for axes in figure.axes}
+
+
+def _curves(axes: Axes) -> dict[str, Line2D]:
+    return {str(line.get_label()): line for line in axes.lines if line.get_linestyle() != "None"}
+
+
+def test_losses_and_shares_have_panels_of_their_own() -> None:
+    names = LOSSES | SHARES | BY_CLASS
+    rows = [
+        {"iteration": step, "lr": 0.1, "gradient_norm": 0.5, "tfe_share": 0.0, "val.miou": 0.1}
+        | dict.fromkeys(names, 0.5 / step)
+        for step in (1.0, 2.0, 3.0)
+    ]
+    figure = training_curves(rows)
+    _draw(figure)
+    panels = _panels(figure)
+    assert {name: len(panels[name].lines) for name in panels} == {
+        "loss": len(LOSSES),
+        "val mIoU in %": 2,
+        "% of the pixels": len(SHARES),
+        "% of the class": len(BY_CLASS),
+        "learning rate": 1,
+    }
+    for name in ("loss", "% of the pixels", "% of the class"):
+        styles = {(str(line.get_color()), str(line.get_linestyle())) for line in panels[name].lines}
+        assert len(styles) == len(panels[name].lines), name
+        labels = [str(line.get_label()) for line in panels[name].lines]
+        assert len(set(labels)) == len(labels)
+        assert not [label for label in labels if "_" in label]
+    assert "hard for the student (auxiliary heads)" in _curves(panels["% of the pixels"])
+    assert "road: chosen by TSE" in _curves(panels["% of the class"])
+    assert "pole: hard for the student (auxiliary heads)" in _curves(panels["% of the class"])
+
+
+def test_every_loss_of_every_method_is_a_loss() -> None:
+    for method in (*METHODS.values(), *COMPANIONS.values()):
+        assert all(map(is_loss, method.weights)), method.title
+
+
+def test_many_classes_get_colors_of_their_own() -> None:
+    rows = [{"iteration": s, **{f"chosen_c{n}": 0.5 for n in range(19)}} for s in (1.0, 2.0)]
+    (axes,) = training_curves(rows).axes
+    assert len({to_rgb(line.get_color()) for line in axes.lines}) == 19  # type: ignore[arg-type]
+
+
+def test_fading_from_tfe_to_tse_is_a_curve_and_a_switch_is_none() -> None:
+    fade = [{"iteration": s, "loss": 1.0, "tfe_share": 1.0 - s / 10} for s in (1.0, 5.0, 10.0)]
+    assert "% of the pixels" in _panels(training_curves(fade))
+    switch = [{"iteration": s, "loss": 1.0, "tfe_share": float(s < 5)} for s in (1.0, 5.0, 10.0)]
+    assert "% of the pixels" not in _panels(training_curves(switch))
+
+
+def test_one_point_is_a_mark_and_no_panel_is_empty() -> None:
+    row = {"iteration": 10, "loss": 1.0, "task": 0.5, "lr": 0.1, "tfe_share": 1.0}
+    figure = training_curves([row | {"teacher_confidence": 0.8}])
+    _draw(figure)
+    assert set(_panels(figure)) == {"loss", "% of the pixels", "learning rate"}
+    for axes in figure.axes:
+        assert axes.lines
+        assert all(line.get_marker() == "o" for line in axes.lines)
+
+
+def test_legends_and_the_best_mark_lie_beside_the_curves() -> None:
+    figure = training_curves(_history(rdd=True))
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        area = axes.get_window_extent()
+        for thing in (axes.get_legend(), *(t for t in axes.texts if "best" in t.get_text())):
+            if thing is not None:
+                box = thing.get_window_extent()
+                assert box.x0 >= area.x1 or box.y0 >= area.y1
+
+
+def test_a_flat_miou_looks_flat_and_its_axis_is_plain() -> None:
+    rows = [{"iteration": s, "val.miou": 0.054239 + s * 1e-8} for s in (1.0, 2.0)]
+    figure = training_curves(rows)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert high - low >= 1
+    assert not axes.yaxis.get_offset_text().get_text()
 
 
 def test_curves_without_rdd_have_no_boundary() -> None:

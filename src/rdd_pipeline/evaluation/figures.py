@@ -6,8 +6,10 @@ Suffixes: C classes, H rows, W columns of an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rdd_pipeline.distillation.methods import METHODS
 from rdd_pipeline.segmentation.labels import LabelSet
 
 # Colors that people with any kind of color vision tell apart (Okabe and Ito 2008).
@@ -215,76 +218,62 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
 
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Losses, validation mIoU, hard and chosen pixels, learning rate over the iterations.
+    """Losses, validation mIoU, shares of pixels, learning rate over the iterations.
 
-    A dashed line marks where TSE-RDD takes over from TFE-RDD.
+    A dashed line marks where TSE-RDD takes over from TFE-RDD. A panel without anything to show is
+    left out, and a curve of one point is a point.
 
     Args:
         history: Rows with `iteration` and any of `loss`, the loss terms, `lr`, `tfe_share`
-            (1: TFE, 0: TSE), `hard_student`, `hard_teacher`, `chosen` (shares) and `val.miou`;
-            missing or NaN values are gaps.
+            (1: TFE, 0: TSE), `val.miou` and statistics of the pixels (shares in [0, 1]); missing
+            or NaN values are gaps.
     """
     series = _series(history)
     if not series:
         return empty_figure("No training history: the weights were imported.")
-    shares = [name for name in _SHARES if name in series]
-    figure = Figure(figsize=(8.0, 6.4 + (1.6 if shares else 0.0)), layout="constrained")
-    heights = (3, 2, 1.5, 1) if shares else (3, 2, 1)
-    panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
-    losses, miou, rate = panels[0], panels[1], panels[-1]
-    terms = [name for name in series if name not in _NOT_LOSSES and not name.startswith("val.")]
-    for number, name in enumerate(sorted(terms, key=lambda name: name != "loss")):
-        losses.plot(
-            *series[name],
-            color="black" if name == "loss" else LINES[(number - 1) % len(LINES)],
-            linewidth=1.4 if name == "loss" else 0.9,
-            # Cross-entropies that are watched but not trained on.
-            linestyle=":" if name.endswith("_ce") else "-",
-            label=_LABELS.get(name, name),
-        )
-    if losses.lines:
-        losses.legend(fontsize=SMALL, frameon=False, ncols=3)
-        values = np.concatenate([np.asarray(line.get_ydata()) for line in losses.lines])
-        # Terms differ by orders of magnitude; zeros (a term switched off) forbid a log axis.
-        if values.min() > 0 and values.max() > 30 * values.min():
-            losses.set_yscale("log")
-    losses.set_ylabel("loss", fontsize=NORMAL)
-    for name in shares:
-        steps, values = series[name]
-        panels[2].plot(steps, 100 * values, color=_SHARES[name], linewidth=1.0, label=_LABELS[name])
-    if shares:
-        panels[2].legend(fontsize=SMALL, frameon=False, ncols=3)
-        panels[2].set_ylabel("% of the pixels", fontsize=NORMAL)
+    panels: list[tuple[float, Callable[[Axes], None]]] = []
+    losses = sorted(filter(is_loss, series), key=lambda name: (name != "loss", name != "task"))
+    if losses:
+        panels.append((3.0, lambda axes: _draw_losses(axes, {n: series[n] for n in losses})))
     if "val.miou" in series:
-        steps, values = series["val.miou"]
-        best = int(np.argmax(values))
-        miou.plot(steps, 100 * values, color=BLUE, marker="o", markersize=3, linewidth=1.2)
-        miou.plot(steps[best], 100 * values[best], "o", color=ORANGE, markersize=6)
-        miou.annotate(
-            f"best {100 * values[best]:.2f}",
-            (steps[best], 100 * values[best]),
-            xytext=(-6, -12),
-            textcoords="offset points",
-            fontsize=SMALL,
-            ha="right",
-        )
-    miou.set_ylabel("val mIoU in %", fontsize=NORMAL)
+        panels.append((2.0, lambda axes: _draw_miou(axes, *series["val.miou"])))
+    shares = {name: points for name, points in series.items() if _is_share(name, points[1])}
+    whole = {name: points for name, points in shares.items() if _class_of(name) is None}
+    by_class = {name: points for name, points in shares.items() if name not in whole}
+    for found, title in ((whole, "% of the pixels"), (by_class, "% of the class")):
+        if found:
+            height = max(2.0, 0.17 * len(found))
+            panels.append((height, lambda axes, f=found, t=title: _draw_shares(axes, f, t)))  # type: ignore[misc]
     if "lr" in series:
-        rate.plot(*series["lr"], color=GRAY, linewidth=1.2)
-    rate.set_ylabel("learning rate", fontsize=NORMAL)
-    rate.set_xlabel("iteration", fontsize=NORMAL)
+        panels.append((1.0, lambda axes: _draw_rate(axes, *series["lr"])))
+    if not panels:
+        return empty_figure("The training history holds nothing to draw.")
+    heights = [height for height, _ in panels]
+    figure = Figure(figsize=(9.5, 0.4 + 1.05 * sum(heights)), layout="constrained")
+    areas = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     boundary = _boundary(series)
-    for axes in panels:
+    for axes, (_, draw) in zip(areas, panels, strict=True):
+        draw(axes)
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=SMALL)
         if boundary is not None:
             axes.axvline(boundary, color="black", linestyle="--", linewidth=0.8)
+    areas[-1].set_xlabel("iteration", fontsize=NORMAL)
     if boundary is not None:
-        place = losses.get_xaxis_transform()
-        losses.text(boundary, 1.01, "TFE  ", ha="right", transform=place, fontsize=SMALL)
-        losses.text(boundary, 1.01, "  TSE", ha="left", transform=place, fontsize=SMALL)
+        place = areas[0].get_xaxis_transform()
+        areas[0].text(boundary, 1.01, "TFE  ", ha="right", transform=place, fontsize=SMALL)
+        areas[0].text(boundary, 1.01, "  TSE", ha="left", transform=place, fontsize=SMALL)
     return figure
+
+
+def is_loss(name: str) -> bool:
+    """Whether a curve is a loss in the sense of the objective.
+
+    That is the total, the task loss, a loss that a method's terms name, or a cross-entropy that is
+    watched. What else a training says of its pixels is a share.
+    """
+    return name in {"loss", "task"} | _term_losses() or name.endswith("_ce")
 
 
 def class_shares(statistics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -350,8 +339,10 @@ def empty_figure(text: str) -> Figure:
 
 # ---- parts
 
-_SHARES = {"hard_student": STUDENT_ONLY, "hard_teacher": TEACHER_ONLY, "chosen": CHOSEN}
-_NOT_LOSSES = {"lr", "tfe_share", "images_per_second", "chosen_none", *_SHARES}
+Points = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Iterations and values of a curve."""
+
+_NO_SHARES = {"lr", "images_per_second", "gradient_norm"}
 _LABELS = {
     "loss": "total loss",
     "task": "task loss",
@@ -361,8 +352,138 @@ _LABELS = {
     "teacher_ce": "teacher's cross-entropy",
     "hard_student": "hard for the student",
     "hard_teacher": "hard for the teacher",
-    "chosen": "chosen",
+    "chosen": "chosen by TSE",
+    "chosen_none": "batches with none chosen",
+    "teacher_confidence": "mean weight of TFE",
+    "tfe_share": "share of the TFE loss",
 }
+_SHARE_COLORS = {
+    "hard_student": STUDENT_ONLY,
+    "hard_teacher": TEACHER_ONLY,
+    "chosen": CHOSEN,
+    "chosen_none": BOTH,
+    "teacher_confidence": GREEN,
+    "tfe_share": GRAY,
+}
+
+
+@cache
+def _term_losses() -> frozenset[str]:
+    return frozenset(name for method in METHODS.values() for name in method.weights)
+
+
+def _is_share(name: str, values: NDArray[np.float64]) -> bool:
+    if is_loss(name) or name in _NO_SHARES or name.startswith("val."):
+        return False
+    if name == "tfe_share" and not ((values > 0) & (values < 1)).any():
+        return False  # the dashed line says it
+    return bool(((values >= 0) & (values <= 1 + 1e-6)).all())
+
+
+def _class_of(name: str) -> tuple[str, str] | None:
+    """Share and class of a share of one class, as in `chosen_road`; None for other names."""
+    bare = name.removeprefix("aux_")
+    if bare in _SHARE_COLORS:
+        return None
+    stems = (stem for stem in ("hard_student", "hard_teacher", "chosen") if bare.startswith(stem))
+    return next(((stem, bare[len(stem) :].lstrip("_.")) for stem in stems), None)
+
+
+def _label(name: str) -> str:
+    """The name in words."""
+    if name in _LABELS:
+        return _LABELS[name]
+    bare = name.removeprefix("aux_")
+    of_class = _class_of(name)
+    text = (
+        f"{of_class[1]}: {_LABELS[of_class[0]]}"
+        if of_class
+        else _LABELS.get(bare, bare.replace("_", " "))
+    )
+    return text + (" (auxiliary heads)" if bare != name else "")
+
+
+def _curve(axes: Axes, points: Points, **style: Any) -> None:
+    """A line, or a mark where there is one point only."""
+    axes.plot(*points, marker="o" if len(points[0]) == 1 else "", markersize=4, **style)
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the curves, not over them."""
+    axes.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+
+
+def _draw_losses(axes: Axes, series: Mapping[str, Points]) -> None:
+    others = [name for name in series if name != "loss"]
+    for name, points in series.items():
+        round_, number = divmod(others.index(name), len(LINES)) if name in others else (0, 0)
+        _curve(
+            axes,
+            points,
+            color="black" if name == "loss" else LINES[number],
+            linewidth=1.4 if name == "loss" else 0.9,
+            # Dotted: cross-entropies that are watched but not trained on.
+            linestyle=":" if name.endswith("_ce") else ("-", "-.", (0, (5, 1)))[round_ % 3],
+            label=_label(name),
+        )
+    _legend(axes)
+    values = np.concatenate([points[1] for points in series.values()])
+    # Terms differ by orders of magnitude; zeros (a term switched off) forbid a log axis.
+    if values.min() > 0 and values.max() > 30 * values.min():
+        axes.set_yscale("log")
+    axes.set_ylabel("loss", fontsize=NORMAL)
+
+
+def _draw_miou(axes: Axes, steps: NDArray[np.float64], shares: NDArray[np.float64]) -> None:
+    values = 100 * shares
+    best = int(np.argmax(values))
+    axes.plot(steps, values, color=BLUE, marker="o", markersize=3, linewidth=1.2)
+    axes.plot(steps[best], values[best], "o", color=ORANGE, markersize=6)
+    axes.text(
+        1.0,
+        1.02,
+        f"best {values[best]:.2f} at iteration {steps[best]:.0f}",
+        transform=axes.transAxes,
+        ha="right",
+        fontsize=SMALL,
+        color="#9A6700",
+    )
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1:  # a point of mIoU is seen as little, not as a collapse
+        axes.set_ylim((low + high) / 2 - 0.6, (low + high) / 2 + 0.6)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_ylabel("val mIoU in %", fontsize=NORMAL)
+
+
+def _draw_shares(axes: Axes, series: Mapping[str, Points], title: str) -> None:
+    spare: list[Any] = [color for color in LINES if color not in _SHARE_COLORS.values()]
+    bare = dict.fromkeys(name.removeprefix("aux_") for name in series)
+    rest = [name for name in bare if name not in _SHARE_COLORS]
+    colors: dict[str, Any] = dict(_SHARE_COLORS)
+    if len(rest) > len(spare):
+        spare = [hsv_to_rgb(n / len(rest), 0.85, 0.8 - 0.3 * (n % 2)) for n in range(len(rest))]
+    colors |= dict(zip(rest, spare, strict=False))
+    for name, (steps, values) in sorted(
+        series.items(), key=lambda item: item[0].startswith("aux_")
+    ):
+        auxiliary = name.startswith("aux_")
+        _curve(
+            axes,
+            (steps, 100 * values),
+            color=colors[name.removeprefix("aux_")],
+            linewidth=1.0,
+            linestyle="--" if auxiliary else "-",
+            label=_label(name),
+        )
+    _legend(axes)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_ylabel(title, fontsize=NORMAL)
+
+
+def _draw_rate(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+    _curve(axes, (steps, values), color=GRAY, linewidth=1.2)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_ylabel("learning rate", fontsize=NORMAL)
 
 
 def _grid(
