@@ -1,4 +1,4 @@
-"""Every method trains, stops and goes on, with a convolutional and with a transformer student."""
+"""Every method trains, stops and goes on: CNN and transformer as student, float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 
 from rdd_pipeline.config import MethodsParams, NetworkParams
@@ -57,19 +58,31 @@ def _equal(one, other) -> bool:
     return one == other
 
 
-@pytest.mark.parametrize(
-    ("method", "network"),
-    [
-        *[pytest.param(name, CNN, id=f"{name}-cnn") for name in NAMES],
-        *[pytest.param(name, TRANSFORMER, id=f"{name}-transformer") for name in NAMES],
-        *[pytest.param(name, CNN, id=f"{name}-cnn") for name in COMPANIONS],
-    ],
-)
+def _every_training() -> list[ParameterSet]:
+    """Each method in both precisions with a CNN; the transformer's rest waits for `slow`."""
+    networks = {"cnn": CNN, "transformer": TRANSFORMER}
+    return [
+        pytest.param(
+            method,
+            network,
+            precision,
+            id=f"{method}-{kind}-{precision}",
+            marks=[]
+            if kind == "cnn" or (method in NAMES and precision == "float32")
+            else pytest.mark.slow,
+        )
+        for method in [*NAMES, *COMPANIONS]
+        for kind, network in networks.items()
+        for precision in ("float32", "bfloat16")
+    ]
+
+
+@pytest.mark.parametrize(("method", "network", "precision"), _every_training())
 def test_a_stopped_training_goes_on_to_the_same_weights(
-    method, network, make_job, blocks, teacher, tmp_path, monkeypatch
+    method, network, precision, make_job, blocks, teacher, tmp_path, monkeypatch
 ):
     """One run, and one from its state in the middle; all losses are logged, all modules learn."""
-    job = _job(make_job, method, network)
+    job = _job(make_job, method, network, precision=precision)
     fingerprint = job_fingerprint(job, blocks.samples, teacher, None)
     work, copy = (WorkFolder(tmp_path / name, fingerprint) for name in ("work", "copy"))
     every = CPU.model_copy(update={"log_every": 1})
