@@ -113,11 +113,6 @@ def test_other_tiff_images_are_refused_in_one_line(tmp_path: Path, kind: str):
     assert "\n" not in str(caught.value)
 
 
-def _bmp(image: Image.Image, path: Path) -> Path:
-    image.save(path)
-    return path
-
-
 def _palette_image(raw: np.ndarray, colors: np.ndarray) -> Image.Image:
     image = Image.fromarray(raw)
     image.putpalette(colors.flatten().tolist())
@@ -274,11 +269,7 @@ def _blank_png(height: int, width: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
-    return formats_signature() + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def formats_signature() -> bytes:
-    return b"\x89PNG\r\n\x1a\n"
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("read", [read_image, lambda path: read_mask(path, IDS)])

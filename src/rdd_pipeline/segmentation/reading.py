@@ -148,8 +148,15 @@ def _extremes(picture: Image.Image) -> list[int]:
     return [int(high) for _, high in cast(tuple[tuple[int, int], ...], channels)]
 
 
-def decode_mask_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
+def decode_mask_bytes(
+    data: bytes, path: Path, palette: dict[int, int] | None = None
+) -> NDArray[np.uint8]:
     """Raw mask values from a file's content: palette indices or gray levels, as stored.
+
+    Args:
+        data: Content of the file.
+        path: Where it came from, for messages.
+        palette: Takes the color (0xRRGGBB) of each palette index that is used.
 
     Returns:
         uint8, (H, W).
@@ -157,11 +164,6 @@ def decode_mask_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
     Raises:
         DataProblem: Not an image, damaged, colored, turned, or with values beyond 255.
     """
-    return _inspect_values(data, path)[0]
-
-
-def _inspect_values(data: bytes, path: Path) -> tuple[NDArray[np.uint8], dict[int, int]]:
-    """Raw values and, of a palette mask, the color of each that is used (0xRRGGBB)."""
     with open_picture(data, path, "its image") as picture:
         _check_mask(picture, data, path)
         if is_inverted(picture):
@@ -171,7 +173,8 @@ def _inspect_values(data: bytes, path: Path) -> tuple[NDArray[np.uint8], dict[in
             )
         mode, depth, kind = picture.mode, stored_bits(picture, data), picture.format
         values = np.array(picture)
-        palette = _used_colors(picture) if mode == "P" else {}
+        if mode == "P" and palette is not None:
+            palette |= _used_colors(picture)
     if kind == "WEBP" and mode in ("RGB", "RGBA"):  # WebP has no gray of its own.
         gray = values[..., 0]
         if (values[..., :3] == gray[..., None]).all():
@@ -186,14 +189,14 @@ def _inspect_values(data: bytes, path: Path) -> tuple[NDArray[np.uint8], dict[in
             "pixel (gray or palette PNG). Convert the colors to class numbers (the layout "
             "`folders` reads colors, too), or check whether images and masks were mixed up."
         )
-    if mode == "L":
-        values = values // np.uint8(_GRAY_STRETCH.get(depth, 1))
+    if mode == "L" and depth in _GRAY_STRETCH:
+        values = values // np.uint8(_GRAY_STRETCH[depth])
     elif mode.startswith("I") and values.size and not 0 <= values.min() <= values.max() <= 255:
         raise DataProblem(
             f"{path} holds values {values.min()}..{values.max()}, expected class numbers 0..255. "
             "Check that it is a class mask (instance masks and depth maps have 16 bits)."
         )
-    return values.astype(np.uint8, copy=False), palette
+    return values.astype(np.uint8, copy=False)
 
 
 def _used_colors(picture: Image.Image) -> dict[int, int]:
@@ -219,7 +222,10 @@ def decode_mask(data: bytes, lookup: Lookup, path: Path) -> NDArray[np.uint8]:
     Raises:
         DataProblem: The file cannot be read as a mask or holds what may not occur.
     """
-    return inspect_mask(data, lookup, path)[0]
+    if _holds_colors(lookup):
+        rows = [row for row in lookup if isinstance(row, tuple)]
+        return _colors_to_train_ids(_decode_colors(data, path), rows, path)
+    return to_train_ids(decode_mask_bytes(data, path), cast(tuple[int, ...], lookup), path)
 
 
 def inspect_mask(
@@ -229,11 +235,15 @@ def inspect_mask(
 
     There are none where colors, not indices, say what the classes are.
     """
-    if lookup and isinstance(lookup[0], tuple):
-        rows = [row for row in lookup if isinstance(row, tuple)]
-        return _colors_to_train_ids(_decode_colors(data, path), rows, path), {}
-    values, palette = _inspect_values(data, path)
+    palette: dict[int, int] = {}
+    if _holds_colors(lookup):
+        return decode_mask(data, lookup, path), palette
+    values = decode_mask_bytes(data, path, palette)
     return to_train_ids(values, cast(tuple[int, ...], lookup), path), palette
+
+
+def _holds_colors(lookup: Lookup) -> bool:
+    return bool(lookup) and isinstance(lookup[0], tuple)
 
 
 def _decode_colors(data: bytes, path: Path) -> NDArray[np.uint8]:
