@@ -375,12 +375,13 @@ def test_splits_may_not_take_all_training_images():
         DataParams(val_fraction=0.5, test_fraction=0.5)
 
 
-def test_labels_that_cannot_be_scored_stop_the_run_before_training(images):
-    _write(images / "valannot" / "0.png", np.full((32, 40), 11, np.uint8))
+def test_labels_that_teach_nothing_stop_the_run_before_training(images):
+    for path in (images / "trainannot").iterdir():
+        _write(path, np.full((32, 40), 11, np.uint8))
     for data in (FOLDER, QUARANTINE):
-        with pytest.raises(DataProblem, match="split 'val' has no labeled pixel"):
+        with pytest.raises(DataProblem, match="split 'train' has no labeled pixel"):
             _ingest(images, data)
-    assert "split &#39;val&#39; has no labeled pixel" in _see(images, FOLDER)[4]
+    assert "split &#39;train&#39; has no labeled pixel" in _see(images, FOLDER)[4]
 
 
 def test_training_images_of_one_class_stop_the_run(images):

@@ -77,19 +77,22 @@ def test_many_classes_are_counted(tmp_path: Path):
     assert "and 9 more never occur in split 'train'" in warning
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_split_without_labels_is_a_problem(tmp_path: Path, split: str):
+def test_training_images_without_labels_are_a_problem(tmp_path: Path):
+    index = seen(tmp_path, "classes: [a, b, c]", train=np.full_like(FULL, 255), val=FULL)
+    (problem,) = [p for p in index.problems if p.file == "train"]
+    assert problem.blocks
+    assert "split 'train' has no labeled pixel: all 100 pixels" in problem.text
+
+
+@pytest.mark.parametrize("split", ["val", "test", "more"])
+def test_another_split_without_labels_is_a_warning(tmp_path: Path, split: str):
     masks = dict.fromkeys(("train", "val", "test"), FULL) | {split: np.full_like(FULL, 255)}
     index = seen(tmp_path, "classes: [a, b, c]", **masks)
-    (problem,) = [p for p in index.problems if p.file == split]
-    assert problem.blocks
-    assert f"split '{split}' has no labeled pixel: all 100 pixels" in problem.text
-
-
-def test_a_further_split_without_labels_is_a_warning(tmp_path: Path):
-    index = seen(tmp_path, "classes: [a, b, c]", train=FULL, val=FULL, more=np.full_like(FULL, 255))
     assert index.problems == ()
-    assert "split 'more' has no labeled pixel" in index.warnings[0]
+    (warning,) = [text for text in index.warnings if "no labeled pixel" in text]
+    assert f"split '{split}' has no labeled pixel: all 100 pixels" in warning
+    assert "Nothing can be scored on it." in warning
+    assert ("hand on their last weights" in warning) == (split == "val")
 
 
 def test_nothing_is_said_of_a_complete_data_set(tmp_path: Path):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from rdd_pipeline.segmentation.index import ClassCounts, Index
 from rdd_pipeline.segmentation.layouts import Layout, Problem, some_of
 
-_SCORED = ("train", "val", "test")
-"""Splits that have to hold labels; others are a warning."""
 _NOTICED = 0.001
 """Share of pixels of a value that is ignored by default from which on it is mentioned."""
 _NAMED = 8
@@ -15,8 +13,9 @@ _NAMED = 8
 def with_coverage(index: Index, layout: Layout) -> Index:
     """The index with a problem or warning for each split whose labels are not as expected.
 
-    A split without labeled pixels and training images of one class only are problems: nothing
-    could be scored or learned. A class that does not occur is a warning.
+    Training images without labeled pixels, or of one class only, are problems: nothing could be
+    learned. Other splits without labeled pixels (the test masks of many public sets) and a class
+    that does not occur are a warning.
 
     Args:
         index: Of images that are to be used; counts of a few of them would be misleading.
@@ -33,10 +32,11 @@ def with_coverage(index: Index, layout: Layout) -> Index:
                 f"split '{split}' has no labeled pixel: all {sum(counts.pixels)} pixels of its "
                 f"masks are ignored. {_advice(counts, names, layout)}"
             )
-            if split in _SCORED:
+            if split == "train":
                 problems.append(Problem(split, text, blocks=True))
             else:
-                warnings.append(text)
+                kept = " Trainings hand on their last weights, not the best." * (split == "val")
+                warnings.append(f"{text} Nothing can be scored on it.{kept}")
         elif split == "train" and len(absent) == len(names) - 1:
             (only,) = (name for name in names if name not in absent)
             text = (
