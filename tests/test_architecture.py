@@ -25,7 +25,7 @@ ALLOWED = {
     "segmentation": BASE,
     "networks": BASE,
     "distillation": LEAVES,
-    "evaluation": LEAVES | {"distillation"},
+    "evaluation": LEAVES | {"commands", "distillation"},
     "training": LEAVES | {"distillation", "evaluation"},
     "tracking": BASE,
     "datasets": LEAVES | {"training"},

@@ -11,7 +11,13 @@ import pytest
 from kedro.framework.cli.utils import _split_params
 from omegaconf import OmegaConf
 
-from rdd_pipeline.commands import Session, kedro_command, params_option, remember_session
+from rdd_pipeline.commands import (
+    Session,
+    kedro_command,
+    params_option,
+    remember_session,
+    session_text,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +85,12 @@ def test_no_parameters_take_no_option():
 def test_omegaconf_is_what_reads_the_option():
     """The reading above is Kedro's; should it change, the encoding has to."""
     assert OmegaConf.to_container(OmegaConf.from_dotlist(["a=- 1\n- 2"])) == {"a": [1, 2]}
+
+
+def test_a_session_is_kept_as_text_without_seeds_and_name():
+    remember_session(Session("a", {"seed": 1, "seeds": 2, "run_name": "x", "r": {"c": [1, 2]}}))
+    text = session_text()
+    remember_session(Session("b"))
+    words, params = parsed(kedro_command("p", params={"seed": 7}, session=text))
+    assert words == ["kedro", "run", "--pipeline=p", "--env=a"]
+    assert params == {"r": {"c": [1, 2]}, "seed": 7}

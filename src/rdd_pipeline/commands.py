@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
@@ -51,6 +51,7 @@ def kedro_command(
     to_outputs: Sequence[str] = (),
     namespaces: Sequence[str] = (),
     params: Mapping[str, Any] | None = None,
+    session: str | None = None,
 ) -> str:
     """A ``kedro run`` for a shell, with the --env and --params of the session that is running.
 
@@ -60,11 +61,13 @@ def kedro_command(
         namespaces: Methods to train; empty: all.
         params: Further or other parameters, nested or with dotted names: they win over the
             session's.
+        session: Text of an earlier one, from `session_text`, to be used in its place.
     """
     words = ["kedro", "run"]
     if pipeline is not None:
         words.append(f"--pipeline={pipeline}")
-    words += session_options(params)
+    of = _session if session is None else Session(**json.loads(session))
+    words += session_options(params, of)
     if to_outputs:
         words.append(f"--to-outputs={','.join(to_outputs)}")
     if namespaces:
@@ -72,16 +75,26 @@ def kedro_command(
     return shlex.join(words)
 
 
-def session_options(params: Mapping[str, Any] | None = None) -> list[str]:
+def session_text() -> str:
+    """The running session as text, to be kept with a result; without the seeds, which it names."""
+    left_out = {*OF_ONE_RUN, "seed", "seeds"}
+    params = {name: value for name, value in _flat(_session.params).items() if name not in left_out}
+    return json.dumps({**asdict(_session), "params": params}, default=str)
+
+
+def session_options(
+    params: Mapping[str, Any] | None = None, session: Session | None = None
+) -> list[str]:
     """The session's ``--env``, ``--conf-source`` and ``--params``, with `params` in addition.
 
     Returns:
         Words of a command line, not quoted for a shell.
     """
-    words = [] if _session.env is None else [f"--env={_session.env}"]
-    if _session.conf_source is not None:
-        words.append(f"--conf-source={_session.conf_source}")
-    return words + params_option({**_flat(_session.params), **_flat(params or {})}, OF_ONE_RUN)
+    session = session or _session
+    words = [] if session.env is None else [f"--env={session.env}"]
+    if session.conf_source is not None:
+        words.append(f"--conf-source={session.conf_source}")
+    return words + params_option({**_flat(session.params), **_flat(params or {})}, OF_ONE_RUN)
 
 
 def params_option(params: Mapping[str, Any], without: frozenset[str] = frozenset()) -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from html.parser import HTMLParser
 from typing import Any
@@ -226,6 +227,18 @@ def test_it_says_how_to_get_the_same_again():
     assert singles[0] == ["method", "network", "seed", "val", "iteration", "fingerprint", "version"]
     assert ["KD", "net", "0", "50.00", "", "kd-0", "2026"] in singles
     assert not any("11.00" in line for line in singles)  # a newer one has taken its place
+
+
+def test_commands_have_the_environment_and_parameters_of_their_training():
+    own, other = _result("kd", 0.5), _result("cwd", 0.5)
+    session = {"env": "fruit", "params": {"data.path": "/a b", "recipe.iterations": 5}}
+    own["about"]["session"] = json.dumps(session)
+    text = _page(own, other).text
+    assert (
+        "kedro run --pipeline=distill_baselines --env=fruit "
+        "'--params=data.path=/a b,recipe.iterations=5,seed=0'"
+    ) in text
+    assert "kedro run --pipeline=distill_baselines --params=seed=0" in text
 
 
 def test_every_comparison_has_a_block_and_an_imported_teacher_needs_no_seed():

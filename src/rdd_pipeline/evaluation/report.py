@@ -13,6 +13,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import rdd_pipeline
+from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.distillation.methods import ABLATIONS, COMPANIONS, RDD_STAGES, STAGES
 from rdd_pipeline.evaluation.comparison import (
     Metrics,
@@ -130,7 +131,7 @@ def render_report(
         several_seeds=any(row["seed_count"] > 1 for row in rows),
         most_seeds=max((int(row["seed_count"]) for row in rows), default=0),
         splits=[(name, SPLIT_ROLES.get(name, "")) for name in split_names(rows)],
-        commands=_commands(rows),
+        commands=_commands(results),
         singles=_singles(results),
         single_splits=list(dict.fromkeys(name for r in results for name in splits_of(r))),
         versions=[
@@ -370,20 +371,21 @@ def _key_of(result: Metrics) -> tuple[str, str, str]:
     return about["data_digest"], about["comparison"] or about["network"], about["method"]
 
 
-def _commands(rows: Rows) -> list[str]:
+def _commands(results: Iterable[Metrics]) -> list[str]:
     """What trains the seeds of the tables again, then makes this page."""
-    found: dict[str, set[str]] = {}
-    for row in rows:
-        if row["method"] != "teacher":  # every pipeline trains or imports its own
-            found.setdefault(_pipeline_of(row["method"]), set()).update(
-                str(row["seeds"]).split(",")
-            )
+    found: dict[tuple[str, str], set[str]] = {}
+    for result in results:
+        about = result["about"]
+        if about["method"] != "teacher":  # every pipeline trains or imports its own
+            # Results of older versions do not say with which parameters they were trained.
+            place = _pipeline_of(about["method"]), str(about.get("session", "{}"))
+            found.setdefault(place, set()).add(str(about["seed"]))
     lines = [
-        f"kedro run --pipeline={pipeline}" + (f" --params={params}" if params else "")
-        for pipeline, seeds in sorted(found.items())
+        kedro_command(pipeline, params=params, session=session)
+        for (pipeline, session), seeds in sorted(found.items())
         for params in _seed_params(sorted(seeds, key=seed_order))
     ]
-    return [*lines, "kedro run --pipeline=evaluation"]
+    return [*lines, kedro_command("evaluation")]
 
 
 def _pipeline_of(method: str) -> str:
@@ -394,12 +396,12 @@ def _pipeline_of(method: str) -> str:
     return "ablations" if method in ABLATIONS else "distill_baselines"
 
 
-def _seed_params(seeds: Sequence[str]) -> list[str]:
+def _seed_params(seeds: Sequence[str]) -> list[dict[str, int]]:
     """Parameters of the commands: one run for seeds that follow one another."""
     numbers = [int(seed) for seed in seeds if seed.isdecimal()]
     if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(seeds))):
-        return [f"seed={numbers[0]},seeds={len(numbers)}"]
-    return [f"seed={seed}" if seed else "" for seed in seeds]
+        return [{"seed": numbers[0], "seeds": len(numbers)}]
+    return [{"seed": int(seed)} if seed.isdecimal() else {} for seed in seeds]
 
 
 def _singles(results: Sequence[Metrics]) -> list[list[str]]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from rdd_pipeline import tracking
+from rdd_pipeline.commands import session_text
 from rdd_pipeline.config import (
     DataParams,
     EvaluationParams,
@@ -195,6 +196,7 @@ def score_network(
             "fingerprint": work.fingerprint,
             "comparison": comparison,
             "data_digest": scored,
+            "session": session_text(),
         },
         **scores,
         "cost": size_of(network.build(), size),
