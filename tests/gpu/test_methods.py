@@ -25,7 +25,7 @@ from .draws import draw_alike
 pytestmark = pytest.mark.gpu
 
 BATCH, CLASSES, SIZE = 4, 11, (128, 160)
-EVERY = [*METHODS, *COMPANIONS]
+EVERY = [*METHODS, *COMPANIONS, "rdd_class_floor"]
 STUDENTS = {"cnn": "deeplabv3_test_resnet", "transformer": "fcn_test_vit"}
 TEACHER = "pspnet_test_resnet"
 OPTIONS = MethodsParams(
@@ -78,7 +78,7 @@ class Step:
         torch.manual_seed(2)
         objective = Objective(
             definition,
-            rdd=RddParams(min_kept=0.3),
+            rdd=definition.settings(RddParams(min_kept=0.3)),
             warmup=10,
             iterations=100,
             aux_weight=0.4,

@@ -176,13 +176,39 @@ def test_tse_of_odd_sizes_is_that_of_float64(mode, size, device):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_tse_with_a_class_floor_is_that_of_float64(size, device):
+    """Which pixels fill a class up is not handed out: a pixel or two may be others."""
+    m = maps(size)
+
+    def loss(place: torch.device, dtype: torch.dtype, floor: float) -> Tensor:
+        return tse_task_loss(
+            m.student.to(place, dtype),
+            m.labels.to(place),
+            teacher_logits=m.teacher.to(place, dtype),
+            min_kept=0.1,
+            class_floor=floor,
+        )
+
+    found = loss(device, torch.float32, 0.3)
+    with torch.autocast("cpu", enabled=False):
+        expected, without = (loss(torch.device("cpu"), torch.float64, f) for f in (0.3, 0.0))
+    assert expected != without
+    assert_value(found, expected, 1e-3 if size == "odd" else 1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("reduction", ["paper", "valid"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("auxiliary", [True, False], ids=["aux", "main"])
-def test_tfe_is_that_of_float64(auxiliary, reduction, size, device):
+def test_tfe_is_that_of_float64(auxiliary, weighted, reduction, size, device):
     m = maps(size)
 
     def expected(
-        *students: Tensor, labels: Tensor, teacher_logits: Tensor, teacher_aux_logits: Tensor
+        *students: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor,
+        teacher_aux_logits: Tensor,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         kl = F.kl_div(
             teacher_logits.log_softmax(1),
@@ -191,7 +217,11 @@ def test_tfe_is_that_of_float64(auxiliary, reduction, size, device):
             log_target=True,
         ).sum(1, keepdim=True)
         w = up((-kl).exp(), labels)[:, 0]
-        count = labels.numel() if reduction == "paper" else int((labels != 255).sum())
+        valid = labels != 255
+        count = float(labels.numel() if reduction == "paper" else valid.sum())
+        if class_weights is not None:
+            of_class = class_weights[torch.where(valid, labels, 0).long()]
+            w, count = w * of_class, count * float(of_class[valid].mean())
         pixels = sum(a * pixel_ce(s, labels) for a, s in zip((1, 0.4), students, strict=False))
         return (w * pixels).sum() / count
 
@@ -200,6 +230,8 @@ def test_tfe_is_that_of_float64(auxiliary, reduction, size, device):
 
     students = [m.student, m.student_aux] if auxiliary else [m.student]
     rest = {"labels": m.labels, "teacher_logits": m.teacher, "teacher_aux_logits": m.teacher_aux}
+    if weighted:
+        rest["class_weights"] = m.class_weights
     assert_as_float64(loss, students, rest, device, expected=expected)
 
 
