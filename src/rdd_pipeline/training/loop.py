@@ -50,6 +50,7 @@ from rdd_pipeline.training.device import (
     set_up,
     unrepeatable_operation,
 )
+from rdd_pipeline.training.difficulty import Difficulty, difficulty_notes
 from rdd_pipeline.training.group import Group
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import (
@@ -166,6 +167,7 @@ class _Run:
         self.start, self.work, self.device = start, work, device
         self.observe = observe or (lambda iteration, values: None)
         self.stop = stop
+        self.warned = False
         self.ranks = Ranks(group)
         self.rank, self.world = self.ranks.rank, self.ranks.size
         self.group = Group(self.ranks, device, has_work=work is not None)
@@ -389,7 +391,7 @@ class _Run:
             patience=self.trainer.patience,
         )
         reset_peak_memory(self.device)
-        window = Window()
+        window, difficulty = Window(), Difficulty(job.labels.names)
         saved = time.monotonic()
         self.wrapped.train()
         with (
@@ -405,12 +407,13 @@ class _Run:
             for batch in batches:
                 iteration = batch.iteration
                 lr = learning_rate(recipe.optimizer, iteration, recipe.iterations)
-                values = self._one_step(batch.images, batch.labels, iteration, lr)
+                values = self._one_step(batch.images, batch.labels, iteration, lr, difficulty)
                 progression.iteration = iteration
                 progression.images += recipe.batch_size
                 progression.seconds += window.add(values, recipe.batch_size)
                 if iteration % self.trainer.log_every == 0 or iteration == last:
-                    self._log(progression, window, lr, progress)
+                    self._log(progression, window, difficulty, lr, progress)
+                    self._warn_of_difficulty(progression)
                 validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
                 if validated and self.val_samples:
                     self._validate(progression, progress)
@@ -434,7 +437,7 @@ class _Run:
                     )
 
     def _one_step(
-        self, images: Tensor, labels: Tensor, iteration: int, lr: float
+        self, images: Tensor, labels: Tensor, iteration: int, lr: float, difficulty: Difficulty
     ) -> dict[str, float]:
         """Forward, check, backward, update; returns all scalars of the step."""
         # The same on all ranks, which draw what one process would draw and take their share of it.
@@ -458,8 +461,13 @@ class _Run:
             scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, norm)
         # All ranks log the mean of all, and all of them stop where one meets a NaN.
         numbers = self.ranks.mean(torch.stack([value.float() for value in scalars.values()]))
+        if output.pixels_of_class is not None:
+            numbers = torch.cat([numbers, torch.stack(output.pixels_of_class).flatten().float()])
         # One transfer, and the only wait for the device in a step.
-        values = dict(zip(scalars, numbers.tolist(), strict=True))
+        numbers = numbers.cpu()
+        values = dict(zip(scalars, numbers[: len(scalars)].tolist(), strict=True))
+        if output.pixels_of_class is not None:
+            difficulty.add(numbers[len(scalars) :].view(len(output.pixels_of_class), -1))
         self._require_finite(values, iteration)
         for optimizer in (self.optimizer, self.adversary_optimizer):
             if optimizer is not None:
@@ -479,7 +487,12 @@ class _Run:
         )
 
     def _log(
-        self, progression: _Progression, window: Window, lr: float, progress: TrainingProgress
+        self,
+        progression: _Progression,
+        window: Window,
+        difficulty: Difficulty,
+        lr: float,
+        progress: TrainingProgress,
     ) -> None:
         means, images, seconds = window.close()
         progression.peak_memory = max(progression.peak_memory, peak_memory(self.device))
@@ -491,7 +504,8 @@ class _Run:
                 self.job.warmup,
                 self.job.recipe.iterations,
             )
-        progression.history.append(row)
+        # The classes' shares stay out of what is observed: 450 curves of ADE20K.
+        progression.history.append(row | difficulty.close())
         rate = images / seconds if seconds > 0 else 0.0
         if self.writes:
             self.observe(
@@ -525,6 +539,18 @@ class _Run:
             }
         best = math.nan if progression.best is None else progression.best["miou"]
         progress.validated(scores.miou, best=best)
+
+    def _warn_of_difficulty(self, progression: _Progression) -> None:
+        """Say once, early in TSE, what would else be found out at the end of the run."""
+        job = self.job
+        tse = job.recipe.iterations - job.warmup
+        here = progression.iteration - job.warmup
+        if self.warned or not self.writes or job.definition.task != "rdd":
+            return
+        if min(tse / 5, 500) <= here <= tse / 2:
+            for note in difficulty_notes(progression.history, job.labels.names):
+                logger.warning("%s: %s", title_of(job), note)
+                self.warned = True
 
     def _warn_without_best(self, progression: _Progression) -> None:
         if self.job.recipe.keep == "best" and progression.best is None and self.writes:
