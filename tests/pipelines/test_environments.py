@@ -12,11 +12,13 @@ from kedro.framework.project import settings
 from rdd_pipeline.config import (
     DataParams,
     EvaluationParams,
+    MethodsParams,
     NetworkParams,
     RddParams,
     RecipeParams,
     TeacherParams,
 )
+from rdd_pipeline.distillation.methods import check_changes, find_method
 from rdd_pipeline.segmentation.layouts import LAYOUTS, Layout
 from tests.kedro_project import CONF, bootstrap
 
@@ -71,11 +73,46 @@ def test_published_recipes_are_those_of_the_field(env: str):
         assert (optimizer.weight_decay, optimizer.power, optimizer.warmup) == (1e-4, 0.9, 0)
         assert recipe.iterations % recipe.validate_every == 0
     rdd = RddParams(**found["rdd"])
-    assert (rdd.mode, rdd.threshold, rdd.min_kept) == ("xor", 0.7, 0.1)
+    assert (rdd.mode, rdd.threshold, rdd.class_floor) == ("xor", 0.7, 0.0)
+    # 100000 pixels of what each of four devices held: 4 images.
+    assert rdd.min_kept * 4 * crop[0] * crop[1] == pytest.approx(100_000, rel=0.005)
     assert rdd.warmup_iterations(iterations) == iterations // 10
     assert TeacherParams(**found["teacher"]).network.name == "deeplabv3_resnet101"
     assert NetworkParams(**found["student"]).name.startswith("deeplabv3_resnet18")
     EvaluationParams(**found["evaluation"])
+
+
+# Published for the data set, by the size of the map that the weight of a sum over positions is for.
+AF_DCD = {
+    "voc": (1.0, 1e-6, 0.005, 64 * 64),
+    "ade20k": (0.5, 1e-6, 0.04, 64 * 64),
+    "coco_stuff": (0.5, 5e-6, 0.005, 64 * 64),
+    "camvid_published": (1.0, 8e-6, 0.01, 45 * 45),
+}
+
+
+@pytest.mark.parametrize("env", AF_DCD)
+def test_weights_published_by_data_set(env: str):
+    changes = MethodsParams(**parameters(env)["methods"])
+    kd, feature, contrast, positions = AF_DCD[env]
+    for name in ("af_dcd", "tse_af_dcd"):
+        weights = find_method(name, changes).weights
+        assert (weights["kd"], weights["af_dcd_contrast"]) == (kd, contrast)
+        scaled = weights["af_dcd_feature"] * 8192 / positions  # what the objective multiplies with
+        assert scaled == pytest.approx(feature, rel=0.01)
+    memory = find_method("cirkd", changes).weights["cirkd_pixel"]
+    assert memory == (0.01 if env == "voc" else 0.1)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_changes_of_methods_are_of_methods_that_there_are(env: str):
+    check_changes(MethodsParams(**parameters(env)["methods"]))
+
+
+@pytest.mark.parametrize("env", [env for env in ENVIRONMENTS if env not in ("folders", "local")])
+def test_what_is_called_rdd_is_the_papers_method(env: str):
+    rdd = RddParams(**parameters(env)["rdd"])
+    assert (rdd.mode, rdd.class_floor) == ("xor", 0.0)
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
