@@ -21,6 +21,7 @@ import logging
 import multiprocessing as mp
 import os
 import platform
+import queue
 import statistics
 import time
 from pathlib import Path
@@ -159,7 +160,7 @@ _KNOWN: dict[Path, list[Any]] = {}
 
 
 def work(a: argparse.Namespace, device: str, inbox: Any, outbox: Any) -> None:
-    """A process that trains what it is sent until it is sent None."""
+    """A process that trains what it is sent."""
     import torch
 
     torch.set_num_threads(1)
@@ -168,7 +169,12 @@ def work(a: argparse.Namespace, device: str, inbox: Any, outbox: Any) -> None:
     import rich
 
     rich.get_console().quiet = True
-    while (task := inbox.get()) is not None:
+    parent = mp.parent_process()
+    while parent is not None and parent.is_alive():  # it may have been ended
+        try:
+            task = inbox.get(timeout=1.0)
+        except queue.Empty:
+            continue
         try:
             outbox.put((task, run(task, a, device), None))
         except Exception as error:  # the other trainings go on
@@ -211,7 +217,7 @@ def measure(a: argparse.Namespace) -> None:
             running += 1
         try:
             task, row, error = outbox.get(timeout=1.0)
-        except Exception:  # queue.Empty
+        except queue.Empty:
             continue
         running -= 1
         if row is None:
