@@ -308,12 +308,12 @@ def tfe_task_terms(
     # Ignored pixels have log-probability 0, but a teacher's NaN there would survive the product.
     confidence = confidence.masked_fill(~pixels.valid, 0)
     weight = confidence
+    log_p = log_prob_of_label(student_logits, pixels)
     if class_weights is not None:
         of_class = _class_weight_map(class_weights, pixels, pixels.valid, student_logits)
         weight = confidence * of_class
-        count = count * (ranks.share(of_class.sum()) / valid_count)
-        count = torch.where(count > 0, count, 1)
-    log_p = log_prob_of_label(student_logits, pixels)
+        mean_weight = ranks.share(of_class.sum()).to(log_p.dtype) / valid_count
+        count = torch.where(mean_weight > 0, count * mean_weight, 1)
     loss = -(weight * log_p).sum() / count
     statistics = {
         "student_ce": -log_p.detach().sum() / valid_count,
