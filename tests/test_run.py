@@ -126,17 +126,18 @@ def _by_method(runs: list[Run]) -> tuple[Run, dict[str, Run]]:
 
 
 def test_the_main_job_trains_teacher_and_both_stages(story):
-    assert story.first.trained == [
+    assert [one for one in story.first.trained if one.method != "baseline"] == [
         Trained("teacher", "whole", 4),
         Trained("tfe", "tfe", 3),
         Trained("tse", "tse", 3),
     ]
+    assert Trained("baseline", "whole", 6) in story.first.trained
 
 
 def test_the_main_job_leaves_weights_metrics_figures_and_a_summary(story):
     expected = {
         "06_models/test": ["teacher.safetensors", "student_tfe.safetensors", "state_tfe.ckpt"],
-        METRICS: ["teacher.json", "tfe.json", "tse.json"],
+        METRICS: ["teacher.json", "tfe.json", "tse.json", "baseline.json"],
         "07_model_output/test/history": ["teacher.csv", "tse.csv"],
         "08_reporting/test": [
             "confusion_teacher.png",
@@ -180,8 +181,9 @@ def test_metrics_hold_scores_of_every_split_cost_and_origin(story):
 def test_the_summary_names_teacher_and_student(story):
     first, second = story.project.versions("08_reporting/test/summary.md")
     lines = first.read_text().splitlines()
-    assert lines[0] == "| network |  | parameters | val | test |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| teacher", "| student by RDD"]
+    assert lines[0] == "| network |  | parameters | val | test | vs. alone (test) |"
+    names = [line.split(" | ")[0] for line in lines[2:] if line.startswith("|")]
+    assert names == ["| teacher", "| student alone", "| student by RDD"]
     assert second.read_text() == first.read_text()
 
 
@@ -195,7 +197,7 @@ def test_figures_are_png(story):
 
 
 def test_the_second_run_trains_nothing(story):
-    assert [one.iterations for one in story.second.trained] == [0, 0, 0]
+    assert [one.iterations for one in story.second.trained] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_its_scores_are_the_same(story):
 
 def test_the_baselines_reuse_the_teacher(story):
     assert sorted(story.baselines.trained) == [
-        Trained("baseline", "whole", 6),
+        Trained("baseline", "whole", 0),
         Trained("kd", "whole", 6),
         Trained("teacher", "whole", 0),
     ]
@@ -260,8 +262,8 @@ def test_every_session_is_one_finished_run(story, name):
     assert (
         set(children)
         == {
-            "first": {"teacher", "tfe", "tse"},
-            "second": {"teacher", "tfe", "tse"},
+            "first": {"teacher", "baseline", "tfe", "tse"},
+            "second": {"teacher", "baseline", "tfe", "tse"},
             "baselines": {"teacher", "baseline", "kd"},
             "evaluation": set(),
         }[name]
@@ -325,7 +327,8 @@ def test_two_commands_for_the_two_stages_give_the_same_student(story, recorder, 
     assert stages.trained == [Trained("teacher", "whole", 4), Trained("tfe", "tfe", 3)]
     assert not project.versions(STUDENT)
     again = recorder.run(project, "distill_tse")
-    assert [one.iterations for one in again.trained] == [0, 0, 3]
+    iterations = {one.method: one.iterations for one in again.trained}
+    assert iterations == {"teacher": 0, "tfe": 0, "tse": 3, "baseline": 6}
     mine, other = (load_checkpoint(where.newest(STUDENT)) for where in (project, story.project))
     assert_close(mine.tensors, other.tensors, rtol=0, atol=0)
     assert mine.header.provenance == other.header.provenance

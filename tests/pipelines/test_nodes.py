@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 
 from rdd_pipeline.commands import Session, remember_session
 from rdd_pipeline.config import (
@@ -32,6 +33,7 @@ from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_checkpoint
 from rdd_pipeline.pipelines import _training
 from rdd_pipeline.pipelines._shared import from_project, images_root, rows_of, samples_of
+from rdd_pipeline.pipelines._summary import make_summarize_node
 from rdd_pipeline.pipelines._training import comparison_key, draw_history, score_network
 from rdd_pipeline.pipelines.data_ingestion import nodes as ingestion
 from rdd_pipeline.pipelines.data_ingestion.nodes import (
@@ -40,7 +42,7 @@ from rdd_pipeline.pipelines.data_ingestion.nodes import (
     pack_images,
     preview_images,
 )
-from rdd_pipeline.pipelines.distill_tse.nodes import draw_pixels, summarize
+from rdd_pipeline.pipelines.distill_tse.nodes import draw_pixels
 from rdd_pipeline.pipelines.evaluation.nodes import compare_methods, draw_comparison
 from rdd_pipeline.pipelines.train_teacher.nodes import (
     check_networks,
@@ -886,23 +888,87 @@ def _metrics(method: str, miou: float, *, seed: str = "0", comparison: str = "c"
     }
 
 
-def test_the_summary_shows_the_student_alone_only_of_the_same_recipe_and_seed(tmp_path, capsys):
+def test_the_table_shows_the_student_alone_only_of_the_same_recipe_and_seed(tmp_path, capsys):
+    summarize = make_summarize_node("distill_tse")
     teacher, student = _metrics("teacher", 0.5, comparison=""), _metrics("tse", 0.4)
     others = [
         _metrics("baseline", 0.1, seed="1"),
         _metrics("baseline", 0.2, comparison="other"),
     ]
-    text = summarize(teacher, student, [*others, student], tmp_path)
-    assert "student alone" not in text
+    text = summarize(teacher, [*others, student], tmp_path, student)
+    assert "BASELINE" not in text
     assert "train the student alone" in capsys.readouterr().out
-    text = summarize(teacher, student, [*others, _metrics("baseline", 0.3)], tmp_path)
+    text = summarize(teacher, [*others, _metrics("baseline", 0.3)], tmp_path, student)
     assert text.splitlines() == [
-        "| network |  | parameters | val |",
-        "|---|---|---|---|",
-        "| teacher | net of teacher | 1.23 M | 50.0 |",
-        "| student alone | net of baseline | 1.23 M | 30.0 |",
-        "| student by RDD | net of tse | 1.23 M | 40.0 |",
+        "| network |  | parameters | val | vs. alone (val) |",
+        "|---|---|---|---|---|",
+        "| TEACHER | net of teacher | 1.23 M | 50.0 | – |",
+        "| BASELINE | net of baseline | 1.23 M | 30.0 | – |",
+        "| student by TSE | net of tse | 1.23 M | 40.0 | +10.0 |",
+        "",
+        "One seed: a difference may be chance, whichever way it points.",
     ]
+
+
+def test_the_table_shows_everything_trained_alike_with_all_seeds_and_the_paired_interval(tmp_path):
+    def repeated(method: str, *scores: float, **more: str) -> dict:
+        first, *others = (_metrics(method, s, seed=str(i), **more) for i, s in enumerate(scores))
+        return {**first, "repeats": others}
+
+    alone, student = repeated("baseline", 0.3, 0.4, 0.5), repeated("tse", 0.31, 0.44, 0.53)
+    student["about"]["notes"] = ["class pole got no chosen pixels"]
+    trained = [
+        repeated("cwd", 0.35, 0.45, 0.55),
+        repeated("kd", 0.35, 0.45),  # lacks a seed
+        repeated("at", 0.35, 0.45, 0.55, comparison="other"),
+        repeated("tfe", 0.2, 0.2, 0.2),  # weights on the way
+        alone,
+    ]
+    teacher = _metrics("teacher", 0.5, comparison="")
+    text = make_summarize_node("distill_tse")(teacher, trained, tmp_path, alone, student)
+    rows = {line.split(" | ")[0]: line.split(" | ")[3:] for line in text.splitlines()}
+    differences = np.array([1.0, 4.0, 3.0])
+    half = stats.t.interval(0.95, 2, scale=stats.sem(differences))[1]
+    assert [name for name in rows if name.startswith("| ")][1:] == [
+        "| TEACHER",
+        "| BASELINE",
+        "| student by CWD",
+        "| student by TSE",
+    ]
+    assert rows["| student by TSE"] == [
+        "42.7 (11.1)",
+        f"{differences.mean():+.1f} ± {half:.1f} n.s. |",
+    ]
+    assert rows["| student by CWD"] == ["45.0 (10.0)", "+5.0 ± 0.0 |"]
+    assert "TSE: class pole got no chosen pixels (seed 0)" in text
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "trained", "commands"),
+    [
+        ("train_teacher", [], ["--pipeline=distill_tse"]),
+        ("distill_tfe", ["tfe"], ["--pipeline=distill_tse"]),
+        ("distill_tse", ["baseline", "tse"], ["params=seeds=3", "--pipeline=distill_baselines"]),
+        ("distill_baselines", ["baseline", "kd"], ["=distill_tse", "--pipeline=evaluation"]),
+        (
+            "distill_companions",
+            ["tse_cwd"],
+            ["=distill_baselines --to-outputs=metrics_baseline", "=distill_tse", "=evaluation"],
+        ),
+        ("ablations", ["baseline", "rdd_or"], ["--pipeline=distill_tse", "=evaluation"]),
+    ],
+)
+def test_every_pipeline_ends_with_its_table_and_a_next_step(
+    tmp_path, capsys, pipeline, trained, commands
+):
+    teacher = _metrics("teacher", 0.5, comparison="")
+    metrics = [_metrics(method, 0.4) for method in trained]
+    text = make_summarize_node(pipeline)(teacher, [teacher, *metrics], tmp_path, *metrics)
+    assert text.count("| net of ") == 1 + len(trained)
+    printed = [line for line in capsys.readouterr().out.splitlines() if ": kedro run" in line]
+    assert len(printed) == len(commands)
+    for line, command in zip(printed, commands, strict=True):
+        assert command in line
 
 
 def test_the_hint_is_a_command_of_this_session_in_one_line(tmp_path, capsys):
@@ -910,7 +976,7 @@ def test_the_hint_is_a_command_of_this_session_in_one_line(tmp_path, capsys):
     folder = "/data/a folder of a long name/" + "x" * 80
     remember_session(Session("fruit", {"data": {"path": folder}, "seeds": 1}))
     try:
-        summarize(teacher, student, [student], tmp_path)
+        make_summarize_node("distill_tse")(teacher, [student], tmp_path, student)
     finally:
         remember_session(Session())
     command = (
@@ -952,7 +1018,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     monkeypatch.setattr(_training, "train", spy)
     node = _training.make_train_node("baseline", "whole")
     assert node.__name__ == "train_baseline"
-    weights, history, cost, repeats = node(
+    weights, history, cost, notes, repeats = node(
         raw_images=images,
         raw_index=ingested[0],
         label_set=ingested[1],
@@ -970,7 +1036,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         trainer=CPU,
     )
     (job,) = jobs
-    assert repeats == []
+    assert (notes, repeats) == ([], [])
     assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
     assert job.packs == images.parent / "cache"
     assert weights.header.provenance["seed"] == "5"
@@ -1006,7 +1072,7 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
     tse = _training.make_train_node("tse", "tse")
     *_, start = tfe(**training, seed=4, seeds=2)
     assert start["iteration"] == start["repeats"][0]["iteration"] == 1
-    weights, history, cost, repeats = tse(**training, seed=4, seeds=2, start=start)
+    weights, history, cost, notes, repeats = tse(**training, seed=4, seeds=2, start=start)
     assert weights.header.provenance["seed"] == "4"
     assert [repeat.network.header.provenance["seed"] for repeat in repeats] == ["5"]
     assert set(history["seed"]) == {4, 5}
@@ -1021,11 +1087,16 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
         **shared,
         weights=weights,
         cost=cost,
+        notes=["a note"],
         repeats=repeats,
+        rdd=RddParams(mode="or"),
         methods=MethodsParams(),
         evaluation=EvaluationParams(),
     )
+    assert notes == []
     assert metrics["about"]["seed"] == "4"
+    assert metrics["about"]["notes"] == ["a note"]
+    assert metrics["about"]["title"] == "RDD variant OR"
     (other,) = metrics["repeats"]
     assert other["about"]["seed"] == "5"
     assert other["about"]["comparison"] == metrics["about"]["comparison"]

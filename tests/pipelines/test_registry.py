@@ -74,7 +74,26 @@ def test_the_main_job_contains_all_that_comes_before_it(pipelines):
         ("distill_tfe", "distill_tse"),
         ("train_teacher", "distill_baselines"),
     ):
-        assert set(pipelines[before].nodes) < set(pipelines[after].nodes)
+        # But for the table: only that of the command itself is shown.
+        nodes = {node for node in pipelines[before].nodes if "summary" not in node.tags}
+        assert nodes < set(pipelines[after].nodes)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"data_ingestion", "evaluation"}))
+def test_every_pipeline_that_trains_ends_with_one_table(pipelines, name):
+    nodes = pipelines[name].nodes
+    (table,) = [node for node in nodes if "summary" in node.tags]
+    assert nodes[-1] is table
+    students = {n.namespace for n in nodes if "training" in n.tags} - {"teacher"}
+    ending = {name.removeprefix("metrics_") for name in table.inputs} & students
+    assert ending == students - ({"tfe"} if name == "distill_tse" else set())
+
+
+def test_pipelines_can_be_run_together(pipelines):
+    together = pipelines["distill_tse"] + pipelines["distill_baselines"] + pipelines["ablations"]
+    names = [node.name for node in together.nodes]
+    assert len(names) == len(set(names))
+    assert names.count("baseline.train_baseline_node") == 1
 
 
 def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
-from rdd_pipeline.distillation.methods import find_method
+from rdd_pipeline.distillation.methods import find_method, method_title
 from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_terms
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.comparison import splits_of
@@ -52,7 +53,10 @@ from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import Stage, TrainingJob, json_digest
 from rdd_pipeline.training.launch import train
 from rdd_pipeline.training.loop import TrainingResult
+from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job, term_context
+
+logger = logging.getLogger(__name__)
 
 
 class Repeat(NamedTuple):
@@ -60,6 +64,7 @@ class Repeat(NamedTuple):
 
     network: NetworkCheckpoint
     cost: dict[str, float]
+    notes: list[str]
 
 
 def run_training(
@@ -160,12 +165,17 @@ def score_network(
     trainer: TrainerParams,
     comparison: str,
     work_folder: Path,
+    title: str | None = None,
+    notes: Sequence[str] = (),
     packs: Path | None = None,
 ) -> dict[str, Any]:
     """Scores and cost of one network; looked up when the same network was scored before.
 
+    `title` is what tables call it, the method's own where it is None; `notes` is what its training
+    noted (`training.notes`).
+
     Returns:
-        ``about`` (text), one block of scores for each split, ``cost`` (numbers).
+        ``about`` (texts), one block of scores for each split, ``cost`` (numbers).
     """
     weights, scored = network.digest(), data_digest(samples, labels, data, evaluation)
     key = json_digest([weights, scored, evaluation.splits])
@@ -189,7 +199,7 @@ def score_network(
     return {
         "about": {
             "method": name,
-            "title": find_method(name).title,
+            "title": title or find_method(name).title,
             "network": network.header.network.name,
             "seed": provenance.get("seed", ""),
             "iteration": provenance.get("iteration", ""),
@@ -197,6 +207,7 @@ def score_network(
             "comparison": comparison,
             "data_digest": scored,
             "session": session_text(),
+            "notes": list(notes),
         },
         **scores,
         "cost": size_of(network.build(), size),
@@ -312,13 +323,21 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
             )
             for number in seeds_from(seed, seeds)
         ]
+        labels = label_set_of(label_set)
+        noted = [
+            training_notes(r.history, method=find_method(method, methods), labels=labels)
+            for r in results
+        ]
         first, *others = results
         history = pd.concat(
             [pd.DataFrame(r.history).assign(seed=seed + n) for n, r in enumerate(results)],
             ignore_index=True,
         )
-        repeats = [Repeat(other.network, training_cost(other.state)) for other in others]
-        outputs = (first.network, history, training_cost(first.state), repeats)
+        repeats = [
+            Repeat(other.network, training_cost(other.state), notes)
+            for other, notes in zip(others, noted[1:], strict=True)
+        ]
+        outputs = (first.network, history, training_cost(first.state), noted[0], repeats)
         if not keep_state:
             return outputs
         return (*outputs, {**first.state, "repeats": [other.state for other in others]})
@@ -338,10 +357,12 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         work_folder: Path,
         weights: NetworkCheckpoint,
         cost: dict[str, float],
+        notes: list[str],
         repeats: list[Repeat],
         data: DataParams,
         student: NetworkParams,
         recipe: RecipeParams,
+        rdd: RddParams,
         methods: MethodsParams,
         evaluation: EvaluationParams,
         trainer: TrainerParams,
@@ -352,11 +373,17 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
             samples, labels, data, student, recipe, methods, evaluation, trainer
         )
 
-        def score(network: NetworkCheckpoint, cost: dict[str, float]) -> dict[str, Any]:
+        title = method_title(method, rdd)
+
+        def score(
+            network: NetworkCheckpoint, cost: dict[str, float], notes: list[str]
+        ) -> dict[str, Any]:
             metrics = score_network(
                 network,
                 samples,
                 name=method,
+                title=title,
+                notes=notes,
                 root=images_root(raw_images, data),
                 labels=labels,
                 data=data,
@@ -367,15 +394,23 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
                 packs=packs_folder(packed_images),
             )
             metrics["cost"] |= cost
+            _log_scores(metrics)
             return metrics
 
-        metrics = score(weights, cost)
+        metrics = score(weights, cost, notes)
         if repeats:
-            metrics["repeats"] = [score(repeat.network, repeat.cost) for repeat in repeats]
+            metrics["repeats"] = [score(*repeat) for repeat in repeats]
         return metrics, confusion_of(metrics, labels)
 
     evaluate_student.__name__ = f"evaluate_{method}"
     return evaluate_student
+
+
+def _log_scores(metrics: dict[str, Any]) -> None:
+    """One line, for runs that end before any table."""
+    about = metrics["about"]
+    scores = (f"{split} {100 * metrics[split]['miou']:.1f}" for split in splits_of(metrics))
+    logger.info("%s, seed %s: mIoU in %%: %s", about["title"], about["seed"], ", ".join(scores))
 
 
 def confusion_of(metrics: dict[str, Any], labels: LabelSet) -> Figure:
@@ -425,7 +460,7 @@ def make_check_node(method: str) -> Callable[..., Any]:
         except UserError as error:
             raise UserError(f"Method {method!r} cannot be trained. {error}") from error
         return {
-            "title": definition.title,
+            "title": method_title(method, rdd),
             "task": definition.task,
             "weights": definition.weights,
             "rdd": settings.model_dump(mode="json") if definition.task == "rdd" else None,

@@ -97,7 +97,7 @@ def method_pipeline(
                 make_train_node(method, stage, keep_state=keep_state),
                 name=f"train_{method}_node",
                 inputs=training_inputs,
-                outputs=["weights", "history", "training_cost", "repeats"]
+                outputs=["weights", "history", "training_cost", "notes", "repeats"]
                 + (["state"] if keep_state else []),
                 tags=["gpu", "training"],
             ),
@@ -108,10 +108,12 @@ def method_pipeline(
                     **inputs,
                     "weights": "weights",
                     "cost": "training_cost",
+                    "notes": "notes",
                     "repeats": "repeats",
                     "data": "params:data",
                     "student": "params:student",
                     "recipe": "params:recipe",
+                    "rdd": "params:rdd",
                     "methods": "params:methods",
                     "evaluation": "params:evaluation",
                     "trainer": "params:trainer",

@@ -4,14 +4,18 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from rdd_pipeline.pipelines import distill_tfe
+from rdd_pipeline.pipelines._summary import summary_pipeline
 from rdd_pipeline.pipelines._wiring import method_pipeline
+from rdd_pipeline.pipelines.distill_tfe.pipeline import tfe_pipeline
 
-from .nodes import draw_pixels, summarize
+from .nodes import draw_pixels
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """The whole job: the TSE stage goes on from the state in which the TFE stage ended."""
+    """The whole job, and the student alone beside it.
+
+    The TSE stage goes on from the state in which the TFE stage ended.
+    """
     results = Pipeline(
         [
             Node(
@@ -30,22 +34,13 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 outputs="pixels_tse",
                 tags=["figures"],
             ),
-            Node(
-                summarize,
-                name="summarize_node",
-                inputs={
-                    "metrics_teacher": "metrics_teacher",
-                    "metrics_tse": "metrics_tse",
-                    "trained_metrics": "trained_metrics",
-                    "reporting_folder": "reporting_folder",
-                },
-                outputs="summary",
-                tags=["evaluation"],
-            ),
         ]
     )
     return (
-        distill_tfe.create_pipeline()
+        tfe_pipeline()
         + method_pipeline("tse", stage="tse", start="state_tfe")
+        # What RDD is measured against; the same nodes as in distill_baselines.
+        + method_pipeline("baseline")
         + results
+        + summary_pipeline("distill_tse", ("baseline", "tse"), output="summary")
     )

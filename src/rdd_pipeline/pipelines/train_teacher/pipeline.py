@@ -5,6 +5,7 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from rdd_pipeline.pipelines import data_ingestion
+from rdd_pipeline.pipelines._summary import summary_pipeline
 from rdd_pipeline.pipelines._training import draw_history
 
 from .nodes import check_networks, evaluate_teacher, train_teacher
@@ -19,7 +20,12 @@ _SHARED = {
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Everything up to a teacher that is trained (or imported) and evaluated."""
+    """Everything up to a teacher that is trained (or imported) and evaluated, and its scores."""
+    return teacher_pipeline() + summary_pipeline("train_teacher", ())
+
+
+def teacher_pipeline() -> Pipeline:
+    """The same without the table, for pipelines that go on."""
     check = Node(
         check_networks,
         name="check_networks_node",
