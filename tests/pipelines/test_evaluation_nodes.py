@@ -107,7 +107,7 @@ def test_means_over_fewer_classes_and_notes_of_trainings_are_named_below_the_tab
     words = " ".join(console.getvalue().split())
     assert "TSE: class [Pole] got no chosen pixels" in words
     assert (
-        "* test, KD: the mean is over 1 of 2 classes; neither labels nor predictions have Pole."
+        "* test (KD): the mean is over 1 of 2 classes; neither labels nor predictions have Pole."
         in words
     )
     assert "No interval covers another teacher" in words

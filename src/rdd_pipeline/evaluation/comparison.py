@@ -244,7 +244,7 @@ def notes_on(results: Iterable[Metrics]) -> list[str]:
     ]
     titles = {str(r["about"].get("title", r["about"]["method"])) for r in results}
     for (split, absent, count), owners in without.items():
-        who = "" if set(owners) == titles else f", {', '.join(owners)}"
+        who = "" if set(owners) == titles else f" ({'; '.join(owners)})"
         notes.append(
             f"* {split}{who}: the mean is over {count - len(absent)} of {count} classes; neither "
             f"labels nor predictions have {', '.join(absent)}."
