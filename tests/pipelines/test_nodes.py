@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+import rich
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 from scipy import stats
 
 from rdd_pipeline.commands import Session, remember_session
@@ -941,6 +944,21 @@ def test_the_table_shows_everything_trained_alike_with_all_seeds_and_the_paired_
     ]
     assert rows["| student by CWD"] == ["45.0 (10.0)", "+5.0 ± 0.0 |"]
     assert "TSE: class pole got no chosen pixels (seed 0)" in text
+
+
+@pytest.mark.parametrize(("width", "shown"), [(100, True), (60, False)])
+def test_the_table_keeps_its_cells_whole_in_a_narrow_terminal(tmp_path, monkeypatch, width, shown):
+    out = io.StringIO()
+    monkeypatch.setattr(rich, "_console", Console(file=out, width=width))
+    metrics = [_metrics("baseline", 0.3), _metrics("tse", 0.4)]
+    metrics[1]["about"]["title"] = "RDD variant OR"
+    teacher = _metrics("teacher", 0.5, comparison="")
+    make_summarize_node("distill_tse")(teacher, [], tmp_path, *metrics)
+    (line,) = [line for line in out.getvalue().splitlines() if "RDD variant OR" in line]
+    assert ("net of tse" in line) is shown
+    assert " ".join(line.replace("net of tse", "").split()).startswith("student by RDD variant OR")
+    assert line.split()[-2:] == ["40.0", "+10.0"]
+    assert "…" not in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import rich
 from kedro.pipeline import Node, Pipeline
+from rich import box
 from rich.table import Table
 
 from rdd_pipeline.commands import kedro_command
@@ -163,12 +164,19 @@ def _caveat(rows: Sequence[Row], seeds: Sequence[str]) -> str | None:
 
 
 def _print(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for name in head:
-        table.add_column(name, justify="left" if name in ("network", "") else "right")
-    for line in body:
-        table.add_row(*line)
-    rich.get_console().print(table)
+    """Print the table; in a narrow terminal without architecture, then without parameters."""
+    console = rich.get_console()
+    wide = console.options.update(width=1000)
+    for hidden in ((), (1,), (1, 2)):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place, name in enumerate(head):
+            if place not in hidden:
+                table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
+        for line in body:
+            table.add_row(*(cell for place, cell in enumerate(line) if place not in hidden))
+        if console.measure(table, options=wide).maximum <= console.width:
+            break
+    console.print(table)
 
 
 def _next_steps(pipeline: str, shown: set[str], seeds: Sequence[str]) -> list[tuple[str, str]]:
