@@ -236,7 +236,10 @@ def test_every_parameter_has_one_type_and_that_is_checked(pipelines):
                 **(node._inputs if isinstance(node._inputs, dict) else {}),
             )
             for argument, dataset in arguments.arguments.items():
-                if dataset.startswith("params:"):
+                # A tuple: the data sets that go to *arguments, which are no parameters.
+                if isinstance(dataset, tuple):
+                    assert not any(name.startswith("params:") for name in dataset)
+                elif dataset.startswith("params:"):
                     types.setdefault(dataset, set()).add(hints[argument])
     for dataset, found in types.items():
         assert len(found) == 1, f"{dataset} is {found}"

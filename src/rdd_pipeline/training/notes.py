@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.training.difficulty import difficulty_notes
 
 
 def training_notes(
@@ -18,4 +19,4 @@ def training_notes(
         method: What was trained, with the run's weights and options.
         labels: Its classes.
     """
-    return []
+    return difficulty_notes(history, labels.names) if method.task == "rdd" else []

@@ -5,15 +5,15 @@ from typing import Any
 from kedro.pipeline import Pipeline
 
 from rdd_pipeline.distillation.methods import COMPANIONS
+from rdd_pipeline.pipelines import train_teacher
 from rdd_pipeline.pipelines._summary import summary_pipeline
 from rdd_pipeline.pipelines._wiring import methods_pipeline
-from rdd_pipeline.pipelines.train_teacher.pipeline import teacher_pipeline
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """The teacher and every method with RDD as its task loss."""
     return (
-        teacher_pipeline()
+        train_teacher.teacher_pipeline()
         + methods_pipeline(tuple(COMPANIONS))
         + summary_pipeline("distill_companions", tuple(COMPANIONS))
     )

@@ -1,5 +1,5 @@
 """First stage of RDD: teacher-full evaluated, easy pixels first."""
 
-from .pipeline import create_pipeline
+from .pipeline import create_pipeline, tfe_pipeline
 
-__all__ = ["create_pipeline"]
+__all__ = ["create_pipeline", "tfe_pipeline"]

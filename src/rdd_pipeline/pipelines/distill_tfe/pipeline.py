@@ -4,9 +4,9 @@ from typing import Any
 
 from kedro.pipeline import Pipeline
 
+from rdd_pipeline.pipelines import train_teacher
 from rdd_pipeline.pipelines._summary import summary_pipeline
 from rdd_pipeline.pipelines._wiring import method_pipeline
-from rdd_pipeline.pipelines.train_teacher.pipeline import teacher_pipeline
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -16,4 +16,4 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
 
 def tfe_pipeline() -> Pipeline:
     """The same without the table, for the pipeline that goes on."""
-    return teacher_pipeline() + method_pipeline("tfe", stage="tfe", keep_state=True)
+    return train_teacher.teacher_pipeline() + method_pipeline("tfe", stage="tfe", keep_state=True)

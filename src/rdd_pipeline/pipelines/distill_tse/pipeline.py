@@ -4,9 +4,9 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from rdd_pipeline.pipelines import distill_tfe
 from rdd_pipeline.pipelines._summary import summary_pipeline
 from rdd_pipeline.pipelines._wiring import method_pipeline
-from rdd_pipeline.pipelines.distill_tfe.pipeline import tfe_pipeline
 
 from .nodes import draw_pixels
 
@@ -37,7 +37,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         ]
     )
     return (
-        tfe_pipeline()
+        distill_tfe.tfe_pipeline()
         + method_pipeline("tse", stage="tse", start="state_tfe")
         # What RDD is measured against; the same nodes as in distill_baselines.
         + method_pipeline("baseline")
