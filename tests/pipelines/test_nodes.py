@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -842,6 +843,44 @@ def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
         assert comparison_key(**{**base, **changed}) != key, changed
     with_weights = {**base, "recipe": _change(RECIPE, class_weights=True)}
     assert comparison_key(**{**with_weights, "labels": weighted}) != comparison_key(**with_weights)
+
+
+def test_students_scored_with_other_labels_are_not_compared(images, ingested, teacher, tmp_path):
+    """The same masks, once with class 10 and once with it ignored: two blocks, no gain."""
+    samples = samples_of(ingested[0])
+    ignored = make_lookup({raw: raw for raw in range(10)}, ignored=(10, 11))
+    scored = {}
+    for method, labels in (
+        ("baseline", CAMVID),
+        ("tse", CAMVID.model_copy(update={"lookup": ignored})),
+        ("kd", CAMVID),
+    ):
+        key = comparison_key(
+            samples, labels, FOLDER, STUDENT, RECIPE, MethodsParams(), EvaluationParams(), CPU
+        )
+        scored[method] = score_network(
+            teacher,
+            samples,
+            name=method,
+            root=images,
+            labels=labels,
+            data=FOLDER,
+            evaluation=EvaluationParams(),
+            trainer=CPU,
+            comparison=key,
+            work_folder=tmp_path / "work",
+        )
+    rows = compare_methods(list(scored.values())).set_index("method")
+    assert rows.loc["baseline", "comparison"] == rows.loc["kd", "comparison"]
+    assert rows.loc["baseline", "comparison"] != rows.loc["tse", "comparison"]
+    assert rows.loc["kd", "val_gain"] == 0.0
+    assert math.isnan(rows.loc["tse", "val_gain"])
+    everything = list(scored.values())
+    text = make_summarize_node("distill_tse")(
+        _metrics("teacher", 0.5, comparison=""), everything, tmp_path, scored["tse"]
+    )
+    assert "student alone" not in text
+    assert "student by RDD" in text
 
 
 # ---- results of RDD
