@@ -39,7 +39,9 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
             ("or", "RDD variant OR", {"mode": "or"}),
             ("xor", "RDD", {"mode": "xor"}),
             ("floor", "RDD, class floor 20 %", {"mode": "xor", "class_floor": 0.2}),
+            ("xor2", "RDD, threshold 0.2", {"mode": "xor", "threshold": 0.2}),
             ("xor3", "RDD, threshold 0.3", {"mode": "xor", "threshold": 0.3}),
+            ("xor5", "RDD, threshold 0.5", {"mode": "xor", "threshold": 0.5}),
             ("floor3", "RDD, 0.3, class floor 20 %", {"threshold": 0.3, "class_floor": 0.2}),
         )
         for suffix, more, method in (("", "", "tse"), ("_cwd", " + CWD", "tse_cwd"))
