@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Is this machine's GPU fit for training here? Its names, then the tests for it, in about two minutes:
+# Is this machine's GPU fit for training here? Its names, then the tests for it, in some minutes:
 #     benchmarks/gpu_check.sh [words for pytest, such as -x or -k tse]
 # PYTHON=... picks the interpreter. It needs torch, torchvision, timm, pydantic, safetensors, rich, pytest.
 set -euo pipefail
