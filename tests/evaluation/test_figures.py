@@ -9,7 +9,6 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -205,7 +204,8 @@ def test_curves_mark_where_tse_takes_over() -> None:
 LOSSES = {"loss", "task", "kd", "cwd_logits", "student_ce", "aux_student_ce", "aux_teacher_ce"}
 SHARES = {"hard_student", "aux_hard_student", "hard_teacher", "chosen", "chosen_none"}
 SHARES |= {"aux_chosen", "aux_chosen_none", "teacher_confidence", "a_share_of_tomorrow"}
-BY_CLASS = {"chosen_road", "chosen_sky", "aux_hard_student_pole"}
+CHOSEN = ("road", "sky")
+BY_CLASS = {"aux_hard_student.pole", *(f"chosen.{name}" for name in CHOSEN)}
 
 
 def _panels(figure: Figure) -> dict[str, Axes]:
@@ -230,18 +230,19 @@ def test_losses_and_shares_have_panels_of_their_own() -> None:
         "loss": len(LOSSES),
         "val mIoU in %": 2,
         "% of the pixels": len(SHARES),
-        "% of the class": len(BY_CLASS),
+        "chosen by TSE,\n% of the class": 0,
+        "hard for the student (auxiliary heads),\n% of the class": 0,
         "learning rate": 1,
     }
-    for name in ("loss", "% of the pixels", "% of the class"):
+    for name in ("loss", "% of the pixels"):
         styles = {(str(line.get_color()), str(line.get_linestyle())) for line in panels[name].lines}
         assert len(styles) == len(panels[name].lines), name
         labels = [str(line.get_label()) for line in panels[name].lines]
         assert len(set(labels)) == len(labels)
         assert not [label for label in labels if "_" in label]
     assert "hard for the student (auxiliary heads)" in _curves(panels["% of the pixels"])
-    assert "road: chosen by TSE" in _curves(panels["% of the class"])
-    assert "pole: hard for the student (auxiliary heads)" in _curves(panels["% of the class"])
+    chosen = panels["chosen by TSE,\n% of the class"]
+    assert {text.get_text() for text in chosen.get_yticklabels()} == set(CHOSEN)
 
 
 def test_every_loss_of_every_method_is_a_loss() -> None:
@@ -249,10 +250,24 @@ def test_every_loss_of_every_method_is_a_loss() -> None:
         assert all(map(is_loss, method.weights)), method.title
 
 
-def test_many_classes_get_colors_of_their_own() -> None:
-    rows = [{"iteration": s, **{f"chosen_c{n}": 0.5 for n in range(19)}} for s in (1.0, 2.0)]
+def test_the_shares_of_classes_are_a_map_with_gaps() -> None:
+    rows: list[dict[str, float]] = [
+        {"iteration": 10, "chosen.road": 0.25, "chosen.pole": 0.0},
+        {"iteration": 20, "chosen.road": 0.5},
+        {"iteration": 30, "chosen.road": 0.75, "chosen.pole": 1.0},
+    ]
     (axes,) = training_curves(rows).axes
-    assert len({to_rgb(line.get_color()) for line in axes.lines}) == 19  # type: ignore[arg-type]
+    (mesh,) = axes.collections
+    shares = np.ma.filled(np.ma.asarray(mesh.get_array()), np.nan)
+    np.testing.assert_allclose(shares, [[25, 50, 75], [0, np.nan, 100]])
+
+
+def test_of_many_classes_those_that_tell_most_are_shown() -> None:
+    row = {f"chosen.c{n}": n / 150 for n in range(150)}
+    row |= {f"hard_teacher.c{n}": n / 150 for n in range(150)}
+    chosen, hard = training_curves([{"iteration": s} | row for s in (1.0, 2.0)]).axes
+    shown = [{text.get_text() for text in axes.get_yticklabels()} for axes in (chosen, hard)]
+    assert shown == [{f"c{n}" for n in range(20)}, {f"c{n}" for n in range(130, 150)}]
 
 
 def test_fading_from_tfe_to_tse_is_a_curve_and_a_switch_is_none() -> None:

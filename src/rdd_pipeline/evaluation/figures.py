@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -240,10 +240,12 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     shares = {name: points for name, points in series.items() if _is_share(name, points[1])}
     whole = {name: points for name, points in shares.items() if _class_of(name) is None}
     by_class = {name: points for name, points in shares.items() if name not in whole}
-    for found, title in ((whole, "% of the pixels"), (by_class, "% of the class")):
-        if found:
-            height = max(2.0, 0.17 * len(found))
-            panels.append((height, lambda axes, f=found, t=title: _draw_shares(axes, f, t)))  # type: ignore[misc]
+    if whole:
+        height = max(2.0, 0.17 * len(whole))
+        panels.append((height, lambda axes: _draw_shares(axes, whole, "% of the pixels")))
+    for what, classes in _maps_of(by_class).items():
+        height = 0.6 + 0.17 * len(classes)
+        panels.append((height, lambda axes, w=what, c=classes: _draw_map(axes, w, c)))  # type: ignore[misc]
     if "lr" in series:
         panels.append((1.0, lambda axes: _draw_rate(axes, *series["lr"])))
     if not panels:
@@ -254,7 +256,8 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     boundary = _boundary(series)
     for axes, (_, draw) in zip(areas, panels, strict=True):
         draw(axes)
-        axes.grid(alpha=0.25, linewidth=0.5)
+        if not axes.collections:
+            axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=SMALL)
         if boundary is not None:
@@ -342,6 +345,7 @@ def empty_figure(text: str) -> Figure:
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Iterations and values of a curve."""
 
+_ROWS_OF_A_MAP = 20
 _NO_SHARES = {"lr", "images_per_second", "gradient_norm"}
 _LABELS = {
     "loss": "total loss",
@@ -478,6 +482,45 @@ def _draw_shares(axes: Axes, series: Mapping[str, Points], title: str) -> None:
     _legend(axes)
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_ylabel(title, fontsize=NORMAL)
+
+
+def _maps_of(by_class: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+    """Curves of classes by what they are a share of: hard for whom, or chosen."""
+    found: dict[str, dict[str, Points]] = {}
+    for name, points in by_class.items():
+        stem, class_name = cast(tuple[str, str], _class_of(name))
+        auxiliary = " (auxiliary heads)" * name.startswith("aux_")
+        found.setdefault(_LABELS[stem] + auxiliary, {})[class_name] = points
+    chosen = _LABELS["chosen"]
+    return {
+        what: _telling(classes, chosen=what.startswith(chosen)) for what, classes in found.items()
+    }
+
+
+def _telling(classes: dict[str, Points], *, chosen: bool) -> dict[str, Points]:
+    """All of some classes; of many those of which the least is chosen, or the most is hard."""
+    by_share = sorted(classes, key=lambda name: float(classes[name][1].mean()), reverse=not chosen)
+    kept = set(by_share[:_ROWS_OF_A_MAP])
+    return {name: points for name, points in classes.items() if name in kept}
+
+
+def _draw_map(axes: Axes, what: str, classes: Mapping[str, Points]) -> None:
+    """A row for each class, dark where the share is large; gaps where the class was not seen."""
+    steps = np.unique(np.concatenate([points[0] for points in classes.values()]))
+    shares = np.full((len(classes), len(steps)), np.nan)
+    for row, (at, values) in enumerate(classes.values()):
+        shares[row, np.searchsorted(steps, at)] = 100 * values
+    half = np.diff(steps).min() / 2 if len(steps) > 1 else 0.5
+    edges = np.concatenate([[steps[0] - half], (steps[1:] + steps[:-1]) / 2, [steps[-1] + half]])
+    picture = axes.pcolormesh(
+        edges, np.arange(len(classes) + 1), shares, vmin=0, vmax=100, cmap="Blues", rasterized=True
+    )
+    axes.set_yticks(np.arange(len(classes)) + 0.5, list(classes))
+    axes.invert_yaxis()
+    axes.set_ylabel(f"{what},\n% of the class", fontsize=SMALL)
+    bar = axes.inset_axes((1.02, 0.0, 0.02, 1.0))
+    cast(Figure, axes.figure).colorbar(picture, cax=bar)
+    bar.tick_params(labelsize=SMALL)
 
 
 def _draw_rate(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:

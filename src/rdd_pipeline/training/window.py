@@ -11,7 +11,8 @@ class Window:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._count = self._images = 0
+        self._counts: dict[str, int] = {}
+        self._images = 0
         self._seconds = 0.0
         self._mark = time.monotonic()
 
@@ -19,7 +20,7 @@ class Window:
         """Count one step that ends now; returns the seconds it took."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
         self._images += images
         now = time.monotonic()
         seconds = now - self._mark
@@ -32,8 +33,12 @@ class Window:
         self._mark = time.monotonic()
 
     def close(self) -> tuple[dict[str, float], int, float]:
-        """Means, images and seconds since the last call."""
-        means = {name: total / self._count for name, total in self._sums.items()}
+        """Means, images and seconds since the last call.
+
+        A value that only some of the steps have, as where TSE takes over from TFE, is the mean of
+        those.
+        """
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
         images, seconds = self._images, self._seconds
-        self._sums, self._count, self._images, self._seconds = {}, 0, 0, 0.0
+        self._sums, self._counts, self._images, self._seconds = {}, {}, 0, 0.0
         return means, images, seconds
