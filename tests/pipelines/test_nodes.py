@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 
+from rdd_pipeline import commands as rdd_commands
 from rdd_pipeline.commands import Session, remember_session
 from rdd_pipeline.config import (
     AugmentParams,
@@ -55,6 +56,13 @@ from rdd_pipeline.pipelines.train_teacher.nodes import (
 )
 from rdd_pipeline.segmentation.labels import CAMVID, make_lookup
 from rdd_pipeline.training.loop import train
+
+
+@pytest.fixture(autouse=True)
+def _no_session(monkeypatch):
+    """Commands to paste carry the parameters of the last run in this process, another test's too."""
+    monkeypatch.setattr(rdd_commands, "_session", Session())
+
 
 STUDENT = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)
 TEACHER = NetworkParams(name="deeplabv3_test_efficientnet", width=8, output_stride=16)
