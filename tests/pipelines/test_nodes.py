@@ -60,7 +60,7 @@ from rdd_pipeline.training.loop import train
 
 @pytest.fixture(autouse=True)
 def _no_session(monkeypatch):
-    """Commands to paste carry the parameters of the last run in this process, another test's too."""
+    """Commands to paste carry the parameters of this process's last run, another test's too."""
     monkeypatch.setattr(rdd_commands, "_session", Session())
 
 
