@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rdd_pipeline.losses.rdd import PixelsOfClass
 
-SEEN = ("hard_student", "hard_teacher", "chosen")
+SEEN = PixelsOfClass._fields[1:]
 """What is counted of the pixels; a curve is called `chosen.CLASS`."""
 
 MANY = 0.5

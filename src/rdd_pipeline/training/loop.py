@@ -50,9 +50,10 @@ from rdd_pipeline.training.device import (
     set_up,
     unrepeatable_operation,
 )
-from rdd_pipeline.training.difficulty import Difficulty, difficulty_notes
+from rdd_pipeline.training.difficulty import Difficulty
 from rdd_pipeline.training.group import Group
 from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import (
     check_inputs,
     job_fingerprint,
@@ -167,7 +168,7 @@ class _Run:
         self.start, self.work, self.device = start, work, device
         self.observe = observe or (lambda iteration, values: None)
         self.stop = stop
-        self.warned = False
+        self.judged_from = 0.0
         self.ranks = Ranks(group)
         self.rank, self.world = self.ranks.rank, self.ranks.size
         self.group = Group(self.ranks, device, has_work=work is not None)
@@ -541,16 +542,20 @@ class _Run:
         progress.validated(scores.miou, best=best)
 
     def _warn_of_difficulty(self, progression: _Progression) -> None:
-        """Say once, early in TSE, what would else be found out at the end of the run."""
+        """Say once, early in TSE, what would else be found out at the end of the run.
+
+        Looked at in tenths of TSE: reading the whole history at each point of the curves would
+        take longer the longer the run is.
+        """
         job = self.job
         tse = job.recipe.iterations - job.warmup
         here = progression.iteration - job.warmup
-        if self.warned or not self.writes or job.definition.task != "rdd":
+        if not max(self.judged_from, min(tse / 5, 500)) <= here <= tse / 2 or not self.writes:
             return
-        if min(tse / 5, 500) <= here <= tse / 2:
-            for note in difficulty_notes(progression.history, job.labels.names):
-                logger.warning("%s: %s", title_of(job), note)
-                self.warned = True
+        notes = training_notes(progression.history, method=job.definition, labels=job.labels)
+        for note in notes:
+            logger.warning("%s: %s", title_of(job), note)
+        self.judged_from = math.inf if notes else here + tse / 10
 
     def _warn_without_best(self, progression: _Progression) -> None:
         if self.job.recipe.keep == "best" and progression.best is None and self.writes:
