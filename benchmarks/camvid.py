@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from rdd_pipeline.data.labels import CAMVID
 from rdd_pipeline.distillation.methods import COMPANIONS, METHODS, find_method
-from rdd_pipeline.segmentation.labels import CAMVID
-from rdd_pipeline.training.__main__ import run_job_file
+from rdd_pipeline.launching.__main__ import run_job_file
 
 
 def job(arguments: argparse.Namespace, method: str, network: dict[str, Any]) -> dict[str, Any]:

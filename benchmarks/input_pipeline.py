@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rdd_pipeline.config import AugmentParams
-from rdd_pipeline.segmentation.cache import write_pack
-from rdd_pipeline.segmentation.index import Sample, build_index, of_split
-from rdd_pipeline.segmentation.labels import CAMVID
-from rdd_pipeline.segmentation.layouts import get_layout
-from rdd_pipeline.segmentation.loading import training_batches
+from rdd_pipeline.data.index import Sample, build_index, of_split
+from rdd_pipeline.data.labels import CAMVID
+from rdd_pipeline.data.layouts import get_layout
+from rdd_pipeline.data.loading import training_batches
+from rdd_pipeline.data.packed import write_pack
 
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 LOOKUP = np.array(CAMVID.lookup)

@@ -90,9 +90,9 @@ def recipe(a: argparse.Namespace, iterations: int, lr: float, warmup: int) -> di
 def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
     """Train and score; returns a row."""
     from rdd_pipeline.config import EvaluationParams, TrainerParams
+    from rdd_pipeline.data.labels import SCENES
     from rdd_pipeline.evaluation.scoring import score_splits
     from rdd_pipeline.networks import load_checkpoint, save_checkpoint
-    from rdd_pipeline.segmentation.labels import SCENES
     from rdd_pipeline.training.device import resolve_device
     from rdd_pipeline.training.job import TrainingJob
     from rdd_pipeline.training.loop import train
@@ -150,8 +150,8 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
 
 
 def _samples(root: Path) -> list[Any]:
-    from rdd_pipeline.segmentation.index import build_index
-    from rdd_pipeline.segmentation.layouts import get_layout
+    from rdd_pipeline.data.index import build_index
+    from rdd_pipeline.data.layouts import get_layout
 
     if root not in _KNOWN:
         _KNOWN[root] = list(build_index(root, get_layout("scenes", root)).samples)
@@ -186,7 +186,7 @@ def work(a: argparse.Namespace, device: str, inbox: Any, outbox: Any) -> None:
 def measure(a: argparse.Namespace) -> None:
     """Train all that is not there yet, until the time is over."""
     from rdd_pipeline.config import SceneParams
-    from rdd_pipeline.segmentation.scenes import write_scenes
+    from rdd_pipeline.scenes.write import write_scenes
 
     deadline = time.monotonic() + a.seconds
     a.output = a.output.resolve()
@@ -247,7 +247,7 @@ def _task(row: dict[str, Any]) -> Task:
 
 def table(a: argparse.Namespace) -> str:
     """Markdown: one table for each noise, teachers side by side."""
-    from rdd_pipeline.evaluation.comparison import paired_interval
+    from rdd_pipeline.reporting.comparison import paired_interval
 
     rows = [row for row in rows_of(a.output) if row["noise"] in a.noise]
     seeds = [s for s in a.seeds if any(row["seed"] == s for row in rows)]

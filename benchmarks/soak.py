@@ -32,14 +32,14 @@ from rdd_pipeline.config import (
     SceneParams,
     TrainerParams,
 )
+from rdd_pipeline.data.index import Sample, build_index
+from rdd_pipeline.data.labels import CAMVID
+from rdd_pipeline.data.layouts import get_layout
+from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, build_network
-from rdd_pipeline.segmentation.index import Sample, build_index
-from rdd_pipeline.segmentation.labels import CAMVID
-from rdd_pipeline.segmentation.layouts import get_layout
-from rdd_pipeline.segmentation.scenes import write_scenes
+from rdd_pipeline.scenes.write import write_scenes
 from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.launch import train
 from rdd_pipeline.training.preparation import job_fingerprint
 
 NETWORK = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)

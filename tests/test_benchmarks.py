@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rdd_pipeline.config import SceneParams
-from rdd_pipeline.segmentation.scenes import write_scenes
+from rdd_pipeline.scenes.write import write_scenes
 from tests.kedro_project import ROOT
 
 SMALLEST = {

@@ -23,6 +23,6 @@ srun --kill-on-bad-exit=0 bash -c '
         exec .venv/bin/kedro run --pipeline=distill_tse --env=camvid_published \
             --params="trainer.devices=auto,trainer.nodes=$SLURM_NNODES,trainer.rendezvous=$RENDEZVOUS,trainer.patience=$PATIENCE" "$@"
     else
-        exec .venv/bin/python -m rdd_pipeline.training.join "$RENDEZVOUS" --patience "$PATIENCE"
+        exec .venv/bin/python -m rdd_pipeline.launching.join "$RENDEZVOUS" --patience "$PATIENCE"
     fi
 ' rdd "$@"

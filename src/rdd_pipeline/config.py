@@ -2,7 +2,7 @@
 
 Kedro builds these models from the YAML files and ``--params`` before any node runs, so a wrong
 name, type or range stops the run before anything is read or trained. The models know nothing of
-Kedro: ``python -m rdd_pipeline.training JOB.json`` builds the same ones from JSON.
+Kedro: ``python -m rdd_pipeline.launching JOB.json`` builds the same ones from JSON.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ class TrainerParams(Params):
     rendezvous: str | None = Field(
         None,
         description="HOST:PORT of the first machine, where the others meet it: each of them runs "
-        "`python -m rdd_pipeline.training.join HOST:PORT`.",
+        "`python -m rdd_pipeline.launching.join HOST:PORT`.",
     )
     address: str | None = Field(
         None,

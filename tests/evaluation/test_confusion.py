@@ -12,7 +12,7 @@ from torch import Tensor
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.evaluation.confusion import Scores, confusion_matrix, sum_over_ranks
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "vectors"
 
 
 def _random(seed: int = 0, classes: int = 4) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.launching.test_main import write_job  # noqa: F401 - a fixture
 from tests.training.conftest import (  # noqa: F401 - fixtures
     _shapes_are_computed_once,
     blocks,
     make_job,
     teacher,
 )
-from tests.training.test_main import write_job  # noqa: F401 - a fixture
 
 DEVICE = torch.device(os.environ.get("RDD_TEST_DEVICE", "cuda"))
 

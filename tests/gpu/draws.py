@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rdd_pipeline.collectives import Ranks
 from rdd_pipeline.losses import relations
-from rdd_pipeline.losses.ranks import Ranks
 
 
 def draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:

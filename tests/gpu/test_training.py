@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from rdd_pipeline.config import AugmentParams, NetworkParams, TrainerParams
+from rdd_pipeline.data.index import of_split
+from rdd_pipeline.data.loading import training_batches
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.segmentation.index import of_split
-from rdd_pipeline.segmentation.loading import training_batches
-from rdd_pipeline.training.__main__ import run_job_file
+from rdd_pipeline.launching.__main__ import run_job_file
 from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.loop import train
@@ -149,7 +149,7 @@ def test_killed_it_goes_on_to_the_same_bits(
     path = write_job(job, trainer=settings)
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
-        [sys.executable, "-m", "rdd_pipeline.training", str(path)],
+        [sys.executable, "-m", "rdd_pipeline.launching", str(path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), *sys.path])},
         stdout=log,
         stderr=log,

@@ -1,4 +1,4 @@
-"""The frozen reference numbers (tests/data), and what the loss tests share."""
+"""The frozen reference numbers (tests/vectors), and what the loss tests share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FOLDER = Path(__file__).parents[1] / "data"
+FOLDER = Path(__file__).parents[1] / "vectors"
 NAMES = ("losses_c19", "losses_c5")
 _WEIGHTS = "0.8373 0.918 0.866 1.0345 1.0166 0.9969 0.9754 1.0489 0.8786 1.0023 0.9539 0.9843"
 _WEIGHTS += " 1.1116 0.9037 1.0865 1.0955 1.0865 1.1529 1.0507"

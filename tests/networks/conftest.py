@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "vectors"
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ from rdd_pipeline.config import (
     RecipeParams,
     TeacherParams,
 )
+from rdd_pipeline.data.layouts import LAYOUTS, Layout
 from rdd_pipeline.distillation.methods import check_changes, find_method
-from rdd_pipeline.segmentation.layouts import LAYOUTS, Layout
 from tests.kedro_project import CONF, bootstrap
 
 ENVIRONMENTS = sorted(path.parent.name for path in CONF.glob("*/globals.yml"))

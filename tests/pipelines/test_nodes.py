@@ -34,6 +34,7 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
+from rdd_pipeline.data.labels import CAMVID, make_lookup
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_checkpoint
 from rdd_pipeline.pipelines import _training
@@ -54,7 +55,6 @@ from rdd_pipeline.pipelines.train_teacher.nodes import (
     evaluate_teacher,
     train_teacher,
 )
-from rdd_pipeline.segmentation.labels import CAMVID, make_lookup
 from rdd_pipeline.training.loop import train
 
 

@@ -19,10 +19,10 @@ from rdd_pipeline.config import (
     RecipeParams,
     TrainerParams,
 )
+from rdd_pipeline.data.index import Sample, build_index
+from rdd_pipeline.data.labels import LabelSet, make_lookup
+from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.networks import NetworkCheckpoint, NetworkOutput, build_network, probe
-from rdd_pipeline.segmentation.index import Sample, build_index
-from rdd_pipeline.segmentation.labels import LabelSet, make_lookup
-from rdd_pipeline.segmentation.layouts import get_layout
 from rdd_pipeline.training import preparation
 from rdd_pipeline.training.job import TrainingJob
 

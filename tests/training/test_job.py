@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from rdd_pipeline.config import AugmentParams, EvaluationParams, MethodsParams, OptimizerParams
+from rdd_pipeline.data.labels import make_lookup
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.segmentation.labels import make_lookup
 from rdd_pipeline.training import job as job_module
 from rdd_pipeline.training.job import TrainingJob, file_digest, json_digest
 

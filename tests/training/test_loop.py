@@ -20,13 +20,13 @@ from rdd_pipeline.config import (
     OptimizerParams,
     TrainerParams,
 )
+from rdd_pipeline.data.loading import evaluation_batches, training_batches
 from rdd_pipeline.distillation import terms
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
-from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.loop import TrainingResult, train
@@ -754,7 +754,7 @@ def test_loader_processes_do_not_change_the_weights(run, make_job):
 
 
 def test_progress_is_logged_where_there_is_no_terminal(run, make_job, caplog):
-    caplog.set_level(logging.INFO, "rdd_pipeline.training")
+    caplog.set_level(logging.INFO, "rdd_pipeline.launching")
     run(make_job())
     assert "tse 8/8  loss " in caplog.text
     assert "done" in caplog.text
@@ -762,7 +762,7 @@ def test_progress_is_logged_where_there_is_no_terminal(run, make_job, caplog):
 
 @pytest.mark.usefixtures("falling_scores")
 def test_the_last_line_of_progress_shows_the_last_validation_and_the_best(run, make_job, caplog):
-    caplog.set_level(logging.INFO, "rdd_pipeline.training")
+    caplog.set_level(logging.INFO, "rdd_pipeline.launching")
     run(make_job())
     (line,) = [record.getMessage() for record in caplog.records if "8/8" in record.getMessage()]
     assert line.endswith("  mIoU 0.0, best 100.0  done")

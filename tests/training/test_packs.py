@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rdd_pipeline.config import EvaluationParams
+from rdd_pipeline.data.index import of_split
+from rdd_pipeline.data.packed import write_pack
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.evaluation.scoring import score_splits
-from rdd_pipeline.segmentation.cache import write_pack
-from rdd_pipeline.segmentation.index import of_split
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint
 

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from rdd_pipeline.config import AugmentParams, NetworkParams, OptimizerParams, TrainerParams
+from rdd_pipeline.data.index import of_split
+from rdd_pipeline.data.loading import training_batches
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     Preprocessing,
     network_from_params,
     probe,
 )
-from rdd_pipeline.segmentation.index import of_split
-from rdd_pipeline.segmentation.loading import training_batches
 from rdd_pipeline.training import loop, preparation
 from rdd_pipeline.training.loop import train
 

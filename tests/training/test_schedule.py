@@ -14,7 +14,7 @@ PUBLISHED = OptimizerParams(lr=0.02, power=0.9)
 
 
 def test_equals_the_published_schedule():
-    with np.load(Path(__file__).parents[1] / "data" / "losses_c19.npz") as archive:
+    with np.load(Path(__file__).parents[1] / "vectors" / "losses_c19.npz") as archive:
         # Stored as int16, which 39999 does not fit.
         iterations, rates = archive["poly/iteration"].astype(np.uint16), archive["poly/lr"]
     assert iterations.max() == 39_999

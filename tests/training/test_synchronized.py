@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from rdd_pipeline.losses.ranks import ALONE
+from rdd_pipeline.collectives import ALONE
 from rdd_pipeline.training.synchronized import Parts, see_whole_batch
 
 CPU = torch.device("cpu")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rdd_pipeline.collectives import ALONE, Ranks
 from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.distillation.terms import LossTerm, TermContext, build_term, loss_scales
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.losses.rdd import (
     PixelsOfClass,
     TaskTerms,

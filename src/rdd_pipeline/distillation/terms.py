@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rdd_pipeline.collectives import ALONE, Ranks
 from rdd_pipeline.config import Option
 from rdd_pipeline.distillation.methods import Term
 from rdd_pipeline.errors import UserError
@@ -26,7 +27,6 @@ from rdd_pipeline.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
-from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.networks import NetworkOutput
 
 

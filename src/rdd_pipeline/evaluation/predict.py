@@ -24,7 +24,7 @@ _SCORES_AT_ONCE = 2**24
 
 
 class LabeledBatch(Protocol):
-    """Images of equal size and their labels, as `segmentation.loading` hands them out."""
+    """Images of equal size and their labels, as `data.loading` hands them out."""
 
     @property
     def images(self) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 
 from rdd_pipeline.config import EvaluationParams, Size
+from rdd_pipeline.data.index import Sample, of_split
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.data.loading import evaluation_batches
+from rdd_pipeline.data.packed import usable_pack
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.networks import NetworkCheckpoint
-from rdd_pipeline.segmentation.cache import usable_pack
-from rdd_pipeline.segmentation.index import Sample, of_split
-from rdd_pipeline.segmentation.labels import LabelSet
-from rdd_pipeline.segmentation.loading import evaluation_batches
 
 
 def score_splits(

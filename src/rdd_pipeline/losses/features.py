@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdd_pipeline.collectives import ALONE, Ranks
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.logits import spatial_kl
 from rdd_pipeline.losses.maps import (
@@ -32,7 +33,6 @@ from rdd_pipeline.losses.maps import (
     rows_of,
 )
 from rdd_pipeline.losses.pixelwise import PixelLabels, pixel_labels
-from rdd_pipeline.losses.ranks import ALONE, Ranks
 
 
 class ChannelAdapter(nn.Conv2d):

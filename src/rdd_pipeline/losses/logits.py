@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rdd_pipeline.collectives import ALONE, Ranks
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import paired_logits
 from rdd_pipeline.losses.pixelwise import pixel_labels
-from rdd_pipeline.losses.ranks import ALONE, Ranks
 
 
 class BpkdTerms(NamedTuple):

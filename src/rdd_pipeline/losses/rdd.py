@@ -11,7 +11,7 @@ computing is done in float32 (float64 stays).
 
 Each task loss exists twice: `..._task_loss` returns the scalar, `..._task_terms` also what a
 training log wants, as detached 0-dim tensors that were computed on the way. The latter also know of
-other processes that share the batch (`ranks`, see `losses.ranks`).
+other processes that share the batch (`ranks`, see `collectives`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rdd_pipeline.collectives import ALONE, Ranks
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import as_float, resize
 from rdd_pipeline.losses.pixelwise import PixelLabels, log_prob_of_label, pixel_labels
-from rdd_pipeline.losses.ranks import ALONE, Ranks
 
 Mode = Literal["xor", "or", "and", "ohem"]
 Reduction = Literal["paper", "valid"]

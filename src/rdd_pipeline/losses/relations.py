@@ -8,7 +8,7 @@ autocast they compute in float32 (on CUDA in TF32 where the process allows it, a
 inside they follow it. No gradient reaches the teacher.
 
 Modules here hold what a checkpoint has to hold: projection heads (trained with the student) and
-queues of teacher vectors (buffers). Processes that share a batch (`ranks`, see `losses.ranks`)
+queues of teacher vectors (buffers). Processes that share a batch (`ranks`, see `collectives`)
 write all that any of them enqueues into their queues, which are equal hence. Under DDP set
 ``broadcast_buffers=False``: with 19 classes the queues are 400 MB that would otherwise be sent at
 every step.
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdd_pipeline.collectives import ALONE, Ranks
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.maps import (
     as_float,
@@ -32,7 +33,6 @@ from rdd_pipeline.losses.maps import (
     resize_labels,
     rows_of,
 )
-from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.losses.similarity import soft_similarity_kl
 
 MemoryPreset = Literal["class_pixels", "cirkd_published"]

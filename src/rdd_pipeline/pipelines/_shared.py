@@ -10,9 +10,9 @@ from kedro.utils import find_kedro_project
 from torch import Tensor
 
 from rdd_pipeline.config import DataParams, NetworkParams, Size, TeacherParams
-from rdd_pipeline.segmentation.index import Sample, from_rows
-from rdd_pipeline.segmentation.labels import LabelSet
-from rdd_pipeline.segmentation.reading import read_image, read_mask
+from rdd_pipeline.data.index import Sample, from_rows
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.data.reading import read_image, read_mask
 
 
 def from_project(path: Path) -> Path:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.distillation.methods import ABLATIONS, COMPANIONS, METHODS, STAGES
-from rdd_pipeline.evaluation.comparison import (
+from rdd_pipeline.reporting.comparison import (
     Metrics,
     Row,
     comparable,
@@ -25,7 +25,7 @@ from rdd_pipeline.evaluation.comparison import (
     seed_order,
     split_names,
 )
-from rdd_pipeline.evaluation.report import gain_text, mean_text, millions
+from rdd_pipeline.reporting.report import gain_text, mean_text, millions
 
 _ORDER = ["teacher", *METHODS, *COMPANIONS, *ABLATIONS]
 

@@ -24,13 +24,14 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
+from rdd_pipeline.data.index import Sample, index_digest
+from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import find_method, method_title
 from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_terms
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.evaluation.comparison import splits_of
 from rdd_pipeline.evaluation.cost import measure_cost
-from rdd_pipeline.evaluation.figures import confusion_figure, training_curves
 from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     SegmentationNetwork,
@@ -46,12 +47,11 @@ from rdd_pipeline.pipelines._shared import (
     rows_of,
     samples_of,
 )
-from rdd_pipeline.segmentation.index import Sample, index_digest
-from rdd_pipeline.segmentation.labels import LabelSet
+from rdd_pipeline.reporting.comparison import splits_of
+from rdd_pipeline.reporting.figures import confusion_figure, training_curves
 from rdd_pipeline.training.checkpoints import State, WorkFolder
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import Stage, TrainingJob, json_digest
-from rdd_pipeline.training.launch import train
 from rdd_pipeline.training.loop import TrainingResult
 from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job, term_context

@@ -1,4 +1,4 @@
-"""What the ranks of a training agree on: states, flags, gradients. `losses.ranks` is for losses."""
+"""What the ranks of a training agree on: states, flags, gradients. `collectives` is for losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rdd_pipeline.losses.ranks import Ranks
+from rdd_pipeline.collectives import Ranks
 from rdd_pipeline.training.checkpoints import State, dumps, loads
 
 

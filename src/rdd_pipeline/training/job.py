@@ -18,9 +18,9 @@ from rdd_pipeline.config import (
     RecipeParams,
     Size,
 )
+from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import Method, find_method
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.segmentation.labels import LabelSet
 
 TRAINING_FORMAT = 4
 """Raised whenever the same job would give other weights than before: old work is not reused."""

@@ -21,20 +21,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rdd_pipeline.collectives import Ranks
 from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.data.index import Sample, of_split
+from rdd_pipeline.data.loading import evaluation_batches, training_batches
+from rdd_pipeline.data.packed import usable_pack
 from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads, tfe_share
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
-from rdd_pipeline.losses.ranks import Ranks
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     Preprocessing,
     network_from_params,
 )
-from rdd_pipeline.segmentation.cache import usable_pack
-from rdd_pipeline.segmentation.index import Sample, of_split
-from rdd_pipeline.segmentation.loading import evaluation_batches, training_batches
 from rdd_pipeline.training.checkpoints import (
     State,
     WorkFolder,

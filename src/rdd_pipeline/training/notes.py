@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import Method
-from rdd_pipeline.segmentation.labels import LabelSet
 from rdd_pipeline.training.difficulty import difficulty_notes
 
 

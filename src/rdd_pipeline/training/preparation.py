@@ -6,10 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from rdd_pipeline.collectives import ALONE, Ranks
 from rdd_pipeline.config import RecipeParams, TrainerParams
+from rdd_pipeline.data.delivery import check_shared_memory
+from rdd_pipeline.data.index import Sample, index_digest, of_split
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.data.loading import crop_bytes
 from rdd_pipeline.distillation.terms import TermContext
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.ranks import ALONE, Ranks
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     NetworkHeader,
@@ -17,10 +21,6 @@ from rdd_pipeline.networks import (
     SegmentationNetwork,
 )
 from rdd_pipeline.networks.probe import output_shapes
-from rdd_pipeline.segmentation.delivery import check_shared_memory
-from rdd_pipeline.segmentation.index import Sample, index_digest, of_split
-from rdd_pipeline.segmentation.labels import LabelSet
-from rdd_pipeline.segmentation.loading import crop_bytes
 from rdd_pipeline.training.checkpoints import State, digest
 from rdd_pipeline.training.device import (
     check_devices,

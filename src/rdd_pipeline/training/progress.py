@@ -9,7 +9,7 @@ from typing import Self
 
 from rich.progress import TextColumn
 
-from rdd_pipeline.segmentation.progress import LINE_EVERY, work_bar
+from rdd_pipeline.data.progress import LINE_EVERY, work_bar
 
 logger = logging.getLogger(__name__)
 

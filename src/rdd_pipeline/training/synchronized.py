@@ -17,8 +17,8 @@ from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rdd_pipeline.collectives import Ranks
 from rdd_pipeline.losses.maps import as_float
-from rdd_pipeline.losses.ranks import Ranks
 
 
 class Parts:

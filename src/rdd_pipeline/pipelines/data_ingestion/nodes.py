@@ -10,19 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rdd_pipeline.config import DataParams
-from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.evaluation.figures import dataset_preview
-from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
-from rdd_pipeline.segmentation.cache import (
-    PackProblem,
-    fits_comfortably,
-    packed_bytes,
-    usable_pack,
-    write_pack,
-)
-from rdd_pipeline.segmentation.coverage import with_coverage
-from rdd_pipeline.segmentation.division import Division
-from rdd_pipeline.segmentation.index import (
+from rdd_pipeline.data.coverage import with_coverage
+from rdd_pipeline.data.division import Division
+from rdd_pipeline.data.index import (
     Index,
     Sample,
     check_images,
@@ -30,9 +20,19 @@ from rdd_pipeline.segmentation.index import (
     of_split,
     to_rows,
 )
-from rdd_pipeline.segmentation.layouts import Problem, download, get_layout, raise_problems
-from rdd_pipeline.segmentation.scenes import write_scenes
-from rdd_pipeline.segmentation.statistics import label_statistics
+from rdd_pipeline.data.layouts import Problem, download, get_layout, raise_problems
+from rdd_pipeline.data.packed import (
+    PackProblem,
+    fits_comfortably,
+    packed_bytes,
+    usable_pack,
+    write_pack,
+)
+from rdd_pipeline.data.statistics import label_statistics
+from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
+from rdd_pipeline.reporting.figures import dataset_preview
+from rdd_pipeline.scenes.write import write_scenes
 
 from .report import ingestion_report
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from rdd_pipeline.segmentation.index import Index, index_digest
-from rdd_pipeline.segmentation.labels import LabelSet
-from rdd_pipeline.segmentation.statistics import IGNORED
+from rdd_pipeline.data.index import Index, index_digest
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.data.statistics import IGNORED
 
 SIZES_SHOWN = 8
 """Image sizes listed for each split, the most frequent first."""

@@ -10,11 +10,11 @@ import torch
 from matplotlib.figure import Figure
 
 from rdd_pipeline.config import DataParams, EvaluationParams, RddParams
-from rdd_pipeline.evaluation.figures import RddRow, rdd_figure
+from rdd_pipeline.data.index import of_split
 from rdd_pipeline.losses.rdd import chosen_pixels, teacher_confidence
 from rdd_pipeline.networks import NetworkCheckpoint
 from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
-from rdd_pipeline.segmentation.index import of_split
+from rdd_pipeline.reporting.figures import RddRow, rdd_figure
 
 
 def draw_pixels(

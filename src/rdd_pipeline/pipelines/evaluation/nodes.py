@@ -16,7 +16,8 @@ from rich.table import Table
 
 from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.evaluation.comparison import (
+from rdd_pipeline.pipelines._shared import rows_of
+from rdd_pipeline.reporting.comparison import (
     compare,
     compare_classes,
     counted,
@@ -26,14 +27,14 @@ from rdd_pipeline.evaluation.comparison import (
     side_by_side,
     split_names,
 )
-from rdd_pipeline.evaluation.comparison_figures import (
+from rdd_pipeline.reporting.comparison_figures import (
     as_svg,
     class_figure,
     cost_figure,
     iou_bars,
     shorten,
 )
-from rdd_pipeline.evaluation.report import (
+from rdd_pipeline.reporting.report import (
     Picture,
     gain_text,
     mean_text,
@@ -42,7 +43,6 @@ from rdd_pipeline.evaluation.report import (
     render_report,
     size_text,
 )
-from rdd_pipeline.pipelines._shared import rows_of
 from rdd_pipeline.training.checkpoints import WorkFolder
 
 logger = logging.getLogger(__name__)

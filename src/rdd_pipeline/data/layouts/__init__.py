@@ -1,0 +1,101 @@
+"""How the folders of a labeled data set are organized: which image belongs to which mask.
+
+A further data set is one file here, with its label set and a function that lists its pairs, and one
+entry of `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rdd_pipeline.data.layouts.ade20k import ADE20K_LAYOUT
+from rdd_pipeline.data.layouts.base import (
+    IMAGE_SUFFIXES,
+    Layout,
+    Listing,
+    Pair,
+    Problem,
+    list_pairs,
+    raise_problems,
+    some_of,
+)
+from rdd_pipeline.data.layouts.camvid import CAMVID_LAYOUT, SCENES_LAYOUT
+from rdd_pipeline.data.layouts.cityscapes import CITYSCAPES_LAYOUT
+from rdd_pipeline.data.layouts.coco_stuff import COCO_STUFF_LAYOUT
+from rdd_pipeline.data.layouts.folders import FOLDERS, folders_layout
+from rdd_pipeline.data.layouts.voc import VOC_LAYOUT
+from rdd_pipeline.errors import UserError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LAYOUTS",
+    "Layout",
+    "Listing",
+    "Pair",
+    "Problem",
+    "download",
+    "get_layout",
+    "list_pairs",
+    "raise_problems",
+    "some_of",
+]
+
+LAYOUTS: dict[str, Layout | Callable[[Path], Layout]] = {
+    "scenes": SCENES_LAYOUT,
+    "camvid": CAMVID_LAYOUT,
+    "cityscapes": CITYSCAPES_LAYOUT,
+    "voc": VOC_LAYOUT,
+    "ade20k": ADE20K_LAYOUT,
+    "coco_stuff": COCO_STUFF_LAYOUT,
+    "folders": folders_layout,
+}
+"""A function makes the layout whose labels stand in a file of the data set's folder."""
+
+
+def get_layout(name: str, root: Path | None = None) -> Layout:
+    """The layout of that name.
+
+    Args:
+        name: A key of `LAYOUTS`.
+        root: The data set's folder; the layout `folders` reads its labels there.
+
+    Raises:
+        UserError: There is no such layout (the message names the choices), or it needs a folder.
+        DataProblem: The table of labels in the folder is missing or wrong.
+    """
+    layout = _find(name)
+    if isinstance(layout, Layout):
+        return layout
+    if root is None:
+        raise UserError(
+            f"The layout '{name}' has its labels in the folder with the images. Set `data.path`."
+        )
+    return layout(root)
+
+
+def download(name: str, root: Path) -> None:
+    """Get the data set of a layout, unless it is there.
+
+    Raises:
+        UserError: There is no such layout, or a program cannot get its data set; the message says
+            where it is to be had and which folders are expected.
+        DataProblem: The download failed.
+    """
+    layout = _find(name)
+    get = layout.download if isinstance(layout, Layout) else None
+    if get is None:
+        expected = layout.expected if isinstance(layout, Layout) else FOLDERS
+        raise UserError(
+            f"data.download is on, but the data set of the layout '{name}' cannot be downloaded by "
+            f"a program. Put it in {root} and set data.download=false. Expected: {expected}"
+        )
+    get(root)
+
+
+def _find(name: str) -> Layout | Callable[[Path], Layout]:
+    if name not in LAYOUTS:
+        raise UserError(
+            f"Unknown layout '{name}'. Set `data.layout` to one of: {', '.join(LAYOUTS)}."
+        )
+    return LAYOUTS[name]

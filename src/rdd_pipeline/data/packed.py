@@ -1,0 +1,307 @@
+"""Packed cache: the decoded images of a split in one memory-mapped file.
+
+Decoding PNG files is nearly all of the work of loading large images. A pack holds what decoding
+gives, uint8 RGB and train ids, so that a crop reads just the rows it needs. Its name holds a digest
+of all that decides its content: changed files, labels or sizes lead to another pack.
+
+File: `_MAGIC`, length and CRC-32 of the header, the header (JSON: key and for each sample offset,
+height, width, CRC-32), zeros up to the first sample; per sample the image (H, W, 3), then the mask
+(H, W). It is written aside and renamed, so a pack is complete or not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rdd_pipeline.data.index import Sample, bits_in_use, usable_cores
+from rdd_pipeline.data.labels import Lookup
+from rdd_pipeline.data.progress import tracked
+from rdd_pipeline.data.sources import FileSource
+from rdd_pipeline.errors import DataProblem
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"RDDPACK1"
+_START = struct.Struct("<8sQI")
+_ALIGNMENT = 4096
+_HEADER_BYTES_PER_SAMPLE = 80
+_SPARE_BYTES = 1 << 30
+"""Left free on the disk."""
+_ABANDONED = 3600.0
+"""Seconds without a write after which a half-written pack is that of a process that was killed."""
+
+
+class PackProblem(DataProblem):
+    """A pack cannot be written; the images themselves are all right."""
+
+
+class _Entry(NamedTuple):
+    offset: int
+    height: int
+    width: int
+    checksum: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+
+def pack_path(
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    lookup: Lookup,
+    image_size: tuple[int, int] | None = None,
+) -> Path:
+    """Where the pack of these samples is kept: `SPLIT_KEY.pack` in `folder`."""
+    content = [(s.image_digest, s.mask_digest, *bits_in_use(s)) for s in samples]
+    key = repr((_MAGIC, content, tuple(lookup), tuple(image_size) if image_size else None))
+    splits = "_".join(sorted({sample.split for sample in samples}))
+    return folder / f"{splits}_{blake2b(key.encode(), digest_size=12).hexdigest()}.pack"
+
+
+def packed_bytes(samples: Sequence[Sample], image_size: tuple[int, int] | None = None) -> int:
+    """Size of the pack of these samples, in bytes."""
+    sizes = [image_size or (sample.height, sample.width) for sample in samples]
+    return _data_start(len(samples)) + sum(4 * height * width for height, width in sizes)
+
+
+def write_pack(
+    samples: Sequence[Sample],
+    root: Path,
+    folder: Path,
+    *,
+    lookup: Lookup,
+    image_size: tuple[int, int] | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Decode all samples into their pack, unless it is there.
+
+    Args:
+        samples: Rows of the index.
+        root: The data set's folder.
+        folder: Where packs are kept; made if missing.
+        lookup: What mask values or colors mean, see `LabelSet.lookup`.
+        image_size: (height, width) images and masks are resized to; None: their own.
+        workers: Threads; None: one for each core this process may use.
+
+    Returns:
+        Path of the pack.
+
+    Raises:
+        PackProblem: The disk has too little space (1 GiB is left free), or the pack cannot be
+            written.
+        DataProblem: A file cannot be read.
+    """
+    path = usable_pack(folder, samples, lookup=lookup, image_size=image_size)
+    if path is not None:
+        return path
+    path = pack_path(samples, folder, lookup=lookup, image_size=image_size)
+    sizes = [image_size or (sample.height, sample.width) for sample in samples]
+    offsets = _data_start(len(samples)) + np.cumsum([0, *(4 * h * w for h, w in sizes)])
+    source = FileSource(samples, root, lookup=lookup, image_size=image_size)
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
+        _check_space(folder, int(offsets[-1]))
+        with open(aside, "wb") as file:
+            descriptor = file.fileno()
+            os.truncate(descriptor, int(offsets[-1]))
+
+            def write(position: int) -> _Entry:
+                image, mask = source[position]
+                height, width = mask.shape
+                pixels = image.permute(1, 2, 0).contiguous().numpy()
+                data = pixels.tobytes() + mask.contiguous().numpy().tobytes()
+                _write_at(descriptor, data, int(offsets[position]))
+                return _Entry(int(offsets[position]), height, width, zlib.crc32(data))
+
+            pool = ThreadPoolExecutor(workers or usable_cores())
+            try:
+                written = pool.map(write, range(len(samples)))
+                title = f"packing {path.name.split('_')[0]}"
+                entries = list(tracked(written, title, len(samples)))
+            finally:
+                pool.shutdown(cancel_futures=True)
+            header = json.dumps({"name": path.name, "samples": entries}).encode()
+            start = _START.pack(_MAGIC, len(header), zlib.crc32(header))
+            _write_at(descriptor, start + header, 0)
+            os.fsync(descriptor)
+        os.replace(aside, path)
+    except OSError as error:
+        raise PackProblem(
+            f"The packed cache {path} cannot be written ({error.strerror or error}). Free some "
+            "space, correct the permissions or switch the cache off (data.cache=false)."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+    return path
+
+
+def usable_pack(
+    folder: Path | None,
+    samples: Sequence[Sample],
+    *,
+    lookup: Lookup,
+    image_size: tuple[int, int] | None = None,
+) -> Path | None:
+    """The pack of these very samples in `folder`, if it is there and complete.
+
+    Without it images are read from their files, which gives the same pixels.
+    """
+    if folder is None:
+        return None
+    path = pack_path(samples, folder, lookup=lookup, image_size=image_size)
+    if not path.exists():
+        return None
+    try:
+        _read_header(path)
+    except DataProblem as problem:
+        logger.warning("%s Until then the images are read from their files.", problem)
+        return None
+    return path
+
+
+def fits_comfortably(folder: Path, needed: int) -> bool:
+    """Whether `needed` bytes leave half of the disk's free space, and 1 GiB, to others."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    return needed <= free // 2 and needed + _SPARE_BYTES <= free
+
+
+class PackedSource:
+    """Images and masks of a pack, memory-mapped: only what is used of them is read.
+
+    The checksum of a sample is verified at its first use in a process; a damaged one is read from
+    its files instead.
+
+    Args:
+        path: From `write_pack` for these samples.
+        files: The same samples as files, in the same order.
+
+    Raises:
+        DataProblem: The pack is missing, incomplete or of other samples.
+    """
+
+    def __init__(self, path: Path, files: FileSource) -> None:
+        self.path = path
+        self.files = files
+        self._open()
+
+    def _open(self) -> None:
+        self._entries = _read_header(self.path)
+        if len(self._entries) != len(self.files):
+            raise DataProblem(
+                f"{self.path} holds {len(self._entries)} images, expected {len(self.files)}. "
+                "Remove it; it is made again."
+            )
+        # Copy on write: torch wants writable memory, and the file stays as it is.
+        self._data: NDArray[np.uint8] = np.memmap(self.path, np.uint8, mode="c")
+        self._verified = np.zeros(len(self._entries), bool)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        entry = self._entries[position]
+        data = self._data[entry.offset : entry.offset + 4 * entry.pixels]
+        if not self._verified[position]:
+            if zlib.crc32(data.data) != entry.checksum:
+                logger.warning(
+                    "Image %d of the packed cache %s is damaged; its files are read instead. "
+                    "Remove the pack to have it made again.",
+                    position,
+                    self.path,
+                )
+                return self.files[position]
+            self._verified[position] = True
+        whole = torch.from_numpy(data)
+        image = whole[: 3 * entry.pixels].view(entry.height, entry.width, 3).permute(2, 0, 1)
+        return image, whole[3 * entry.pixels :].view(entry.height, entry.width)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "files": self.files}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+def _read_header(path: Path) -> list[_Entry]:
+    """The samples of a pack.
+
+    Raises:
+        DataProblem: It is missing, incomplete or damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            magic, length, checksum = _START.unpack(file.read(_START.size))
+            if magic != _MAGIC:
+                raise ValueError("not a pack")
+            header = file.read(min(length, os.path.getsize(path)))
+        if zlib.crc32(header) != checksum:
+            raise ValueError("damaged header")
+        content = json.loads(header)
+        if content["name"] != path.name:
+            raise ValueError(f"renamed from {content['name']}")
+        entries = [_Entry(*row) for row in content["samples"]]
+        expected = entries[-1].offset + 4 * entries[-1].pixels if entries else 0
+        if os.path.getsize(path) < expected:
+            raise ValueError(f"{os.path.getsize(path)} bytes, expected {expected}")
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise DataProblem(
+            f"The packed cache {path} cannot be used ({error}). Remove it; it is made again."
+        ) from error
+    return entries
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob("*.pack.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _SPARE_BYTES:
+        raise PackProblem(
+            f"The packed cache needs {needed / 2**30:.1f} GiB in {folder} and 1 GiB has to stay "
+            f"free, but only {free / 2**30:.1f} GiB are. Free some space or switch the cache off "
+            "(data.cache=false)."
+        )
+
+
+def _data_start(count: int) -> int:
+    needed = _START.size + 200 + count * _HEADER_BYTES_PER_SAMPLE
+    return -(-needed // _ALIGNMENT) * _ALIGNMENT
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """`os.pwrite` may write less than asked for."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

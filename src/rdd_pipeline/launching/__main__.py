@@ -1,0 +1,149 @@
+"""Run one training job without Kedro: ``python -m rdd_pipeline.launching JOB.json``.
+
+Needs torch, torchvision, timm, pydantic, safetensors and rich only. JOB.json holds
+
+* ``job``: a `TrainingJob` (`root` and `packs` may be relative to the file's folder),
+* ``trainer``: `TrainerParams`, may be left out,
+* ``index``: path of an index CSV as `data_ingestion` writes it, or null: the folder is read anew
+  by the layout named in ``layout``,
+* ``teacher``: path of a teacher checkpoint (safetensors of this project) or null,
+* ``output``: folder for checkpoints and results; running the same job again goes on or loads.
+
+With ``"stage": "whole"`` an RDD job runs both stages. Writes ``network.safetensors``,
+``history.json`` and ``result.json`` (scores of the splits, images/s, peak memory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
+from rdd_pipeline.data.coverage import with_coverage
+from rdd_pipeline.data.index import Sample, build_index, from_rows
+from rdd_pipeline.data.layouts import get_layout, raise_problems
+from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
+from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.launching.launch import train
+from rdd_pipeline.networks import load_checkpoint, save_checkpoint
+from rdd_pipeline.training.checkpoints import WorkFolder, write_atomically
+from rdd_pipeline.training.device import resolve_device
+from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
+from rdd_pipeline.training.stopping import TrainingInterruptedError
+
+logger = logging.getLogger(__name__)
+
+
+class JobFile(Params):
+    """Content of JOB.json."""
+
+    job: TrainingJob
+    trainer: TrainerParams = TrainerParams()
+    evaluation: EvaluationParams = EvaluationParams()
+    index: Path | None = None
+    layout: str | None = None
+    teacher: Path | None = None
+    output: Path
+
+
+def run_job_file(path: Path) -> dict[str, Any]:
+    """Train what the file asks for and return what ``result.json`` holds.
+
+    Raises:
+        UserError: The file, or something it names, is missing or wrong.
+    """
+    try:
+        spec = JobFile.model_validate_json(path.read_text())
+    except OSError as error:
+        raise UserError(f"The job file {path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise UserError(f"The job file {path} is wrong: {error}") from error
+    base = path.resolve().parent
+    packs = base / spec.job.packs.expanduser() if spec.job.packs else None
+    root = base / spec.job.root.expanduser()
+    job = spec.job.model_copy(update={"root": root, "packs": packs})
+    job = prepare_job(job, spec.trainer)
+    samples = _samples(spec, base, job.root)
+    teacher = load_checkpoint(base / spec.teacher) if spec.teacher else None
+    output = base / spec.output
+    fingerprint = job_fingerprint(job, samples, teacher, None)
+    result = train(
+        job,
+        samples,
+        trainer=spec.trainer,
+        teacher=teacher,
+        work=WorkFolder(output / "work", fingerprint),
+    )
+    scores = score_splits(
+        result.network,
+        samples,
+        job.root,
+        labels=job.labels,
+        params=spec.evaluation,
+        image_size=job.image_size,
+        device=resolve_device(spec.trainer.device),
+        packs=job.packs,
+    )
+    summary = {
+        "method": job.method,
+        "seed": job.seed,
+        "fingerprint": fingerprint,
+        "iterations": result.state["iteration"],
+        "cost": result.state["cost"],
+        "scores": scores,
+    }
+    save_checkpoint(result.network, output / "network.safetensors")
+    write_atomically(output / "history.json", json.dumps(result.history, indent=1).encode())
+    write_atomically(output / "result.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
+    if spec.index is not None:
+        path = base / spec.index
+        try:
+            with path.open(newline="") as file:
+                return list(from_rows(csv.DictReader(file)))
+        except OSError as error:
+            raise UserError(f"The index {path} cannot be read ({error.strerror}).") from error
+    if spec.layout is None:
+        raise UserError("The job file names neither `index` nor `layout`; give one of them.")
+    layout = get_layout(spec.layout, root)
+    index = with_coverage(build_index(root, layout), layout)
+    raise_problems(root, index.problems)
+    for warning in index.warnings:
+        logger.warning(warning)
+    return list(index.samples)
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rdd_pipeline.launching", description="Run one training job without Kedro."
+    )
+    parser.add_argument("job", type=Path, metavar="JOB.json")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        summary = run_job_file(arguments.job)
+    except (UserError, NonFiniteLossError, WorkerFailedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingInterruptedError as error:
+        print(error, file=sys.stderr)
+        return INTERRUPTED
+    for split, scores in summary["scores"].items():
+        print(f"{split}: mIoU {100 * scores['miou']:.2f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

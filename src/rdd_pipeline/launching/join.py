@@ -1,0 +1,204 @@
+"""Take part in the trainings of another machine.
+
+``python -m rdd_pipeline.launching.join HOST:PORT``, where HOST:PORT is what the command on the
+first machine was given as `trainer.rendezvous`. Everything else comes from there: parameters,
+index, teacher, and the state to go on from. Only the images have to be here, at the same path or at
+the one that ``--data`` names. It takes part in one training after the other and ends with the
+command of the first machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+# Otherwise each lost connection prints a page of C++ frames. Read when torch is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+from rdd_pipeline.errors import INTERRUPTED, UserError
+from rdd_pipeline.launching import machines
+from rdd_pipeline.launching.launch import run_workers, write_task
+from rdd_pipeline.launching.machines import FORMAT, Exchange
+from rdd_pipeline.launching.worker import Task, any_final, faults
+from rdd_pipeline.training.device import resolve_device
+from rdd_pipeline.training.preparation import title_of
+
+logger = logging.getLogger(__name__)
+
+
+def join(
+    endpoint: str, *, data: Path | None = None, address: str | None = None, patience: float = 600.0
+) -> None:
+    """Take part in all trainings of the first machine's command.
+
+    Args:
+        endpoint: HOST:PORT of the first machine.
+        data: Folder of the images here; None: the same path as there.
+        address: Name or address under which the others reach this machine; None: its own name.
+        patience: Seconds to wait for the first machine, at the start or when it is lost.
+
+    Raises:
+        UserError: It cannot be reached, is of another version, or the images are not here.
+        SignalException: A signal asked this process to stop.
+    """
+    machines.parse_endpoint(endpoint)
+    while True:
+        exchange = _connect(endpoint, patience)
+        if exchange.format() != FORMAT:
+            raise UserError(
+                f"The first machine trains by version {exchange.format()} of rdd_pipeline's "
+                f"training, this one by {FORMAT}. Install the same package on both."
+            )
+        try:
+            _take_part_in_all(exchange, endpoint, data, address)
+        except dist.DistError:
+            logger.warning(
+                "The first machine is gone. Waiting %g seconds for it to come back.", patience
+            )
+            continue
+        return
+
+
+def _connect(endpoint: str, patience: float) -> Exchange:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return Exchange.connect(endpoint, timedelta(seconds=max(1.0, min(60.0, patience))))
+        except dist.DistError as error:
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"There is no training at {endpoint} after {patience:g} seconds. Start it "
+                    f"there with --params=trainer.nodes=N,trainer.rendezvous={endpoint}, or look "
+                    "whether this machine reaches that address."
+                ) from error
+            time.sleep(0.5)
+
+
+def _take_part_in_all(
+    exchange: Exchange, endpoint: str, data: Path | None, address: str | None
+) -> None:
+    exchange.arrive()
+    logger.info("Joined %s.", endpoint)
+    seen = 0
+    while not exchange.is_over():
+        number = exchange.number_of_trainings()
+        if number > seen and not exchange.is_over(number):
+            seen = number
+            _take_part(exchange, endpoint, number, data, address)
+        time.sleep(0.3)
+    exchange.leave()
+
+
+def _take_part(
+    exchange: Exchange, endpoint: str, training: int, data: Path | None, address: str | None
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="rdd-join-"))
+    try:
+        exchange.fetch(training, folder)
+        about = exchange.about(training)
+        task = _local(folder, endpoint, data, address)
+        title, processes = title_of(task.job), int(about["processes"])
+        _check_devices(task, processes)
+        write_task(task, folder, processes)
+        logger.info("%s: taking part with %d process(es).", title, processes)
+        watching, sent = Exchange.connect(endpoint), 0
+
+        def look() -> bool:
+            nonlocal sent
+            sent = _send_faults(watching, training, folder, sent)
+            return any_final(folder) or watching.is_over(training)
+
+        watch = machines.Watch(folder, look)
+        try:
+            with watch:
+                run_workers(folder, processes, task.trainer, about["run"])
+        except SignalException:
+            if not watch.fired:
+                raise
+        except (ChildFailedError, RendezvousError) as error:
+            logger.warning("%s: %s", title, str(error).splitlines()[0])
+        _send_faults(exchange, training, folder, sent)
+        for fault in faults(folder)[-1:]:
+            logger.warning("%s: %s", title, fault["message"])
+        logger.info("%s: done here.", title)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _local(folder: Path, endpoint: str, data: Path | None, address: str | None) -> Task:
+    """The task as it is on this machine."""
+    task = Task.model_validate_json((folder / "task.json").read_text())
+    root = (data.expanduser().resolve() if data else task.job.root).absolute()
+    if not root.is_dir():
+        raise UserError(
+            f"The images are in {task.job.root} on the first machine, but {root} is no folder "
+            "here. Give the place of the same images by --data."
+        )
+    job = task.job.model_copy(update={"root": root})
+    trainer = task.trainer.model_copy(update={"rendezvous": endpoint, "address": address})
+    return task.model_copy(update={"job": job, "trainer": trainer, "work": None, "cwd": Path.cwd()})
+
+
+def _check_devices(task: Task, processes: int) -> None:
+    if resolve_device(task.trainer.device).type == "cuda":
+        there = torch.cuda.device_count()
+        if there < processes:
+            raise UserError(
+                f"The training uses {processes} GPUs on each machine, this one has {there}. Set "
+                f"trainer.devices={there} on the first machine."
+            )
+
+
+def _send_faults(exchange: Exchange, training: int, folder: Path, sent: int) -> int:
+    """Send the faults of this machine that have not been sent; returns how many there are."""
+    found = faults(folder)
+    for fault in sorted(found, key=lambda fault: float(fault["time"]))[sent:]:
+        exchange.send_fault(training, fault)
+    return len(found)
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rdd_pipeline.launching.join",
+        description="Take part in the trainings of another machine.",
+    )
+    parser.add_argument("endpoint", metavar="HOST:PORT", help="trainer.rendezvous there")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the images here")
+    parser.add_argument("--address", help="name or address of this machine for the others")
+    parser.add_argument(
+        "--patience", type=float, default=600.0, metavar="SECONDS", help="(default: %(default)g)"
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        join(
+            arguments.endpoint,
+            data=arguments.data,
+            address=arguments.address,
+            patience=arguments.patience,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (SignalException, KeyboardInterrupt) as error:
+        print(f"Stopped: {error}. The same command joins again.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

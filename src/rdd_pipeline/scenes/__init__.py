@@ -1,0 +1,1 @@
+"""Road scenes that are generated: a data set without a download."""

@@ -1,0 +1,426 @@
+"""One training in several processes, started by the function that wants its result."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from torch.testing import assert_close
+
+from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.data.index import to_rows
+from rdd_pipeline.data.loading import evaluation_batches
+from rdd_pipeline.errors import DataProblem, UserError, WorkerFailedError
+from rdd_pipeline.evaluation.confusion import Scores
+from rdd_pipeline.evaluation.predict import evaluate
+from rdd_pipeline.launching import launch, machines, worker
+from rdd_pipeline.launching.join import join
+from rdd_pipeline.networks import load_checkpoint, save_checkpoint
+from rdd_pipeline.training import loop
+from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.preparation import job_fingerprint
+from rdd_pipeline.training.stopping import TrainingInterruptedError
+from tests.training.conftest import CPU, LABELS
+
+from . import faulty
+
+# A launch takes ten seconds on a quiet machine, a minute on a busy one.
+pytestmark = pytest.mark.timeout(290)
+
+TWO = CPU.model_copy(update={"devices": 2, "log_every": 1, "max_restarts": 1})
+
+
+@pytest.fixture(scope="module")
+def job(make_job):
+    return make_job(recipe={"batch_size": 4, "keep": "last"})
+
+
+@pytest.fixture(scope="module")
+def run(blocks, teacher):
+    """Function that trains a job on the blocks by `launch.train`."""
+
+    def call(job, folder, *, trainer=TWO, teacher=teacher, samples=blocks.samples, **more):
+        work = WorkFolder(folder, job_fingerprint(job, samples, teacher, None))
+        return launch.train(job, samples, trainer=trainer, teacher=teacher, work=work, **more)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run, job, tmp_path_factory):
+    """Folder, result and points of the curves of a run in two processes."""
+    folder, points = tmp_path_factory.mktemp("undisturbed"), []
+    result = run(job, folder, observe=lambda iteration, values: points.append((iteration, values)))
+    return folder, result, points
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    monkeypatch.setattr(launch, "run_workers", lambda *_: pytest.fail("processes were started"))
+
+
+def _same(one, other) -> None:
+    for part in ("iteration", "student", "objective", "optimizer", "best"):
+        assert_close(one.state[part], other.state[part], rtol=0, atol=0)
+    assert_close(one.network.tensors, other.network.tensors, rtol=0, atol=0)
+
+
+# ---- without a new process
+
+
+def test_one_device_is_a_plain_call(run, make_job, blocks, teacher, tmp_path, no_processes):
+    job = make_job()
+    _same(
+        run(job, tmp_path, trainer=CPU),
+        loop.train(job, blocks.samples, trainer=CPU, teacher=teacher),
+    )
+
+
+def test_bad_input_is_the_same_user_error(run, make_job, tmp_path, no_processes):
+    with pytest.raises(UserError, match="'tse' distills and needs a teacher; none was given"):
+        run(make_job(recipe={"batch_size": 4}), tmp_path, teacher=None)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(run, make_job, tmp_path, no_processes):
+    with pytest.raises(UserError, match="batch_size is 3, not a multiple of 2 devices"):
+        run(make_job(recipe={"batch_size": 3}), tmp_path)
+
+
+def test_several_devices_need_a_work_folder(job, blocks, teacher, no_processes):
+    with pytest.raises(UserError, match=r"devices is 2: .* work folder, but none was given"):
+        launch.train(job, blocks.samples, trainer=TWO, teacher=teacher)
+
+
+def test_an_error_names_its_kind_through_the_folder(tmp_path):
+    for number, (kind, when) in enumerate([("NonFiniteLossError", 2.0), ("DataProblem", 1.0)]):
+        (tmp_path / f"fault-0-{number}.json").write_text(
+            f'{{"final": "{kind}", "message": "{kind}!", "time": {when}}}'
+        )
+    with pytest.raises(DataProblem, match=r"^DataProblem!$"):
+        launch._raise_fault(tmp_path)
+
+
+def test_several_machines_need_a_place_to_meet():
+    with pytest.raises(ValueError, match=r"nodes is 2, but rendezvous is not set. Give HOST:PORT"):
+        TrainerParams(nodes=2)
+
+
+@pytest.mark.parametrize("endpoint", ["node1", "node1:", ":29400", "node1:http", "node1:70000"])
+def test_an_address_that_is_none_is_refused(endpoint, run, job, tmp_path, no_processes):
+    trainer = TWO.model_copy(update={"devices": 1, "nodes": 2, "rendezvous": endpoint})
+    with pytest.raises(UserError, match="expected HOST:PORT, as in node1:29400"):
+        run(job, tmp_path, trainer=trainer)
+
+
+def test_an_address_of_another_machine_is_refused(run, job, tmp_path, no_processes):
+    trainer = TWO.model_copy(
+        update={"devices": 1, "nodes": 2, "rendezvous": "192.0.2.1:29400"}  # for documentation
+    )
+    with pytest.raises(UserError, match=r"this machine cannot listen there .* the first one"):
+        run(job, tmp_path, trainer=trainer)
+
+
+def test_a_machine_that_finds_no_training_says_so():
+    with pytest.raises(UserError, match=r"no training at 127.0.0.1:1 after 0.1 seconds. Start it"):
+        join("127.0.0.1:1", patience=0.1)
+
+
+# ---- in two processes
+
+
+def test_two_processes_train_one_network(undisturbed, job):
+    _, result, points = undisturbed
+    assert (result.trained, result.state["iteration"]) == (8, 8)
+    assert result.state["cost"]["images"] == 32
+    # What is counted class by class stays in the history.
+    rows = [
+        {k: v for k, v in row.items() if k.rpartition(".")[2] not in LABELS.names}
+        for row in result.history
+    ]
+    seen = [{"iteration": iteration, **values} for iteration, values in points]
+    for row in seen:
+        row.pop("images_per_second", None)
+    assert seen == rows
+
+
+def test_their_evaluation_is_that_of_one_process(undisturbed, job, blocks):
+    _, result, _ = undisturbed
+    matrix = evaluate(
+        result.network.build(),
+        result.network.header.preprocessing,
+        evaluation_batches(
+            [sample for sample in blocks.samples if sample.split == "val"],
+            blocks.root,
+            batch_size=4,
+            lookup=LABELS.lookup,
+        ),
+        num_classes=3,
+        ignore_index=255,
+    )
+    (last,) = (row for row in result.history if "val.miou" in row and row["iteration"] == 8)
+    assert last["val.miou"] == Scores.from_matrix(matrix).miou
+
+
+def test_what_is_done_is_loaded_and_the_way_there_is_cleared(undisturbed, run, job, no_processes):
+    folder, result, _ = undisturbed
+    again = run(job, folder)
+    assert again.trained == 0
+    _same(again, result)
+    assert not list(folder.rglob("launch"))
+
+
+def test_killed_once_it_ends_as_if_nothing_had_happened(
+    undisturbed, run, job, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(worker, "work", faulty.killed_once)
+    with caplog.at_level(logging.INFO):
+        result = run(job, tmp_path)
+    _same(result, undisturbed[1])
+    assert result.trained == 8
+    assert "a process ended; all start again from the last checkpoint (1 of 1)" in caplog.text
+    assert "tse: going on after iteration 2." in caplog.text
+
+
+def test_failing_again_and_again_it_ends_with_the_error_of_the_process(
+    run, job, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(worker, "work", faulty.always_fails)
+    with pytest.raises(WorkerFailedError) as info:
+        run(job, tmp_path)
+    message = str(info.value)
+    assert message.startswith("ZeroDivisionError: a fault of its own\n")
+    assert "process 1 of 2 failed with it after 1 restart. " in message
+    assert "The last checkpoint (iteration 2) is whole; the same command goes on" in message
+    assert "faulty.py" in message  # its own traceback
+
+
+def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, blocks):
+    monkeypatch.setattr(worker, "work", faulty.slow)
+    before = [signal.getsignal(number) for number in launch.STOP_SIGNALS]
+    sent = []
+
+    def observe(iteration, values):
+        if not sent:
+            sent.append(iteration)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    rare = TWO.model_copy(update={"checkpoint_every": 1e6})
+    with pytest.raises(
+        TrainingInterruptedError, match=r"after iteration \d of 8. Its state is sav"
+    ):
+        run(job, tmp_path, trainer=rare, observe=observe)
+    assert [signal.getsignal(number) for number in launch.STOP_SIGNALS] == before
+    work = WorkFolder(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
+    assert sent[0] <= work.latest()["iteration"] < 8
+
+
+@pytest.mark.slow
+def test_what_the_user_has_to_mend_is_not_tried_again(run, job, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(worker, "work", faulty.wrong_input)
+    with pytest.raises(UserError, match=r"^image 7 is not what it was. Put it back.$"):
+        run(job, tmp_path)
+    assert "start again" not in caplog.text
+
+
+# ---- on two "machines": two launchers that share nothing but the loopback interface
+
+
+class Machine:
+    """The second one."""
+
+    def __init__(self, endpoint: str, images: Path) -> None:
+        self._command = [
+            *(sys.executable, "-m", "rdd_pipeline.launching.join", endpoint),
+            *("--data", str(images), "--patience", "60"),
+        ]
+        self.images = images
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def workers(self) -> list[int]:
+        """Processes of it that train: children of its fork server that have forked on."""
+        return [pid for pid in _descendants(self.process.pid) if _trains(pid)]
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return found + [below for child in found for below in _descendants(child)]
+
+
+def _trains(pid: int) -> bool:
+    """A process of gloo has threads of that name."""
+    names = [path.read_text().strip() for path in Path(f"/proc/{pid}/task").glob("*/comm")]
+    return any("gloo" in name for name in names)
+
+
+@pytest.fixture(scope="module")
+def two_machines(blocks, tmp_path_factory):
+    """Trainer of the first, and the second; its images are a copy at another place."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    images = tmp_path_factory.mktemp("second") / "images"
+    shutil.copytree(blocks.root, images)
+    machine = Machine(endpoint, images)
+    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 60}
+    yield TWO.model_copy(update=updates), machine
+    machines.close(endpoint)
+    output, _ = machine.process.communicate(timeout=60)
+    assert machine.process.returncode == 0, output
+
+
+def test_two_machines_come_to_what_two_processes_do(undisturbed, run, job, two_machines, tmp_path):
+    trainer, _ = two_machines
+    result = run(job, tmp_path, trainer=trainer)
+    _same(result, undisturbed[1])
+    assert result.trained == 8
+    assert run(job, tmp_path, trainer=trainer).trained == 0
+
+
+def test_a_process_of_the_second_machine_is_killed(
+    undisturbed, run, job, two_machines, tmp_path, monkeypatch, caplog
+):
+    trainer, machine = two_machines
+    monkeypatch.setattr(worker, "work", faulty.slow)  # on this one; the other waits for it
+    killed = []
+
+    def observe(iteration, values):
+        if iteration == 3 and not killed:
+            killed.extend(machine.workers())
+            os.kill(killed[0], signal.SIGKILL)
+
+    with caplog.at_level(logging.INFO):
+        result = run(job, tmp_path, trainer=trainer, observe=observe)
+    assert len(killed) == 1
+    assert "going on after iteration" in caplog.text
+    _same(result, undisturbed[1])
+
+
+def test_what_is_wrong_on_the_second_machine_is_said_on_the_first(
+    run, job, two_machines, blocks, tmp_path
+):
+    trainer, machine = two_machines
+    image = machine.images / next(s.image for s in blocks.samples if s.split == "train")
+    content = image.read_bytes()
+    image.write_bytes(content[:50])
+    try:
+        with pytest.raises(DataProblem, match=image.name):
+            run(job, tmp_path, trainer=trainer)
+    finally:
+        image.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_the_second_machine_is_lost_and_comes_back(
+    undisturbed, run, job, two_machines, tmp_path, monkeypatch
+):
+    trainer, machine = two_machines
+    monkeypatch.setattr(worker, "work", faulty.slow)
+    lost = []
+
+    def observe(iteration, values):
+        if iteration == 3 and not lost:
+            lost.append(machine.workers())
+            machine.process.kill()
+            machine.process.communicate()
+            threading.Timer(3, machine.start).start()
+
+    _same(run(job, tmp_path, trainer=trainer, observe=observe), undisturbed[1])
+    assert not any(Path(f"/proc/{pid}").exists() for pid in lost[0])
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_second_machine_saves_and_stops_all(
+    run, job, two_machines, tmp_path, monkeypatch
+):
+    trainer, machine = two_machines
+    monkeypatch.setattr(worker, "work", faulty.slow)
+
+    def observe(iteration, values):
+        if iteration == 3:
+            machine.process.terminate()
+
+    begun = time.monotonic()
+    with pytest.raises(TrainingInterruptedError, match="was asked to stop after iteration"):
+        run(job, tmp_path, trainer=trainer, observe=observe)
+    assert time.monotonic() - begun < 30
+    output, _ = machine.process.communicate(timeout=30)
+    assert machine.process.returncode == 143
+    assert "Stopped" in output
+    machine.start()
+    assert 0 < run(job, tmp_path, trainer=trainer).trained < 8
+
+
+@pytest.mark.slow
+def test_without_the_second_machine_the_first_gives_up_in_time(run, job, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 5}
+    with pytest.raises(WorkerFailedError, match=r"2 machines did not come together .* 5 seconds"):
+        run(job, tmp_path, trainer=TWO.model_copy(update=updates))
+    machines.close(endpoint)
+
+
+@pytest.mark.slow
+def test_the_first_machine_is_killed_and_starts_again(
+    undisturbed, job, two_machines, blocks, teacher, tmp_path
+):
+    """Its processes end with it, the second machine waits for it, the end is the same."""
+    trainer, machine = two_machines
+    with (tmp_path / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, to_rows(blocks.samples)[0])
+        writer.writeheader()
+        writer.writerows(to_rows(blocks.samples))
+    save_checkpoint(teacher, tmp_path / "teacher.safetensors")
+    if trainer.rendezvous in machines._hosted:  # the port is the command's now
+        machines.close(trainer.rendezvous)
+        machine.process.wait(30)
+        machine.start()
+    content = {
+        "job": job.model_dump(mode="json"),
+        "trainer": {**trainer.model_dump(mode="json"), "precision": "float32"},
+        **{"index": "index.csv", "teacher": "teacher.safetensors", "output": "out"},
+    }
+    (tmp_path / "JOB.json").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "rdd_pipeline.launching", str(tmp_path / "JOB.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    while not list((tmp_path / "out").glob("work/*/state-*.ckpt")):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.002)
+    below = _descendants(first.pid)
+    first.kill()
+    first.communicate()
+    assert not list((tmp_path / "out").glob("work/*/done.json"))
+    time.sleep(2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "going on after iteration" in done.stderr
+    network = load_checkpoint(tmp_path / "out" / "network.safetensors")
+    assert network.digest() == undisturbed[1].network.digest()
+    machine.process.wait(30)
+    assert machine.process.returncode == 0
