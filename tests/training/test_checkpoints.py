@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
-import os
 import pickle
 import random
 from collections import OrderedDict
@@ -14,7 +12,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import checkpoints
 from rdd_pipeline.training.checkpoints import (
     MAGIC,
@@ -23,7 +20,6 @@ from rdd_pipeline.training.checkpoints import (
     digest,
     dumps,
     loads,
-    write_atomically,
 )
 
 
@@ -228,33 +224,6 @@ def test_digest_tells_names_types_and_nesting_apart():
 def test_digest_of_what_was_read_is_that_of_what_was_written():
     state = _state()
     assert digest(loads(dumps(state))) == digest(state)
-
-
-# ---- write_atomically
-
-
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_when_writing_fails_the_old_content_stays_and_nothing_else(tmp_path, monkeypatch, failing):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    target = os if failing == "fsync" else Path
-    monkeypatch.setattr(target, failing, fail)
-    with pytest.raises(UserError, match=r"file .* could not be written: No space left .*Free some"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_folders_are_made_and_content_is_replaced(tmp_path):
-    path = tmp_path / "a" / "b" / "file"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(path.parent.iterdir()) == [path]
 
 
 # ---- work folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +30,7 @@ from rdd_pipeline.data.reading import (
 from rdd_pipeline.data.remarks import remarks
 from rdd_pipeline.data.scan_cache import CheckMemory, Facts, Stamp
 from rdd_pipeline.errors import DataProblem, UserError
-
-DIGEST_BYTES = 16
+from rdd_pipeline.files import content_digest
 
 
 class Sample(NamedTuple):
@@ -215,7 +213,7 @@ def index_digest(samples: Iterable[Sample]) -> str:
     rows = sorted(
         (s.split, s.name, s.image_digest, s.mask_digest, *bits_in_use(s)) for s in samples
     )
-    return blake2b(repr(rows).encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return content_digest(repr(rows).encode())
 
 
 def bits_in_use(sample: Sample) -> tuple[int, ...]:
@@ -271,11 +269,6 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def file_digest(data: bytes) -> str:
-    """Digest of a file's content, 32 hexadecimal digits."""
-    return blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
-
-
 def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Checked:
     """What the pair holds, or what is wrong with it."""
     stamp, facts = known.recall(root, pair)
@@ -289,7 +282,7 @@ def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Che
     ids: NDArray[np.uint8] | None = None
     try:
         data = read_bytes(root / pair.image)
-        image_digest = file_digest(data)
+        image_digest = content_digest(data)
         # The most bits: `data.bits` may change without the files being read again.
         image, image_facts = inspect_image(data, Path(pair.image))
         size = (int(image.shape[-2]), int(image.shape[-1]))
@@ -297,7 +290,7 @@ def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Che
         problems.append(Problem(pair.image, str(problem)))
     try:
         data = read_bytes(root / pair.mask)
-        mask_digest = file_digest(data)
+        mask_digest = content_digest(data)
         ids, palette = inspect_mask(data, labels.lookup, Path(pair.mask))
     except DataProblem as problem:
         problems.append(Problem(pair.mask, str(problem)))

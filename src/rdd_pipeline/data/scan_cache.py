@@ -8,18 +8,17 @@ found, only how fast.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import secrets
 import time
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdd_pipeline.data.layouts.base import Pair
 from rdd_pipeline.data.reading import ImageFacts
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import content_digest, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class CheckMemory:
 
     def __init__(self, path: Path | None, key: str) -> None:
         self._path = path
-        self._key = blake2b(key.encode(), digest_size=16).hexdigest()
+        self._key = content_digest(key.encode())
         self._known = _load(path, self._key) if path is not None else {}
         self._kept: dict[str, list[Any]] = {}
         self._changed = False
@@ -121,20 +120,14 @@ class CheckMemory:
         assert self._path is not None
         self._saved = time.monotonic()
         body = json.dumps({"key": self._key, "pairs": rows}, separators=(",", ":")).encode()
-        aside = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(_FORMAT + _digest(body) + b"\n" + body)
-            os.replace(aside, self._path)
-        except OSError as error:
+            write_atomically(self._path, _FORMAT + _digest(body) + b"\n" + body, durable=False)
+        except (OSError, UserError) as error:
             logger.warning(
                 "%s cannot be written (%s): the next ingestion reads every file again.",
                 self._path,
-                error.strerror or error,
+                error,
             )
-        finally:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
 
 
 def _load(path: Path, key: str) -> dict[str, list[Any]]:
@@ -154,7 +147,7 @@ def _load(path: Path, key: str) -> dict[str, list[Any]]:
 
 
 def _digest(body: bytes) -> bytes:
-    return blake2b(body, digest_size=16).hexdigest().encode()
+    return content_digest(body).encode()
 
 
 def _name(pair: Pair) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rdd_pipeline.data.index import Sample, file_digest
+from rdd_pipeline.data.index import Sample
 from rdd_pipeline.data.labels import Lookup
 from rdd_pipeline.data.reading import (
     decode_image_bytes,
@@ -20,6 +20,7 @@ from rdd_pipeline.data.reading import (
     resize_mask,
 )
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.files import content_digest
 
 
 class ImageSource(Protocol):
@@ -101,7 +102,7 @@ def _unchanged(path: Path, digest: str) -> bytes:
         DataProblem: It is not what it was when the index was made.
     """
     data = read_bytes(path)
-    if file_digest(data) != digest:
+    if content_digest(data) != digest:
         raise DataProblem(
             f"{path} has changed since the index was made. Run the data_ingestion pipeline again: "
             "results are stored under the digest of what they were computed from."

@@ -93,7 +93,7 @@ class ContentDataset(AbstractVersionedDataset[Content, Content], Generic[Content
             self._fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
             self._fs.pipe_file(path, data)
             return
-        from rdd_pipeline.training.checkpoints import write_atomically
+        from rdd_pipeline.files import write_atomically
 
         write_atomically(Path(path), data)
 

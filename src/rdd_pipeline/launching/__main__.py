@@ -31,9 +31,10 @@ from rdd_pipeline.data.index import Sample, build_index, from_rows
 from rdd_pipeline.data.layouts import get_layout, raise_problems
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
-from rdd_pipeline.training.checkpoints import WorkFolder, write_atomically
+from rdd_pipeline.training.checkpoints import WorkFolder
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job

@@ -30,11 +30,12 @@ from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import Sample, usable_cores
 from rdd_pipeline.data.processes import hidden_main
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
+from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching import machines, worker
 from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, faults, train_in_group
 from rdd_pipeline.networks import NetworkCheckpoint, save_checkpoint
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import State, WorkFolder, dumps, write_atomically
+from rdd_pipeline.training.checkpoints import State, WorkFolder, dumps
 from rdd_pipeline.training.device import resolve_device, resolve_devices
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import Observer, TrainingResult

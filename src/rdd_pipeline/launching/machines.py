@@ -30,8 +30,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching.worker import abort
-from rdd_pipeline.training.checkpoints import write_atomically
 from rdd_pipeline.training.job import TRAINING_FORMAT
 
 logger = logging.getLogger(__name__)

@@ -35,6 +35,7 @@ from rdd_pipeline.errors import (
     RunInterrupted,
     UserError,
 )
+from rdd_pipeline.files import write_atomically
 from rdd_pipeline.networks import NetworkCheckpoint, load_checkpoint
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import (
@@ -42,7 +43,6 @@ from rdd_pipeline.training.checkpoints import (
     State,
     WorkFolder,
     loads,
-    write_atomically,
 )
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from rdd_pipeline.config import NetworkParams, Params, TeacherParams
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import write_atomically
 from rdd_pipeline.networks.files import mismatch, read_state_dict, some
 from rdd_pipeline.networks.network import SegmentationNetwork, network_from_params
 from rdd_pipeline.networks.preprocessing import Preprocessing
@@ -163,17 +163,12 @@ class NetworkCheckpoint:
 
 
 def save_checkpoint(checkpoint: NetworkCheckpoint, path: Path) -> None:
-    """Write the file whole or not at all: aside, flushed, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(checkpoint.to_bytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Write the file whole or not at all.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    write_atomically(path, checkpoint.to_bytes())
 
 
 def load_checkpoint(path: Path) -> NetworkCheckpoint:

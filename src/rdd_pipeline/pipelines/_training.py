@@ -31,6 +31,7 @@ from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_ter
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.files import json_digest
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
@@ -51,7 +52,7 @@ from rdd_pipeline.reporting.comparison import splits_of
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
 from rdd_pipeline.training.checkpoints import State, WorkFolder
 from rdd_pipeline.training.device import resolve_device, resolve_precision
-from rdd_pipeline.training.job import Stage, TrainingJob, json_digest
+from rdd_pipeline.training.job import Stage, TrainingJob
 from rdd_pipeline.training.loop import TrainingResult
 from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job, term_context

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rdd_pipeline.config import SceneParams
-from rdd_pipeline.data.index import file_digest
 from rdd_pipeline.data.layouts import IMAGE_SUFFIXES
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.files import content_digest, write_atomically
 from rdd_pipeline.scenes.street import SPLITS, Scene, render_scene
 
 __all__ = ["MARKER", "SPLITS", "VERSION", "Scene", "render_scene", "write_scenes"]
@@ -61,7 +59,7 @@ def write_scenes(root: Path, params: SceneParams) -> int:
         _check_folder_is_ours(root)
         if not (root / MARKER).exists():
             root.mkdir(parents=True, exist_ok=True)
-            _write(root / MARKER, b"{}")
+            write_atomically(root / MARKER, b"{}")
         digests: dict[str, str] = {}
         rendered = 0
         for split in SPLITS:
@@ -76,14 +74,14 @@ def write_scenes(root: Path, params: SceneParams) -> int:
             scene = render_scene(params.seed, split, number, params.height, params.width, noise)
             for path, pixels in zip(paths, scene, strict=True):
                 data = _png(pixels)
-                _write(root / path, data)
-                digests[path] = file_digest(data)
+                write_atomically(root / path, data, durable=False)
+                digests[path] = content_digest(data)
             rendered += 1
         _remove_others(root, set(digests))
         marker = {**look, "counts": counts, "files": digests}
         text = json.dumps(marker, indent=1, sort_keys=True).encode()
         if not (root / MARKER).is_file() or (root / MARKER).read_bytes() != text:
-            _write(root / MARKER, text)
+            write_atomically(root / MARKER, text)
     except OSError as error:
         raise DataProblem(
             f"The generated scenes cannot be written to {root} ({error.strerror or error}). Free "
@@ -136,7 +134,7 @@ def _remove_others(root: Path, keep: set[str]) -> None:
 
 def _digest(path: Path) -> str | None:
     try:
-        return file_digest(path.read_bytes())
+        return content_digest(path.read_bytes())
     except OSError:
         return None
 
@@ -145,13 +143,3 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write aside and rename: the file is complete or not there."""
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

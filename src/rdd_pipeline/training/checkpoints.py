@@ -8,13 +8,10 @@ Payloads are read with ``weights_only=True``: a pickled object in them is refuse
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -125,38 +123,6 @@ def copy_to_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(copy_to_cpu(item) for item in value)
     return value
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, flush to the disk, rename: `path` holds all of `data` or what it held before.
-
-    Raises:
-        UserError: The disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{path} ({len(data) / 1e6:.1f} MB) could not be written: {error.strerror}. Free "
-                "some space and repeat the command; a training goes on from its last checkpoint, "
-                "which is whole."
-            ) from error
-        raise
-    with contextlib.suppress(OSError):  # not every file system can flush a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class WorkFolder:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -20,7 +18,7 @@ from rdd_pipeline.config import (
 )
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import Method, find_method
-from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import file_digest, json_digest
 
 TRAINING_FORMAT = 4
 """Raised whenever the same job would give other weights than before: old work is not reused."""
@@ -141,25 +139,3 @@ class TrainingJob(Params):
             "start": start_digest,
         }
         return json_digest(facts)
-
-
-def json_digest(facts: Any) -> str:
-    """Digest (16 hex digits) of a JSON-able value."""
-    text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """sha256 (hex) of a file's content.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    try:
-        with path.expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"The weights file {path} cannot be read ({error.strerror}). "
-            "Give the path of an existing file."
-        ) from error

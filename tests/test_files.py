@@ -1,0 +1,110 @@
+"""Files that are whole or not there, and digests."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdd_pipeline.config import NetworkParams
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import (
+    content_digest,
+    file_digest,
+    json_digest,
+    write_atomically,
+    written_whole,
+)
+from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_checkpoint
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_when_writing_fails_the_old_content_stays_and_nothing_else(tmp_path, monkeypatch, failing):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = os if failing == "fsync" else Path
+    monkeypatch.setattr(target, failing, fail)
+    with pytest.raises(UserError, match=r"file .* could not be written: No space left .*Free some"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_the_one_who_writes_leaves_the_old_content(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with written_whole(path) as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_made_and_content_is_replaced(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two", durable=False)
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_several_may_write_one_file_at_once(tmp_path):
+    """Threads of one process, too: a name made of the process's number alone would be shared."""
+    path = tmp_path / "file"
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    threads = [
+        threading.Thread(target=write_atomically, args=(path, content)) for content in contents
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_for_weights_too(tmp_path, monkeypatch):
+    params = NetworkParams(name="fcn_test_efficientnet", width=8)
+    network = network_from_params(params, num_classes=2)
+    checkpoint = NetworkCheckpoint.from_network(network, params=params, label_names=("a", "b"))
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=r"net\.safetensors \(\d+\.\d MB\) could not be written"):
+        save_checkpoint(checkpoint, tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.pth cannot be read \(No such file"):
+        file_digest(tmp_path / "gone.pth")
+
+
+def test_digests_are_those_of_hashlib(tmp_path):
+    data = bytes(torch.arange(200, dtype=torch.uint8).tolist())
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert file_digest(path) == hashlib.sha256(data).hexdigest()
+    assert content_digest(data) == hashlib.blake2b(data, digest_size=16).hexdigest()
+    assert content_digest(b"") != content_digest(b"\0")
+
+
+def test_json_digest_is_the_same_in_every_process_and_order():
+    assert json_digest({"b": 1, "a": [None, 0.5]}) == json_digest({"a": [None, 0.5], "b": 1})
+    assert json_digest({"a": 1}) == "f9d86028c6e0d64e"  # sha256 of {"a": 1}
