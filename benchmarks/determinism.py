@@ -38,7 +38,7 @@ from rdd_pipeline.distillation.methods import COMPANIONS, METHODS
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params
 from rdd_pipeline.scenes.write import write_scenes
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
 
@@ -112,7 +112,7 @@ class Bench:
             self.samples,
             trainer=trainer,
             teacher=self.teacher,
-            work=WorkFolder(place, fingerprint),
+            store=RunStore(place, fingerprint),
         )
         cost = result.state["cost"]
         return Run(

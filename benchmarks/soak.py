@@ -38,7 +38,7 @@ from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, build_network
 from rdd_pipeline.scenes.write import write_scenes
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import job_fingerprint
 
@@ -97,7 +97,7 @@ class Soak:
 
         first = threading.Event()
 
-        def observe(iteration: int, values: object) -> None:
+        def on_log(iteration: int, values: object) -> None:
             if kill is not None and not first.is_set():
                 first.set()
                 threading.Thread(target=disturb, args=kill, daemon=True).start()
@@ -107,8 +107,8 @@ class Soak:
             self.samples,
             trainer=TRAINER,
             teacher=self.teacher,
-            work=WorkFolder(self.folder / name, self.fingerprint),
-            observe=observe,
+            store=RunStore(self.folder / name, self.fingerprint),
+            on_log=on_log,
         )
         over.set()
         return result.network.digest(), time.monotonic() - begun, killed.is_set()

@@ -3,9 +3,9 @@
 Each of W ranks holds consecutive images of the batch. What is a mean over something that every
 image has equally much of (positions, say) needs nothing: the mean of the ranks' means, which DDP
 makes of their gradients, is the mean over the batch. What divides by a count that differs from rank
-to rank (valid pixels, chosen ones) divides by `Ranks.share` of it, and what relates images to one
-another gathers them. The mean over ranks is then the loss of the whole batch, however many there
-are.
+to rank (valid pixels, chosen ones) divides by `Collectives.share` of it, and what relates images to
+one another gathers them. The mean over ranks is then the loss of the whole batch, however many
+there are.
 
 Collectives must be called by all ranks in the same order; no branch may depend on what one rank
 alone knows.
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Ranks:
+class Collectives:
     """The processes that share a batch.
 
     Args:
@@ -82,7 +82,8 @@ class Ranks:
         return self.own(torch.rand(self.size * shape[0], *shape[1:], device=device))
 
 
-ALONE = Ranks()
+ALONE = Collectives()
+Ranks = Collectives
 
 
 class _Sum(torch.autograd.Function):
@@ -107,7 +108,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return Ranks(ctx.group).own(_all_reduced(grad, ctx.group)), None
+        return Collectives(ctx.group).own(_all_reduced(grad, ctx.group)), None
 
 
 def _all_reduced(values: Tensor, group: dist.ProcessGroup) -> Tensor:

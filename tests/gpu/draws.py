@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdd_pipeline.collectives import Ranks
+from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.losses import relations
 
 
@@ -22,4 +22,4 @@ def draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda slots, count, device: drawn(slots).argsort()[:count].to(device),
     )
     monkeypatch.setattr(relations, "_random_order", lambda shape, device: drawn(*shape).to(device))
-    monkeypatch.setattr(Ranks, "rand", lambda _, *shape, device: drawn(*shape).to(device))
+    monkeypatch.setattr(Collectives, "rand", lambda _, *shape, device: drawn(*shape).to(device))

@@ -20,7 +20,7 @@ from rdd_pipeline.data.index import of_split
 from rdd_pipeline.data.loading import training_batches
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching.__main__ import run_job_file
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint
@@ -80,7 +80,7 @@ def test_stopped_and_resumed_it_ends_with_the_bits_of_one_run(
     whole = train(job, blocks.samples, trainer=trainer, teacher=teacher)
     assert len([row for row in whole.history if "loss" in row]) == 6
 
-    work = WorkFolder(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
+    store = RunStore(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
     stop = threading.Event()
 
     def stop_after_2(iteration, values):
@@ -93,11 +93,11 @@ def test_stopped_and_resumed_it_ends_with_the_bits_of_one_run(
             blocks.samples,
             trainer=trainer,
             teacher=teacher,
-            work=work,
-            observe=stop_after_2,
+            store=store,
+            on_log=stop_after_2,
             stop=stop,
         )
-    resumed = train(job, blocks.samples, trainer=trainer, teacher=teacher, work=work)
+    resumed = train(job, blocks.samples, trainer=trainer, teacher=teacher, store=store)
     assert resumed.trained == 4
     _assert_same_state(resumed.state, whole.state)
 
@@ -165,14 +165,14 @@ def test_killed_it_goes_on_to_the_same_bits(
         process.wait()
         log.close()
     (folder,) = (tmp_path / "out").glob("work/*")
-    reached = WorkFolder(folder.parent, folder.name).latest()["iteration"]
+    reached = RunStore(folder.parent, folder.name).latest()["iteration"]
     assert 1 <= reached < 40
 
     run_job_file(path)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert set(result["scores"]) == {"val", "test"}
     expected = train(job, blocks.samples, trainer=TrainerParams(**settings), teacher=teacher)
-    state = WorkFolder(folder.parent, folder.name).finished_state()
+    state = RunStore(folder.parent, folder.name).finished_state()
     assert state is not None
     _assert_same_state(state, expected.state)
 

@@ -28,7 +28,7 @@ from rdd_pipeline.launching import launch, machines, worker
 from rdd_pipeline.launching.join import join
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from tests.training.conftest import CPU, LABELS
@@ -51,8 +51,8 @@ def run(blocks, teacher):
     """Function that trains a job on the blocks by `launch.train`."""
 
     def call(job, folder, *, trainer=TWO, teacher=teacher, samples=blocks.samples, **more):
-        work = WorkFolder(folder, job_fingerprint(job, samples, teacher, None))
-        return launch.train(job, samples, trainer=trainer, teacher=teacher, work=work, **more)
+        store = RunStore(folder, job_fingerprint(job, samples, teacher, None))
+        return launch.train(job, samples, trainer=trainer, teacher=teacher, store=store, **more)
 
     return call
 
@@ -61,7 +61,7 @@ def run(blocks, teacher):
 def undisturbed(run, job, tmp_path_factory):
     """Folder, result and points of the curves of a run in two processes."""
     folder, points = tmp_path_factory.mktemp("undisturbed"), []
-    result = run(job, folder, observe=lambda iteration, values: points.append((iteration, values)))
+    result = run(job, folder, on_log=lambda iteration, values: points.append((iteration, values)))
     return folder, result, points
 
 
@@ -210,7 +210,7 @@ def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, bloc
     before = [signal.getsignal(number) for number in launch.STOP_SIGNALS]
     sent = []
 
-    def observe(iteration, values):
+    def on_log(iteration, values):
         if not sent:
             sent.append(iteration)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -219,10 +219,10 @@ def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, bloc
     with pytest.raises(
         TrainingInterruptedError, match=r"after iteration \d of 8. Its state is sav"
     ):
-        run(job, tmp_path, trainer=rare, observe=observe)
+        run(job, tmp_path, trainer=rare, on_log=on_log)
     assert [signal.getsignal(number) for number in launch.STOP_SIGNALS] == before
-    work = WorkFolder(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
-    assert sent[0] <= work.latest()["iteration"] < 8
+    store = RunStore(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
+    assert sent[0] <= store.latest()["iteration"] < 8
 
 
 @pytest.mark.slow
@@ -304,13 +304,13 @@ def test_a_process_of_the_second_machine_is_killed(
     monkeypatch.setattr(worker, "work", faulty.slow)  # on this one; the other waits for it
     killed = []
 
-    def observe(iteration, values):
+    def on_log(iteration, values):
         if iteration == 3 and not killed:
             killed.extend(machine.workers())
             os.kill(killed[0], signal.SIGKILL)
 
     with caplog.at_level(logging.INFO):
-        result = run(job, tmp_path, trainer=trainer, observe=observe)
+        result = run(job, tmp_path, trainer=trainer, on_log=on_log)
     assert len(killed) == 1
     assert "going on after iteration" in caplog.text
     _same(result, undisturbed[1])
@@ -338,14 +338,14 @@ def test_the_second_machine_is_lost_and_comes_back(
     monkeypatch.setattr(worker, "work", faulty.slow)
     lost = []
 
-    def observe(iteration, values):
+    def on_log(iteration, values):
         if iteration == 3 and not lost:
             lost.append(machine.workers())
             machine.process.kill()
             machine.process.communicate()
             threading.Timer(3, machine.start).start()
 
-    _same(run(job, tmp_path, trainer=trainer, observe=observe), undisturbed[1])
+    _same(run(job, tmp_path, trainer=trainer, on_log=on_log), undisturbed[1])
     assert not any(Path(f"/proc/{pid}").exists() for pid in lost[0])
 
 
@@ -356,13 +356,13 @@ def test_a_signal_to_the_second_machine_saves_and_stops_all(
     trainer, machine = two_machines
     monkeypatch.setattr(worker, "work", faulty.slow)
 
-    def observe(iteration, values):
+    def on_log(iteration, values):
         if iteration == 3:
             machine.process.terminate()
 
     begun = time.monotonic()
     with pytest.raises(TrainingInterruptedError, match="was asked to stop after iteration"):
-        run(job, tmp_path, trainer=trainer, observe=observe)
+        run(job, tmp_path, trainer=trainer, on_log=on_log)
     assert time.monotonic() - begun < 30
     output, _ = machine.process.communicate(timeout=30)
     assert machine.process.returncode == 143

@@ -22,7 +22,7 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching import __main__ as command
 from rdd_pipeline.launching.__main__ import run_job_file
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import train
 from tests.training.conftest import STUDENT, write_blocks
@@ -100,11 +100,11 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     assert not list((tmp_path / "out").glob("work/*/done.json"))
 
     (folder,) = (tmp_path / "out").glob("work/*")
-    reached = WorkFolder(folder.parent, folder.name).latest()["iteration"]
+    reached = RunStore(folder.parent, folder.name).latest()["iteration"]
     assert 1 <= reached < 24
     run_job_file(path)
     expected = train(job, blocks.samples, trainer=TrainerParams(device="cpu"), teacher=teacher)
-    state = WorkFolder(folder.parent, folder.name).finished_state()
+    state = RunStore(folder.parent, folder.name).finished_state()
     for name, tensor in expected.state["student"].items():
         assert torch.equal(state["student"][name], tensor), name
     network = load_checkpoint(tmp_path / "out" / "network.safetensors")
@@ -184,7 +184,7 @@ def test_the_command_returns_143_when_it_was_stopped(write_job, monkeypatch, cap
     step = command.train
 
     def stopped(*args, **kwargs):
-        return step(*args, **kwargs, observe=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        return step(*args, **kwargs, on_log=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
     monkeypatch.setattr(command, "train", stopped)
     assert _status(monkeypatch, write_job()) == 143

@@ -22,7 +22,7 @@ from rdd_pipeline.errors import NonFiniteLossError
 from rdd_pipeline.losses import logits
 from rdd_pipeline.networks import Preprocessing
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.stopping import TrainingInterruptedError
@@ -65,10 +65,10 @@ def _group_norm(module: nn.Module) -> None:
 def scenarios(rank, folder, job, same, samples, teacher) -> dict:
     """Whatever a test wants to know: starting the processes takes longer than all of it."""
 
-    def run(name: str, job, observe=None, everywhere=True):
-        work = None
+    def run(name: str, job, on_log=None, everywhere=True):
+        store = None
         if name:  # without one, the many jobs write nothing
-            work = WorkFolder(folder / name, job_fingerprint(job, samples, teacher, None))
+            store = RunStore(folder / name, job_fingerprint(job, samples, teacher, None))
         trainer = CPU.model_copy(update={"log_every": 1})
         try:
             result = train(
@@ -76,9 +76,9 @@ def scenarios(rank, folder, job, same, samples, teacher) -> dict:
                 samples,
                 trainer=trainer,
                 teacher=teacher,
-                work=work if everywhere or rank == 1 else None,
+                store=store if everywhere or rank == 1 else None,
                 group=dist.group.WORLD,
-                observe=observe,
+                on_log=on_log,
             )
         except (NonFiniteLossError, TrainingInterruptedError) as error:
             return str(error)

@@ -16,7 +16,7 @@ from rdd_pipeline.training import checkpoints
 from rdd_pipeline.training.checkpoints import (
     MAGIC,
     DamagedStateError,
-    WorkFolder,
+    RunStore,
     digest,
     dumps,
     loads,
@@ -230,39 +230,39 @@ def test_digest_of_what_was_read_is_that_of_what_was_written():
 
 
 @pytest.fixture
-def work(tmp_path) -> WorkFolder:
-    return WorkFolder(tmp_path, "0123456789abcdef")
+def store(tmp_path) -> RunStore:
+    return RunStore(tmp_path, "0123456789abcdef")
 
 
-def _names(work: WorkFolder) -> list[str]:
-    return sorted(path.name for path in work.path.glob("state-*"))
+def _names(store: RunStore) -> list[str]:
+    return sorted(path.name for path in store.path.glob("state-*"))
 
 
-def test_nothing_was_saved_yet(work):
-    assert work.latest() is None
-    assert work.finished_state() is None
-    assert work.recall("scores") is None
-    assert not work.path.exists()
+def test_nothing_was_saved_yet(store):
+    assert store.latest() is None
+    assert store.finished_state() is None
+    assert store.recall("scores") is None
+    assert not store.path.exists()
 
 
-def test_the_newest_two_states_are_kept(work):
+def test_the_newest_two_states_are_kept(store):
     for iteration in (5, 10, 1000, 11):
-        work.save(_state(iteration))
-    assert _names(work) == ["state-000000011.ckpt", "state-000001000.ckpt"]
-    assert work.latest()["iteration"] == 1000
+        store.save(_state(iteration))
+    assert _names(store) == ["state-000000011.ckpt", "state-000001000.ckpt"]
+    assert store.latest()["iteration"] == 1000
 
 
-def test_a_saved_state_comes_back_with_its_fingerprint(work):
-    work.save(_state())
-    found = work.latest()
-    assert found.pop("fingerprint") == work.fingerprint
+def test_a_saved_state_comes_back_with_its_fingerprint(store):
+    store.save(_state())
+    found = store.latest()
+    assert found.pop("fingerprint") == store.fingerprint
     assert _equal(found, _state())
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "folder"])
-def test_a_damaged_state_is_named_and_the_older_one_is_used(work, caplog, damage):
-    work.save(_state(5))
-    newest = work.save(_state(10))
+def test_a_damaged_state_is_named_and_the_older_one_is_used(store, caplog, damage):
+    store.save(_state(5))
+    newest = store.save(_state(10))
     data = bytearray(newest.read_bytes())
     if damage == "truncated":
         newest.write_bytes(data[: len(data) // 2])
@@ -274,7 +274,7 @@ def test_a_damaged_state_is_named_and_the_older_one_is_used(work, caplog, damage
     else:
         newest.unlink()
         newest.mkdir()
-    assert work.latest()["iteration"] == 5
+    assert store.latest()["iteration"] == 5
     assert str(newest) in caplog.text
     assert "Trying the one before it" in caplog.text
 
@@ -311,132 +311,132 @@ def _truncations(data: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("damages", [_flips, _truncations])
-def test_whatever_byte_is_damaged_the_state_is_named_and_the_older_one_used(work, caplog, damages):
-    older = work.save(_state(5))
-    newest = work.save(_state(10))
+def test_whatever_byte_is_damaged_the_state_is_named_and_the_older_one_used(store, caplog, damages):
+    older = store.save(_state(5))
+    newest = store.save(_state(10))
     whole = {path: path.read_bytes() for path in (older, newest)}
     files = list(zip(*(damages(whole[path]) for path in (older, newest)), strict=True))
     assert len(files) == 200
     for damaged_older, damaged_newest in files:
         newest.write_bytes(damaged_newest)
         caplog.clear()
-        assert work.latest()["iteration"] == 5
+        assert store.latest()["iteration"] == 5
         (line,) = caplog.messages
         assert str(newest) in line
         assert line.endswith("Trying the one before it.")
 
         older.write_bytes(damaged_older)
         caplog.clear()
-        assert work.latest() is None
+        assert store.latest() is None
         first, second = caplog.messages
         assert str(newest) in first
         assert str(older) in second
         older.write_bytes(whole[older])
     newest.write_bytes(whole[newest])
-    assert work.latest()["iteration"] == 10
+    assert store.latest()["iteration"] == 10
 
 
-def test_a_state_with_a_pickled_object_is_named_and_the_older_one_used(work, tmp_path, caplog):
+def test_a_state_with_a_pickled_object_is_named_and_the_older_one_used(store, tmp_path, caplog):
     trap = tmp_path / "trap"
-    work.save(_state(5))
-    newest = work.save(_state(10))
+    store.save(_state(5))
+    newest = store.save(_state(10))
     buffer = io.BytesIO()
-    torch.save({**_state(10), "fingerprint": work.fingerprint, "x": _Trap(trap)}, buffer)
+    torch.save({**_state(10), "fingerprint": store.fingerprint, "x": _Trap(trap)}, buffer)
     newest.write_bytes(_sealed(buffer.getvalue()))
-    assert work.latest()["iteration"] == 5
+    assert store.latest()["iteration"] == 5
     assert not trap.exists()
     (line,) = caplog.messages
     assert f"{newest} holds something other than tensors and plain values" in line
 
 
 @pytest.mark.parametrize("damaged", [{15}, {10, 15}])
-def test_damaged_states_do_not_push_out_what_is_saved_after_them(work, damaged):
+def test_damaged_states_do_not_push_out_what_is_saved_after_them(store, damaged):
     for iteration in (10, 15):
-        path = work.save(_state(iteration))
+        path = store.save(_state(iteration))
         if iteration in damaged:
             path.write_bytes(path.read_bytes()[:-1])
-    work.latest()
+    store.latest()
     for iteration in (7, 8, 9):  # where training goes on, before the damaged ones
-        newest = work.save(_state(iteration + 4 * (10 not in damaged)))
-    again = WorkFolder(work.path.parent, work.fingerprint)
+        newest = store.save(_state(iteration + 4 * (10 not in damaged)))
+    again = RunStore(store.path.parent, store.fingerprint)
     reached = again.latest()["iteration"]
     assert newest.name == f"state-{reached:09d}.ckpt"
     newest.write_bytes(b"")
     assert again.latest()["iteration"] == reached - 1
 
 
-def test_with_all_states_damaged_there_is_none(work):
+def test_with_all_states_damaged_there_is_none(store):
     for iteration in (5, 10):
-        work.save(_state(iteration)).write_bytes(b"x")
-    assert work.latest() is None
+        store.save(_state(iteration)).write_bytes(b"x")
+    assert store.latest() is None
 
 
-def test_states_of_other_work_are_ignored(work, tmp_path, caplog):
-    other = WorkFolder(tmp_path, "ffffffffffffffff")
+def test_states_of_other_work_are_ignored(store, tmp_path, caplog):
+    other = RunStore(tmp_path, "ffffffffffffffff")
     foreign = other.save(_state(20))
-    mine = work.save(_state(5))
+    mine = store.save(_state(5))
     foreign.rename(mine.with_name(foreign.name))
-    assert work.latest()["iteration"] == 5
+    assert store.latest()["iteration"] == 5
     assert "belongs to other work" in caplog.text
 
 
-def test_files_of_other_names_are_not_looked_at(work, caplog):
-    work.save(_state(5))
+def test_files_of_other_names_are_not_looked_at(store, caplog):
+    store.save(_state(5))
     for name in ("state-5.ckpt", ".state-000000009.ckpt.1.tmp", "notes.txt"):
-        (work.path / name).write_bytes(b"x")
-    assert work.latest()["iteration"] == 5
+        (store.path / name).write_bytes(b"x")
+    assert store.latest()["iteration"] == 5
     assert not caplog.text
 
 
-def test_finished_work_hands_its_final_state_out(work):
-    work.save(_state(10))
-    assert work.finished_state() is None
-    work.finish(10)
-    assert work.finished_state()["iteration"] == 10
+def test_finished_work_hands_its_final_state_out(store):
+    store.save(_state(10))
+    assert store.finished_state() is None
+    store.finish(10)
+    assert store.finished_state()["iteration"] == 10
 
 
-def test_finishing_drops_all_but_the_final_state(work):
+def test_finishing_drops_all_but_the_final_state(store):
     for iteration in (5, 10):
-        work.save(_state(iteration))
-    work.finish(10)
-    assert _names(work) == ["state-000000010.ckpt"]
+        store.save(_state(iteration))
+    store.finish(10)
+    assert _names(store) == ["state-000000010.ckpt"]
 
 
-def test_finished_work_whose_final_state_is_damaged_is_not_finished(work):
-    final = work.save(_state(10))
-    work.finish(10)
+def test_finished_work_whose_final_state_is_damaged_is_not_finished(store):
+    final = store.save(_state(10))
+    store.finish(10)
     final.write_bytes(final.read_bytes()[:-1])
-    assert work.finished_state() is None
-    assert work.latest() is None
+    assert store.finished_state() is None
+    assert store.latest() is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"iteration": 9}'])
-def test_a_damaged_mark_of_completion_means_not_complete(work, content):
-    work.save(_state(10))
-    work.finish(10)
-    (work.path / "done.json").write_text(content)
-    assert work.finished_state() is None
+def test_a_damaged_mark_of_completion_means_not_complete(store, content):
+    store.save(_state(10))
+    store.finish(10)
+    (store.path / "done.json").write_text(content)
+    assert store.finished_state() is None
 
 
-def test_remembered_results_come_back_and_damaged_ones_do_not(work):
-    work.remember("scores-1", {"miou": 0.25})
-    assert work.recall("scores-1") == {"miou": 0.25}
-    assert work.recall("scores-2") is None
-    (work.path / "scores-1.json").write_text('{"miou": 0.')
-    assert work.recall("scores-1") is None
+def test_remembered_results_come_back_and_damaged_ones_do_not(store):
+    store.remember("scores-1", {"miou": 0.25})
+    assert store.recall("scores-1") == {"miou": 0.25}
+    assert store.recall("scores-2") is None
+    (store.path / "scores-1.json").write_text('{"miou": 0.')
+    assert store.recall("scores-1") is None
 
 
-def test_the_description_is_written_once(work):
-    work.describe({"seed": 1, "root": Path("images")})
-    work.describe({"seed": 2})
-    assert '"seed": 1' in (work.path / "job.json").read_text()
+def test_the_description_is_written_once(store):
+    store.describe({"seed": 1, "root": Path("images")})
+    store.describe({"seed": 2})
+    assert '"seed": 1' in (store.path / "job.json").read_text()
 
 
-def test_every_write_of_the_folder_is_atomic(work, monkeypatch):
+def test_every_write_of_the_folder_is_atomic(store, monkeypatch):
     paths = []
     monkeypatch.setattr(checkpoints, "write_atomically", lambda path, data: paths.append(path.name))
-    work.describe({})
-    work.save(_state(1))
-    work.finish(1)
-    work.remember("scores", {})
+    store.describe({})
+    store.save(_state(1))
+    store.finish(1)
+    store.remember("scores", {})
     assert paths == ["job.json", "state-000000001.ckpt", "done.json", "scores.json"]

@@ -28,7 +28,7 @@ from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.loop import TrainingResult, train
 from rdd_pipeline.training.preparation import job_fingerprint, network_of, state_digest
 from rdd_pipeline.training.stopping import TrainingInterruptedError
@@ -46,11 +46,21 @@ class Stop(Exception):  # noqa: N818
 def run(blocks, teacher):
     """Function that trains a job on the blocks."""
 
-    def call(job, *, trainer=CPU, teacher=teacher, work=None, start=None, samples=None, **more):
+    def call(
+        job, *, trainer=CPU, teacher=teacher, store=None, initial_state=None, samples=None, **more
+    ):
         samples = blocks.samples if samples is None else samples
-        if work is not None:
-            work = WorkFolder(work, job_fingerprint(job, samples, teacher, start))
-        return train(job, samples, trainer=trainer, teacher=teacher, start=start, work=work, **more)
+        if store is not None:
+            store = RunStore(store, job_fingerprint(job, samples, teacher, initial_state))
+        return train(
+            job,
+            samples,
+            trainer=trainer,
+            teacher=teacher,
+            initial_state=initial_state,
+            store=store,
+            **more,
+        )
 
     return call
 
@@ -74,15 +84,15 @@ def _equal(one, other) -> bool:
 
 
 def _stop_at(number: int):
-    """Observer that raises at the `number`-th iteration it sees."""
+    """An `on_log` that raises at the `number`-th iteration it sees."""
     seen = set()
 
-    def observe(iteration, values):
+    def on_log(iteration, values):
         seen.add(iteration)
         if len(seen) == number:
             raise Stop
 
-    return observe
+    return on_log
 
 
 # ---- one run, in whatever pieces
@@ -105,8 +115,8 @@ def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
 
     for _ in range(7):
         with pytest.raises(Stop):
-            run(job, trainer=trainer, work=tmp_path, observe=_stop_at(2))
-    pieces = run(job, trainer=trainer, work=tmp_path)
+            run(job, trainer=trainer, store=tmp_path, on_log=_stop_at(2))
+    pieces = run(job, trainer=trainer, store=tmp_path)
     assert pieces.trained == 1
     assert _same(pieces, whole)
     assert state_digest(pieces.state) == state_digest(whole.state)
@@ -119,8 +129,8 @@ def test_every_method_goes_on_where_it_stopped(run, make_job, tmp_path, method):
     whole = run(job)
     for number in (2, 2):
         with pytest.raises(Stop):
-            run(job, trainer=EVERY, work=tmp_path, observe=_stop_at(number))
-    pieces = run(job, work=tmp_path)
+            run(job, trainer=EVERY, store=tmp_path, on_log=_stop_at(number))
+    pieces = run(job, store=tmp_path)
     assert pieces.trained == 2
     assert _same(pieces, whole)
 
@@ -131,15 +141,17 @@ def test_every_method_goes_on_where_it_stopped(run, make_job, tmp_path, method):
 def test_tfe_and_then_tse_ends_like_one_run(run, make_job, tmp_path, warmup, annealed):
     rdd = {"warmup": warmup, "annealed": annealed}
     whole = run(make_job(rdd=rdd))
-    tfe = run(make_job("tfe", stage="tfe", rdd=rdd), work=tmp_path)
+    tfe = run(make_job("tfe", stage="tfe", rdd=rdd), store=tmp_path)
     assert tfe.state["iteration"] == tfe.trained == max(warmup - 1, 0)
-    tse = run(make_job(stage="tse", rdd=rdd), start=tfe.state, work=tmp_path)
+    tse = run(make_job(stage="tse", rdd=rdd), initial_state=tfe.state, store=tmp_path)
     assert tse.trained == 8 - tfe.trained
     assert _same(tse, whole)
     # The work on disk, loaded again, is a start as good as the state in memory.
-    again = run(make_job("tfe", stage="tfe", rdd=rdd), work=tmp_path)
+    again = run(make_job("tfe", stage="tfe", rdd=rdd), store=tmp_path)
     assert again.trained == 0
-    assert run(make_job(stage="tse", rdd=rdd), start=again.state, work=tmp_path).trained == 0
+    assert (
+        run(make_job(stage="tse", rdd=rdd), initial_state=again.state, store=tmp_path).trained == 0
+    )
 
 
 def test_a_stage_is_resumed_too(run, make_job, tmp_path):
@@ -148,12 +160,12 @@ def test_a_stage_is_resumed_too(run, make_job, tmp_path):
     with pytest.raises(Stop):
         run(
             make_job(stage="tse"),
-            start=tfe.state,
-            work=tmp_path,
+            initial_state=tfe.state,
+            store=tmp_path,
             trainer=EVERY,
-            observe=_stop_at(3),
+            on_log=_stop_at(3),
         )
-    tse = run(make_job(stage="tse"), start=tfe.state, work=tmp_path)
+    tse = run(make_job(stage="tse"), initial_state=tfe.state, store=tmp_path)
     assert tse.trained == 2
     assert _same(tse, whole)
 
@@ -161,18 +173,18 @@ def test_a_stage_is_resumed_too(run, make_job, tmp_path):
 def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(run, make_job, tmp_path):
     job = make_job()
     with pytest.raises(Stop):
-        run(job, work=tmp_path, trainer=EVERY, observe=_stop_at(6))
+        run(job, store=tmp_path, trainer=EVERY, on_log=_stop_at(6))
     newest = max(tmp_path.rglob("state-*"))
     newest.write_bytes(newest.read_bytes()[:-100])
-    result = run(job, work=tmp_path)
+    result = run(job, store=tmp_path)
     assert result.trained == 8 - (int(newest.stem.removeprefix("state-")) - 1)
     assert _same(result, run(job))
 
 
 def test_what_is_done_is_loaded_and_not_trained(run, make_job, tmp_path, monkeypatch):
-    first = run(make_job(), work=tmp_path)
+    first = run(make_job(), store=tmp_path)
     monkeypatch.setattr(loop, "TrainingStep", None)  # building anything would fail
-    second = run(make_job(), work=tmp_path)
+    second = run(make_job(), store=tmp_path)
     assert second.trained == 0
     assert _same(second, first)
     assert second.history == first.history
@@ -180,17 +192,17 @@ def test_what_is_done_is_loaded_and_not_trained(run, make_job, tmp_path, monkeyp
 
 
 def test_killed_between_the_last_state_and_the_mark_nothing_is_trained(run, make_job, tmp_path):
-    first = run(make_job(), work=tmp_path)
+    first = run(make_job(), store=tmp_path)
     (mark,) = tmp_path.rglob("done.json")
     mark.unlink()
-    second = run(make_job(), work=tmp_path)
+    second = run(make_job(), store=tmp_path)
     assert second.trained == 0
     assert mark.exists()
     assert _same(second, first)
 
 
 def test_other_seeds_are_other_work(run, make_job, tmp_path):
-    one, two = (run(make_job(seed=seed), work=tmp_path) for seed in (0, 1))
+    one, two = (run(make_job(seed=seed), store=tmp_path) for seed in (0, 1))
     assert one.fingerprint != two.fingerprint
     assert two.trained == 8
     assert not _same(one, two)
@@ -349,7 +361,7 @@ def test_a_row_is_the_mean_since_the_row_before(run, make_job):
 
 def test_observers_see_the_rows_and_a_speed(run, make_job):
     seen = []
-    result = run(make_job(), observe=lambda iteration, values: seen.append((iteration, values)))
+    result = run(make_job(), on_log=lambda iteration, values: seen.append((iteration, values)))
     assert [iteration for iteration, _ in seen] == [row["iteration"] for row in result.history]
     for (_, values), row in zip(seen, result.history, strict=True):
         speed = dict(values).pop("images_per_second", None)
@@ -365,14 +377,14 @@ def test_the_cost_counts_all_images_and_seconds_also_of_a_resumed_run(run, make_
     with pytest.raises(Stop):  # between two rows of the history
         run(
             make_job(),
-            work=tmp_path,
+            store=tmp_path,
             trainer=CPU.model_copy(update={"log_every": 3}),
-            observe=_stop_at(3),  # iterations 3, 4 (validation) and 6
+            on_log=_stop_at(3),  # iterations 3, 4 (validation) and 6
         )
-    kept = WorkFolder(tmp_path, next(tmp_path.iterdir()).name).latest()
+    kept = RunStore(tmp_path, next(tmp_path.iterdir()).name).latest()
     assert kept["iteration"] == 5
     assert kept["cost"]["images"] == 10
-    result = run(make_job(), work=tmp_path)
+    result = run(make_job(), store=tmp_path)
     cost = result.state["cost"]
     assert cost["images"] == 16
     assert cost["seconds"] > kept["cost"]["seconds"] > 0
@@ -392,13 +404,13 @@ def test_the_weights_of_the_best_validation_are_handed_on(
     run, make_job, tmp_path, monkeypatch, falling_scores
 ):
     states = {}
-    save = WorkFolder.save
+    save = RunStore.save
     monkeypatch.setattr(
-        WorkFolder,
+        RunStore,
         "save",
         lambda self, state: (states.update({state["iteration"]: state}), save(self, state)),
     )
-    result = run(make_job(), work=tmp_path)
+    result = run(make_job(), store=tmp_path)
     assert _equal(result.network.tensors, states[4]["student"])
     assert not _equal(result.network.tensors, result.state["student"])
     assert result.network.header.provenance["iteration"] == "4"
@@ -568,9 +580,9 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
             match=rf"tse: non-finite at iteration 6: .*kd = {value}.* The step was not taken. "
             "The last checkpoint is whole. Lower recipe.optimizer.lr",
         ) as info:
-            run(job, work=tmp_path)
+            run(job, store=tmp_path)
     assert "task" not in str(info.value)
-    state = WorkFolder(tmp_path, whole.fingerprint).latest()
+    state = RunStore(tmp_path, whole.fingerprint).latest()
     assert state["iteration"] == 5
     # In memory: parameters and momentum are those of iteration 5.
     (optimizer,) = optimizers
@@ -581,13 +593,13 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
         momentum = state["optimizer"]["state"][number]["momentum_buffer"]
         assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum)
     # With the cause removed, it ends as if nothing had happened.
-    assert _same(run(job, work=tmp_path), whole)
+    assert _same(run(job, store=tmp_path), whole)
 
 
 def test_nothing_is_saved_when_the_first_loss_is_not_finite(run, make_job, tmp_path):
     job = make_job("baseline", recipe={"optimizer": OptimizerParams(lr=1e38, momentum=0.0)})
     with pytest.raises(NonFiniteLossError, match="baseline: non-finite at iteration 2: loss"):
-        run(job, work=tmp_path, trainer=CPU.model_copy(update={"checkpoint_every": 1e6}))
+        run(job, store=tmp_path, trainer=CPU.model_copy(update={"checkpoint_every": 1e6}))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["job.json"]
 
 
@@ -595,7 +607,7 @@ def test_nothing_is_saved_when_the_first_loss_is_not_finite(run, make_job, tmp_p
 def test_a_signal_saves_and_stops_and_the_next_call_goes_on(run, make_job, tmp_path, number):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
-    def observe(iteration, values):
+    def on_log(iteration, values):
         if iteration == 3:
             os.kill(os.getpid(), number)
 
@@ -604,21 +616,21 @@ def test_a_signal_saves_and_stops_and_the_next_call_goes_on(run, make_job, tmp_p
         TrainingInterruptedError,
         match=r"tse was asked to stop after iteration 3 of 8. Its state is saved; the same command",
     ):
-        run(make_job(), work=tmp_path, trainer=rare, observe=observe)
+        run(make_job(), store=tmp_path, trainer=rare, on_log=on_log)
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    result = run(make_job(), work=tmp_path, trainer=rare)
+    result = run(make_job(), store=tmp_path, trainer=rare)
     assert result.trained == 5
     assert _same(result, run(make_job()))
 
 
 def test_a_signal_during_the_last_iteration_is_not_lost(run, make_job, tmp_path):
-    def observe(iteration, values):
+    def on_log(iteration, values):
         if iteration == 8 and "loss" in values:  # not at the validation again
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(TrainingInterruptedError, match="after iteration 8 of 8"):
-        run(make_job(), work=tmp_path, trainer=EVERY, observe=observe)
-    result = run(make_job(), work=tmp_path)
+        run(make_job(), store=tmp_path, trainer=EVERY, on_log=on_log)
+    result = run(make_job(), store=tmp_path)
     assert result.trained == 0
     assert _same(result, run(make_job()))
 
@@ -630,12 +642,12 @@ def test_a_second_signal_acts_as_it_did_before(run, make_job, tmp_path):
     before = signal.signal(signal.SIGTERM, second)
     try:
 
-        def observe(iteration, values):
+        def on_log(iteration, values):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
         with pytest.raises(Stop):
-            run(make_job(), work=tmp_path, trainer=EVERY, observe=observe)
+            run(make_job(), store=tmp_path, trainer=EVERY, on_log=on_log)
         assert signal.getsignal(signal.SIGTERM) is second
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -643,7 +655,7 @@ def test_a_second_signal_acts_as_it_did_before(run, make_job, tmp_path):
 
 def test_without_a_work_folder_a_signal_does_not_claim_that_the_state_is_saved(run, make_job):
     with pytest.raises(TrainingInterruptedError) as info:
-        run(make_job(), observe=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        run(make_job(), on_log=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert "is saved" not in str(info.value)
 
 
@@ -703,12 +715,12 @@ def test_tse_without_the_state_of_tfe_is_refused(run, make_job):
 
 
 def test_a_state_of_another_iteration_is_refused(run, make_job):
-    start = run(make_job(stage="tfe", rdd={"warmup": 3})).state
+    initial_state = run(make_job(stage="tfe", rdd={"warmup": 3})).state
     with pytest.raises(
         UserError,
         match=r"starts after iteration 4, but the state .* stands at 2. Run distill_tfe",
     ):
-        run(make_job(stage="tse"), start=start)
+        run(make_job(stage="tse"), initial_state=initial_state)
 
 
 def test_an_index_without_training_images_is_refused(run, make_job, blocks):
@@ -720,7 +732,7 @@ def test_an_index_without_training_images_is_refused(run, make_job, blocks):
 def test_a_batch_of_one_that_batch_norm_cannot_train_on_is_refused(run, make_job, tmp_path):
     job = make_job("teacher", network=TEACHER, recipe={"batch_size": 1})
     with pytest.raises(UserError, match="batch_size of at least 2"):
-        run(job, work=tmp_path)
+        run(job, store=tmp_path)
     assert not list(tmp_path.rglob("state-*"))
 
 
@@ -740,7 +752,7 @@ def test_a_file_that_changed_size_since_the_index_was_made_is_reported(
         for sample in blocks.samples
     ]
     with pytest.raises(UserError, match=r"gone.png cannot be read"):
-        run(make_job(), samples=missing, work=tmp_path)
+        run(make_job(), samples=missing, store=tmp_path)
     assert not list(tmp_path.rglob("state-*"))
 
 
@@ -754,7 +766,7 @@ def test_loader_processes_do_not_change_the_weights(run, make_job):
 
 
 def test_progress_is_logged_where_there_is_no_terminal(run, make_job, caplog):
-    caplog.set_level(logging.INFO, "rdd_pipeline.launching")
+    caplog.set_level(logging.INFO, "rdd_pipeline.training")
     run(make_job())
     assert "tse 8/8  loss " in caplog.text
     assert "done" in caplog.text
@@ -762,7 +774,7 @@ def test_progress_is_logged_where_there_is_no_terminal(run, make_job, caplog):
 
 @pytest.mark.usefixtures("falling_scores")
 def test_the_last_line_of_progress_shows_the_last_validation_and_the_best(run, make_job, caplog):
-    caplog.set_level(logging.INFO, "rdd_pipeline.launching")
+    caplog.set_level(logging.INFO, "rdd_pipeline.training")
     run(make_job())
     (line,) = [record.getMessage() for record in caplog.records if "8/8" in record.getMessage()]
     assert line.endswith("  mIoU 0.0, best 100.0  done")
@@ -790,15 +802,15 @@ def test_out_of_memory_names_what_to_lower_and_keeps_the_checkpoint(
         match=r"tse: memory of cpu ran out in iteration 3 with recipe.batch_size=2, recipe.augment."
         r"crop=\[32, 32\] and precision float32. Lower .* The last checkpoint is whole.$",
     ):
-        run(make_job(), work=tmp_path)
+        run(make_job(), store=tmp_path)
     monkeypatch.setattr(loop.TrainingStep, "forward", forward)
-    assert run(make_job(), work=tmp_path).trained == 6
+    assert run(make_job(), store=tmp_path).trained == 6
 
 
 def test_a_full_disk_ends_the_training_with_the_last_checkpoint(
     run, make_job, tmp_path, monkeypatch
 ):
-    save = WorkFolder.save
+    save = RunStore.save
 
     def full(self, state):
         if state["iteration"] == 3:
@@ -809,23 +821,23 @@ def test_a_full_disk_ends_the_training_with_the_last_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     sync = os.fsync
-    monkeypatch.setattr(WorkFolder, "save", full)
+    monkeypatch.setattr(RunStore, "save", full)
     with pytest.raises(
         UserError, match=r"state-000000003.ckpt .* No space left on device. Free some space and"
     ):
-        run(make_job(), work=tmp_path)
+        run(make_job(), store=tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(WorkFolder, "save", save)
-    assert _same(run(make_job(), work=tmp_path), run(make_job()))
+    monkeypatch.setattr(RunStore, "save", save)
+    assert _same(run(make_job(), store=tmp_path), run(make_job()))
 
 
 def test_a_flag_from_outside_stops_as_a_signal_does(run, make_job, tmp_path):
     flag = threading.Event()
 
-    def observe(iteration, values):
+    def on_log(iteration, values):
         if iteration == 3:
             flag.set()
 
     with pytest.raises(TrainingInterruptedError, match=r"after iteration 3 of 8. Its state is sav"):
-        run(make_job(), work=tmp_path, trainer=EVERY, observe=observe, stop=flag)
+        run(make_job(), store=tmp_path, trainer=EVERY, on_log=on_log, stop=flag)

@@ -15,7 +15,7 @@ from rdd_pipeline.distillation.objective import check_terms
 from rdd_pipeline.distillation.terms import TERMS
 from rdd_pipeline.networks import build_network
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint, term_context
 from rdd_pipeline.training.schedule import ADVERSARY_LR
@@ -84,7 +84,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     """One run, and one from its state in the middle; all losses are logged, all modules learn."""
     job = _job(make_job, method, network, precision=precision)
     fingerprint = job_fingerprint(job, blocks.samples, teacher, None)
-    work, copy = (WorkFolder(tmp_path / name, fingerprint) for name in ("work", "copy"))
+    store, copy = (RunStore(tmp_path / name, fingerprint) for name in ("work", "copy"))
     every = CPU.model_copy(update={"log_every": 1})
     before = {}
 
@@ -95,7 +95,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 
     def keep_the_state_of_2(iteration, values):
         if iteration == 3:
-            shutil.copytree(work.path, copy.path)
+            shutil.copytree(store.path, copy.path)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "Objective", Remembered)
@@ -104,11 +104,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
             blocks.samples,
             trainer=every,
             teacher=teacher,
-            work=work,
-            observe=keep_the_state_of_2,
+            store=store,
+            on_log=keep_the_state_of_2,
         )
     assert copy.latest()["iteration"] == 2
-    resumed = train(job, blocks.samples, trainer=every, teacher=teacher, work=copy)
+    resumed = train(job, blocks.samples, trainer=every, teacher=teacher, store=copy)
 
     assert resumed.trained == 2
     for key in ("student", "objective", "optimizer", "adversary_optimizer"):

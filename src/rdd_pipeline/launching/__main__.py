@@ -34,7 +34,7 @@ from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
@@ -81,7 +81,7 @@ def run_job_file(path: Path) -> dict[str, Any]:
         samples,
         trainer=spec.trainer,
         teacher=teacher,
-        work=WorkFolder(output / "work", fingerprint),
+        store=RunStore(output / "work", fingerprint),
     )
     scores = score_splits(
         result.network,

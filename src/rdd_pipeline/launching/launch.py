@@ -35,10 +35,10 @@ from rdd_pipeline.launching import machines, worker
 from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, faults, train_in_group
 from rdd_pipeline.networks import NetworkCheckpoint, save_checkpoint
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import State, WorkFolder, dumps
+from rdd_pipeline.training.checkpoints import RunStore, State, dumps
 from rdd_pipeline.training.device import resolve_device, resolve_devices
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import Observer, TrainingResult
+from rdd_pipeline.training.loop import OnLog, TrainingResult
 from rdd_pipeline.training.preparation import check_inputs, network_of, title_of
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 
@@ -54,9 +54,9 @@ def train(
     *,
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None = None,
-    start: State | None = None,
-    work: WorkFolder | None = None,
-    observe: Observer | None = None,
+    initial_state: State | None = None,
+    store: RunStore | None = None,
+    on_log: OnLog | None = None,
 ) -> TrainingResult:
     """`loop.train` on as many devices as `trainer.devices` says.
 
@@ -70,19 +70,25 @@ def train(
         WorkerFailedError: A process failed more often than `trainer.max_restarts`.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return train_in_group(job, samples, trainer, teacher, start, work, observe, None)
+        return train_in_group(job, samples, trainer, teacher, initial_state, store, on_log, None)
     processes = resolve_devices(trainer, job.recipe.batch_size)
     if processes * trainer.nodes > 1:
-        if work is None:
+        if store is None:
             raise UserError(
                 f"trainer.devices is {processes}: several processes meet in a work folder, but "
                 "none was given. Give one, or set trainer.devices=1 and trainer.nodes=1."
             )
-        check_inputs(job, samples, teacher, start, processes * trainer.nodes)
-        if work.finished_state() is None:
-            return _launch(job, samples, trainer, teacher, start, work, observe, processes)
+        check_inputs(job, samples, teacher, initial_state, processes * trainer.nodes)
+        if store.finished_state() is None:
+            return _launch(job, samples, trainer, teacher, initial_state, store, on_log, processes)
     return loop.train(
-        job, samples, trainer=trainer, teacher=teacher, start=start, work=work, observe=observe
+        job,
+        samples,
+        trainer=trainer,
+        teacher=teacher,
+        initial_state=initial_state,
+        store=store,
+        on_log=on_log,
     )
 
 
@@ -91,30 +97,30 @@ def _launch(
     samples: Sequence[Sample],
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
-    start: State | None,
-    work: WorkFolder,
-    observe: Observer | None,
+    initial_state: State | None,
+    store: RunStore,
+    on_log: OnLog | None,
     processes: int,
 ) -> TrainingResult:
     title = title_of(job)
-    begun = work.latest() or start
-    folder = work.path.resolve() / "launch"
+    begun = store.latest() or initial_state
+    folder = store.path.resolve() / "launch"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         task = Task(
             job=job,
             trainer=trainer,
             samples=tuple(samples),
-            work=work.path.parent.resolve(),
-            fingerprint=work.fingerprint,
+            work=store.path.parent.resolve(),
+            fingerprint=store.fingerprint,
             cwd=Path.cwd(),
             log_level=logger.getEffectiveLevel(),
         )
         write_task(task, folder, processes)
         if teacher is not None:
             save_checkpoint(teacher, folder / "teacher.safetensors")
-        if start is not None:
-            write_atomically(folder / "start.ckpt", dumps(start))
+        if initial_state is not None:
+            write_atomically(folder / "start.ckpt", dumps(initial_state))
         logger.info(
             "%s: %d processes%s train together.",
             title,
@@ -122,7 +128,7 @@ def _launch(
             f" on {trainer.nodes} machines" if trainer.nodes > 1 else "",
         )
         try:
-            with _Relay(folder, observe):
+            with _Relay(folder, on_log):
                 if trainer.nodes == 1:
                     run_workers(folder, processes, trainer)
                 else:
@@ -130,20 +136,20 @@ def _launch(
         except (SignalException, ChildFailedError, RunInterrupted, RendezvousError) as error:
             _raise_fault(folder)
             world = processes * trainer.nodes
-            _raise_otherwise(error, title, work, folder, world, trainer)
+            _raise_otherwise(error, title, store, folder, world, trainer)
         _raise_fault(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    state = work.finished_state()
+    state = store.finished_state()
     if state is None:
         raise WorkerFailedError(
-            f"{title}: all processes came to their end, but {work.path} holds no final state. "
+            f"{title}: all processes came to their end, but {store.path} holds no final state. "
             "Look at the disk and repeat the command."
         )
     return TrainingResult(
         state=state,
         network=network_of(job, state),
-        fingerprint=work.fingerprint,
+        fingerprint=store.fingerprint,
         trained=state["iteration"] - (begun["iteration"] if begun is not None else 0),
     )
 
@@ -232,9 +238,9 @@ def run_workers(folder: Path, processes: int, trainer: TrainerParams, run: str =
 class _Relay:
     """Passes on what the processes write, to the observer and the log of this one."""
 
-    def __init__(self, folder: Path, observe: Observer | None) -> None:
+    def __init__(self, folder: Path, on_log: OnLog | None) -> None:
         self._path = folder / "events.jsonl"
-        self._observe = observe
+        self._observe = on_log
         self._position = 0
         self._over = threading.Event()
         # Whoever listens to the curves listens in this context.
@@ -317,13 +323,13 @@ def _raise_fault(folder: Path) -> None:
 def _raise_otherwise(
     error: Exception,
     title: str,
-    work: WorkFolder,
+    store: RunStore,
     folder: Path,
     processes: int,
     trainer: TrainerParams,
 ) -> NoReturn:
     """Raise what became of processes that could not finish their task."""
-    state = work.latest()
+    state = store.latest()
     kept = (
         f"The last checkpoint (iteration {state['iteration']}) is whole; the same command goes on "
         "from there."

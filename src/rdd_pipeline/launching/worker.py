@@ -40,13 +40,13 @@ from rdd_pipeline.networks import NetworkCheckpoint, load_checkpoint
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.checkpoints import (
     DamagedStateError,
+    RunStore,
     State,
-    WorkFolder,
     loads,
 )
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import Observer, TrainingResult
+from rdd_pipeline.training.loop import OnLog, TrainingResult
 from rdd_pipeline.training.preparation import title_of
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 
@@ -171,7 +171,7 @@ def _do(folder: Path, rank: int, attempt: int, stop: threading.Event) -> None:
         task.trainer,
         load_checkpoint(teacher) if teacher.exists() else None,
         loads(start.read_bytes(), source=str(start)) if start.exists() else None,
-        None if task.work is None else WorkFolder(task.work, task.fingerprint),
+        None if task.work is None else RunStore(task.work, task.fingerprint),
         lambda iteration, values: events.write({"iteration": iteration, "values": dict(values)}),
         stop,
     )
@@ -182,9 +182,9 @@ def train_in_group(
     samples: Sequence[Sample],
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
-    start: State | None,
-    work: WorkFolder | None,
-    observe: Observer | None,
+    initial_state: State | None,
+    store: RunStore | None,
+    on_log: OnLog | None,
     stop: threading.Event | None,
 ) -> TrainingResult:
     """Train as one of the processes that RANK and WORLD_SIZE speak of."""
@@ -203,11 +203,11 @@ def train_in_group(
         samples,
         trainer=trainer,
         teacher=teacher,
-        start=start,
-        work=work,
+        initial_state=initial_state,
+        store=store,
         group=dist.group.WORLD,
         device=device,
-        observe=observe,
+        on_log=on_log,
         stop=stop,
     )
     # Not after an error: taking leave of a process that is gone can take for ever.

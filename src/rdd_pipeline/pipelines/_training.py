@@ -50,7 +50,7 @@ from rdd_pipeline.pipelines._shared import (
 )
 from rdd_pipeline.reporting.comparison import splits_of
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
-from rdd_pipeline.training.checkpoints import State, WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore, State
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import Stage, TrainingJob
 from rdd_pipeline.training.loop import TrainingResult
@@ -86,7 +86,7 @@ def run_training(
     seed: int,
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
-    start: State | None = None,
+    initial_state: State | None = None,
     prefix: str = "",
 ) -> TrainingResult:
     """Build the job, find its work folder, and train, resume or load.
@@ -124,15 +124,15 @@ def run_training(
     samples = samples_of(raw_index)
     if not job.definition.needs_teacher:
         teacher = None
-    work = WorkFolder(work_folder, job_fingerprint(job, samples, teacher, start))
+    store = RunStore(work_folder, job_fingerprint(job, samples, teacher, initial_state))
     return train(
         job,
         samples,
         trainer=trainer,
         teacher=teacher,
-        start=start,
-        work=work,
-        observe=lambda iteration, values: tracking.emit(
+        initial_state=initial_state,
+        store=store,
+        on_log=lambda iteration, values: tracking.emit(
             iteration, {prefix + name: value for name, value in values.items()}
         ),
     )
@@ -181,8 +181,8 @@ def score_network(
     weights, scored = network.digest(), data_digest(samples, labels, data, evaluation)
     key = json_digest([weights, scored, evaluation.splits])
     provenance = network.header.provenance
-    work = WorkFolder(work_folder, provenance.get("fingerprint", f"imported-{weights[:8]}"))
-    scores = work.recall(f"scores-{key}")
+    store = RunStore(work_folder, provenance.get("fingerprint", f"imported-{weights[:8]}"))
+    scores = store.recall(f"scores-{key}")
     if scores is None:
         scores = score_splits(
             network,
@@ -194,7 +194,7 @@ def score_network(
             device=resolve_device(trainer.device),
             packs=packs,
         )
-        work.remember(f"scores-{key}", scores)
+        store.remember(f"scores-{key}", scores)
     first = samples[0]
     size = data.image_size or (first.height, first.width)
     return {
@@ -204,7 +204,7 @@ def score_network(
             "network": network.header.network.name,
             "seed": provenance.get("seed", ""),
             "iteration": provenance.get("iteration", ""),
-            "fingerprint": work.fingerprint,
+            "fingerprint": store.fingerprint,
             "comparison": comparison,
             "data_digest": scored,
             "session": session_text(),
@@ -319,7 +319,7 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
                 seed=number,
                 trainer=trainer,
                 teacher=teacher_weights,
-                start=starts[number - seed] if number - seed < len(starts) else None,
+                initial_state=starts[number - seed] if number - seed < len(starts) else None,
                 prefix="" if number == seed else f"seed_{number}.",
             )
             for number in seeds_from(seed, seeds)

@@ -125,7 +125,7 @@ def copy_to_cpu(value: Any) -> Any:
     return value
 
 
-class WorkFolder:
+class RunStore:
     """Everything on disk about one piece of training work, under its fingerprint.
 
     ``job.json`` says in words what the fingerprint stands for, ``state-ITERATION.ckpt`` are the

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rdd_pipeline.collectives import Ranks
+from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import Sample, of_split
 from rdd_pipeline.data.loading import evaluation_batches, training_batches
@@ -36,10 +36,11 @@ from rdd_pipeline.networks import (
     network_from_params,
 )
 from rdd_pipeline.training.checkpoints import (
+    RunStore,
     State,
-    WorkFolder,
     copy_to_cpu,
 )
+from rdd_pipeline.training.coordinator import Coordinator
 from rdd_pipeline.training.device import (
     memory_format,
     peak_memory,
@@ -51,7 +52,6 @@ from rdd_pipeline.training.device import (
     unrepeatable_operation,
 )
 from rdd_pipeline.training.difficulty import Difficulty
-from rdd_pipeline.training.group import Group
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import (
@@ -62,15 +62,15 @@ from rdd_pipeline.training.preparation import (
     title_of,
 )
 from rdd_pipeline.training.progress import TrainingProgress
+from rdd_pipeline.training.running_means import RunningMeans
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer, learning_rate
 from rdd_pipeline.training.step import TrainingStep
 from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
-from rdd_pipeline.training.synchronized import Parts, see_whole_batch
-from rdd_pipeline.training.window import Window
+from rdd_pipeline.training.synchronized import MicroBatches, convert_sync_layers
 
 logger = logging.getLogger(__name__)
 
-Observer = Callable[[int, Mapping[str, float]], None]
+OnLog = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ def train(
     *,
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None = None,
-    start: State | None = None,
-    work: WorkFolder | None = None,
+    initial_state: State | None = None,
+    store: RunStore | None = None,
     group: dist.ProcessGroup | None = None,
     device: torch.device | None = None,
-    observe: Observer | None = None,
+    on_log: OnLog | None = None,
     stop: threading.Event | None = None,
 ) -> TrainingResult:
     """Train one network, or load it when this very work is done, or go on where it stopped.
@@ -116,12 +116,12 @@ def train(
         samples: The index; splits `train` and, if there, `val` are used.
         trainer: How to run here.
         teacher: Frozen network; required by methods that distill.
-        start: State of the stage before (stage `tse`).
-        work: Where checkpoints live; None keeps nothing on disk. Of several ranks the first that
-            has one writes and reads it for all; `start` is that rank's, too.
+        initial_state: State of the stage before (stage `tse`).
+        store: Where checkpoints live; None keeps nothing on disk. Of several ranks the first that
+            has one writes and reads it for all; `initial_state` is that rank's, too.
         group: Ranks that train together; None: this process alone.
         device: Where to compute; None: what `trainer.device` says.
-        observe: Called with (iteration, values) for every point of the curves.
+        on_log: Called with (iteration, values) for every point of the curves.
         stop: Set from outside to stop after the current iteration; None: SIGTERM and SIGINT do it.
 
     Raises:
@@ -132,8 +132,8 @@ def train(
     """
     device = resolve_device(trainer.device) if device is None else device
     set_up(trainer, device)
-    run = _Run(job, samples, trainer, teacher, start, work, group, device, observe, stop)
-    return run.result()
+    run = Trainer(job, samples, trainer, teacher, initial_state, store, group, device, on_log, stop)
+    return run.run()
 
 
 @dataclass
@@ -148,7 +148,7 @@ class _Progression:
     peak_memory: int = 0
 
 
-class _Run:
+class Trainer:
     """One call of `train`."""
 
     def __init__(
@@ -157,46 +157,49 @@ class _Run:
         samples: Sequence[Sample],
         trainer: TrainerParams,
         teacher: NetworkCheckpoint | None,
-        start: State | None,
-        work: WorkFolder | None,
+        initial_state: State | None,
+        store: RunStore | None,
         group: dist.ProcessGroup | None,
         device: torch.device,
-        observe: Observer | None,
+        on_log: OnLog | None,
         stop: threading.Event | None,
     ) -> None:
         self.job, self.trainer, self.teacher = job, trainer, teacher
-        self.start, self.work, self.device = start, work, device
-        self.observe = observe or (lambda iteration, values: None)
+        self.initial_state, self.store, self.device = initial_state, store, device
+        self.on_log = on_log or (lambda iteration, values: None)
         self.stop = stop
         self.judged_from = 0.0
-        self.ranks = Ranks(group)
-        self.rank, self.world = self.ranks.rank, self.ranks.size
-        self.group = Group(self.ranks, device, has_work=work is not None)
-        self.parts = Parts(self.ranks, job.recipe.accumulate)
-        self.writes = self.group.is_writer
+        self.ranks = Collectives(group)
+        self.rank, self.world_size = self.ranks.rank, self.ranks.size
+        self.coordinator = Coordinator(self.ranks, device, has_store=store is not None)
+        self.parts = MicroBatches(self.ranks, job.recipe.accumulate)
+        self.is_writer = self.coordinator.is_writer
         self.train_samples = of_split(samples, "train")
         self.val_samples = of_split(samples, "val")
-        self.fingerprint = work.fingerprint if work else ""
-        if self.writes:
-            check_inputs(job, samples, teacher, start, self.world)
-            self.fingerprint = self.fingerprint or job_fingerprint(job, samples, teacher, start)
+        self.fingerprint = store.fingerprint if store else ""
+        if self.is_writer:
+            check_inputs(job, samples, teacher, initial_state, self.world_size)
+            self.fingerprint = self.fingerprint or job_fingerprint(
+                job, samples, teacher, initial_state
+            )
 
-    def result(self) -> TrainingResult:
-        work = self.work
-        finished = self.group.from_writer(lambda: work.finished_state() if work else None)
+    def run(self) -> TrainingResult:
+        """Train to the end of the job, or load it."""
+        store = self.store
+        finished = self.coordinator.from_writer(lambda: store.finished_state() if store else None)
         if finished is not None:
             self._log_line("already trained (%s), loaded.", self.fingerprint)
             return self._wrap(finished, trained=0)
-        if work and self.writes:
-            work.describe(self.job.model_dump(mode="json"))
-        resumed = self.group.from_writer(lambda: work.latest() if work else None)
-        state = resumed or self.group.from_writer(lambda: self.start)
+        if store and self.is_writer:
+            store.describe(self.job.model_dump(mode="json"))
+        resumed = self.coordinator.from_writer(lambda: store.latest() if store else None)
+        state = resumed or self.coordinator.from_writer(lambda: self.initial_state)
         progression = _Progression()
         try:
             self._build()
-            if state is None and not self.group.on_one_machine:
+            if state is None and not self.coordinator.on_one_machine:
                 # Pretrained weights are files of one machine.
-                state = self.group.from_writer(lambda: self._state(progression))
+                state = self.coordinator.from_writer(lambda: self._state(progression))
             if state is not None:
                 self._restore(state, progression)
             if resumed is not None:
@@ -215,13 +218,13 @@ class _Run:
 
     def _log_line(self, text: str, *values: object) -> None:
         """One line for all ranks."""
-        if self.writes:
+        if self.is_writer:
             logger.info("%s: " + text, title_of(self.job), *values)
 
     def _memory_message(self, iteration: int) -> str:
         recipe = self.job.recipe
         crop = list(recipe.augment.crop)
-        share = f" ({recipe.batch_size // self.world} a device)" if self.world > 1 else ""
+        share = f" ({recipe.batch_size // self.world_size} a device)" if self.world_size > 1 else ""
         return (
             f"{title_of(self.job)}: memory of {self.device} ran out in iteration {iteration} with "
             f"recipe.batch_size={recipe.batch_size}{share}, recipe.augment.crop={crop} "
@@ -240,16 +243,18 @@ class _Run:
     def _kept(self) -> str:
         """What there is to go on from, as a sentence."""
         return (
-            "The last checkpoint is whole. " if self.work and self.work.latest() is not None else ""
+            "The last checkpoint is whole. "
+            if self.store and self.store.latest() is not None
+            else ""
         )
 
     def _complete(self, progression: _Progression) -> State:
         """Write the final state and mark the work as done."""
         final = self._state(progression)
-        if self.work and self.writes:
-            self.work.save(final)
-            self.work.finish(final["iteration"])
-        self.group.wait()
+        if self.store and self.is_writer:
+            self.store.save(final)
+            self.store.finish(final["iteration"])
+        self.coordinator.wait()
         return final
 
     def _build(self) -> None:
@@ -258,7 +263,7 @@ class _Run:
         self.student = network_from_params(
             job.network,
             num_classes=job.labels.num_classes,
-            pretrained=self.writes or self.group.on_one_machine,
+            pretrained=self.is_writer or self.coordinator.on_one_machine,
         )
         self.preprocessing = Preprocessing.for_network(job.network)
         weights = job.labels.class_weights if job.recipe.class_weights else None
@@ -311,9 +316,9 @@ class _Run:
         self.optimizer = build_optimizer(job.recipe.optimizer, self.parameters)
         self.adversary_optimizer = build_adversary_optimizer(against)
         if self.parts.in_all > 1:
-            see_whole_batch(self.step, self.parts, self.device)
+            convert_sync_layers(self.step, self.parts, self.device)
         self.wrapped: nn.Module = self.step
-        if self.world > 1 and self.parts.parts == 1:
+        if self.world_size > 1 and self.parts.parts == 1:
             with warnings.catch_warnings():
                 # torch 2.15 has another name for it, which older ones do not know.
                 warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
@@ -384,7 +389,7 @@ class _Run:
             pad_color=self.preprocessing.mean_rgb(),
             workers=resolve_workers(self.trainer.workers, self.device),
             rank=self.rank,
-            world_size=self.world,
+            world_size=self.world_size,
             pack=usable_pack(
                 job.packs, self.train_samples, lookup=job.labels.lookup, image_size=job.image_size
             ),
@@ -392,7 +397,7 @@ class _Run:
             patience=self.trainer.patience,
         )
         reset_peak_memory(self.device)
-        window, difficulty = Window(), Difficulty(job.labels.names)
+        means, difficulty = RunningMeans(), Difficulty(job.labels.names)
         saved = time.monotonic()
         self.wrapped.train()
         with (
@@ -402,7 +407,7 @@ class _Run:
                 first,
                 last,
                 best=progression.best["miou"] if progression.best else None,
-                silent=not self.writes,
+                silent=not self.is_writer,
             ) as progress,
         ):
             for batch in batches:
@@ -411,30 +416,30 @@ class _Run:
                 values = self._one_step(batch.images, batch.labels, iteration, lr, difficulty)
                 progression.iteration = iteration
                 progression.images += recipe.batch_size
-                progression.seconds += window.add(values, recipe.batch_size)
+                progression.seconds += means.add(values, recipe.batch_size)
                 if iteration % self.trainer.log_every == 0 or iteration == last:
-                    self._log(progression, window, difficulty, lr, progress)
+                    self._log(progression, means, difficulty, lr, progress)
                     self._warn_of_difficulty(progression)
                 validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
                 if validated and self.val_samples:
                     self._validate(progression, progress)
                     if iteration == recipe.iterations:
                         self._warn_without_best(progression)
-                    window.resume_clock()
+                    means.resume_clock()
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
-                stopping = self.group.any(stop.is_set())
+                stopping = self.coordinator.any(stop.is_set())
                 if iteration < last and (validated or due or stopping):
                     self._checkpoint(progression)
                     saved = time.monotonic()
-                    window.resume_clock()
+                    means.resume_clock()
                 if stopping:
                     if iteration == last:
                         self._complete(progression)
-                    self.group.wait()
+                    self.coordinator.wait()
                     kept = "Its state is saved; the same command goes on from there."
                     raise TrainingInterruptedError(
                         f"{title_of(job)} was asked to stop after iteration {iteration} of {last}. "
-                        + (kept if self.work else "Nothing was saved.")
+                        + (kept if self.store else "Nothing was saved.")
                     )
 
     def _one_step(
@@ -452,7 +457,7 @@ class _Run:
             group["lr"] = lr
         if self.parts.parts > 1:
             output = self.step.backward_in_parts(images, labels, iteration, self.parts, seed)
-            self.group.average_gradients(self.step.parameters())
+            self.coordinator.average_gradients(self.step.parameters())
         else:
             output = self.wrapped(images, labels, iteration)
             output.total.backward()
@@ -490,14 +495,14 @@ class _Run:
     def _log(
         self,
         progression: _Progression,
-        window: Window,
+        means: RunningMeans,
         difficulty: Difficulty,
         lr: float,
         progress: TrainingProgress,
     ) -> None:
-        means, images, seconds = window.close()
+        values, images, seconds = means.close()
         progression.peak_memory = max(progression.peak_memory, peak_memory(self.device))
-        row = {"iteration": progression.iteration, "lr": lr, **means}
+        row = {"iteration": progression.iteration, "lr": lr, **values}
         if self.job.definition.task == "rdd":
             row["tfe_share"] = tfe_share(
                 self.job.rdd_settings,
@@ -508,14 +513,14 @@ class _Run:
         # The classes' shares stay out of what is observed: 450 curves of ADE20K.
         progression.history.append(row | difficulty.close())
         rate = images / seconds if seconds > 0 else 0.0
-        if self.writes:
-            self.observe(
+        if self.is_writer:
+            self.on_log(
                 progression.iteration,
                 {k: v for k, v in row.items() if k != "iteration"} | {"images_per_second": rate},
             )
         progress.show(
             progression.iteration,
-            loss=means["loss"],
+            loss=values["loss"],
             lr=lr,
             rate=rate,
         )
@@ -528,8 +533,8 @@ class _Run:
             "val.pixel_accuracy": scores.pixel_accuracy,
         }
         progression.history.append(row)
-        if self.writes:
-            self.observe(progression.iteration, {k: v for k, v in row.items() if k != "iteration"})
+        if self.is_writer:
+            self.on_log(progression.iteration, {k: v for k, v in row.items() if k != "iteration"})
         # NaN (no labeled pixel) is never the best; of older work it may stand there.
         best = math.nan if progression.best is None else progression.best["miou"]
         if scores.miou > best or (math.isnan(best) and not math.isnan(scores.miou)):
@@ -550,7 +555,7 @@ class _Run:
         job = self.job
         tse = job.recipe.iterations - job.warmup
         here = progression.iteration - job.warmup
-        if not max(self.judged_from, min(tse / 5, 500)) <= here <= tse / 2 or not self.writes:
+        if not max(self.judged_from, min(tse / 5, 500)) <= here <= tse / 2 or not self.is_writer:
             return
         notes = training_notes(progression.history, method=job.definition, labels=job.labels)
         for note in notes:
@@ -558,7 +563,7 @@ class _Run:
         self.judged_from = math.inf if notes else here + tse / 10
 
     def _warn_without_best(self, progression: _Progression) -> None:
-        if self.job.recipe.keep == "best" and progression.best is None and self.writes:
+        if self.job.recipe.keep == "best" and progression.best is None and self.is_writer:
             logger.warning(
                 "%s: every validation score is NaN, as no pixel of split 'val' is labeled. The "
                 "last weights are kept, whether good or not.",
@@ -575,7 +580,7 @@ class _Run:
             lookup=job.labels.lookup,
             image_size=job.image_size,
             rank=self.rank,
-            world_size=self.world,
+            world_size=self.world_size,
             pack=usable_pack(job.packs, self.val_samples, lookup=job.labels.lookup),
         )
         matrix = evaluate(
@@ -593,8 +598,8 @@ class _Run:
         return Scores.from_matrix(matrix)
 
     def _checkpoint(self, progression: _Progression) -> None:
-        if self.work and self.writes:
-            self.work.save(self._state(progression))
+        if self.store and self.is_writer:
+            self.store.save(self._state(progression))
 
 
 def _step_seed(seed: int, iteration: int) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rdd_pipeline.collectives import ALONE, Ranks
+from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import RecipeParams, TrainerParams
 from rdd_pipeline.data.delivery import check_shared_memory
 from rdd_pipeline.data.index import Sample, index_digest, of_split
@@ -57,13 +57,13 @@ def job_fingerprint(
     job: TrainingJob,
     samples: Sequence[Sample],
     teacher: NetworkCheckpoint | None,
-    start: State | None,
+    initial_state: State | None,
 ) -> str:
     """Fingerprint of the job with these inputs; names its work folder."""
     return job.fingerprint(
         index_digest=index_digest(samples),
         teacher_digest=None if teacher is None else teacher.digest(),
-        start_digest=None if start is None else state_digest(start),
+        start_digest=None if initial_state is None else state_digest(initial_state),
     )
 
 
@@ -77,7 +77,7 @@ def check_inputs(
     job: TrainingJob,
     samples: Sequence[Sample],
     teacher: NetworkCheckpoint | None,
-    start: State | None,
+    initial_state: State | None,
     world: int = 1,
 ) -> None:
     """Raise a UserError when the pieces of a job do not fit together."""
@@ -94,12 +94,12 @@ def check_inputs(
             raise UserError(f"Method {job.method!r} distills and needs a teacher; none was given.")
         check_teacher(teacher.header, job)
     if job.stage == "tse":
-        if start is None:
+        if initial_state is None:
             raise UserError("Stage `tse` goes on from the state of stage `tfe`; none was given.")
-        if start["iteration"] != job.first_iteration - 1:
+        if initial_state["iteration"] != job.first_iteration - 1:
             raise UserError(
                 f"Stage `tse` starts after iteration {job.first_iteration - 1}, but the state that "
-                f"was given stands at {start['iteration']}. Run distill_tfe with the same "
+                f"was given stands at {initial_state['iteration']}. Run distill_tfe with the same "
                 "rdd.warmup and recipe.iterations."
             )
 
@@ -110,7 +110,7 @@ def term_context(
     recipe: RecipeParams,
     labels: LabelSet,
     *,
-    ranks: Ranks = ALONE,
+    ranks: Collectives = ALONE,
     relations: Literal["gathered", "rank"] = "gathered",
 ) -> TermContext:
     """What distillation terms are built for: both networks' maps of a training sample."""

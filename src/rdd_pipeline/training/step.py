@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rdd_pipeline.distillation.objective import Objective, ObjectiveOutput
 from rdd_pipeline.networks import NetworkOutput, Preprocessing, SegmentationNetwork
-from rdd_pipeline.training.synchronized import Parts
+from rdd_pipeline.training.synchronized import MicroBatches
 
 
 class TrainingStep(nn.Module):
@@ -53,12 +53,12 @@ class TrainingStep(nn.Module):
             labels: (B, H, W) train ids.
             iteration: Counts from 1; decides the RDD stage.
         """
-        teacher = self._teach(images)
-        student = self._learn(images)
+        teacher = self._teacher_forward(images)
+        student = self._student_forward(images)
         return self.objective(student, teacher, labels, iteration)  # type: ignore[no-any-return]
 
     def backward_in_parts(
-        self, images: Tensor, labels: Tensor, iteration: int, parts: Parts, seed: int
+        self, images: Tensor, labels: Tensor, iteration: int, parts: MicroBatches, seed: int
     ) -> ObjectiveOutput:
         """Losses and gradients of one batch, with memory for a part of it.
 
@@ -78,37 +78,39 @@ class TrainingStep(nn.Module):
         pieces = images.chunk(parts.parts)
         buffers = [buffer.clone() for buffer in self.student.buffers()]
         outputs: list[NetworkOutput] = []
-        taught: list[NetworkOutput] = []
+        teacher_outputs: list[NetworkOutput] = []
         for number, piece in enumerate(pieces):
-            lesson = self._teach(piece)
-            if lesson is not None:
-                taught.append(lesson)
+            teacher_output = self._teacher_forward(piece)
+            if teacher_output is not None:
+                teacher_outputs.append(teacher_output)
             parts.current = number
             torch.manual_seed(seed)
             with torch.no_grad():
-                outputs.append(self._learn(piece))
+                outputs.append(self._student_forward(piece))
         for buffer, before in zip(self.student.buffers(), buffers, strict=True):
             buffer.copy_(before)  # statistics are counted once, in the pass that is to come
 
         whole = [tensor.requires_grad_() for tensor in _joined(outputs)]
-        teacher = _output(_joined(taught)) if taught else None
+        teacher = _output(_joined(teacher_outputs)) if teacher_outputs else None
         result: ObjectiveOutput = self.objective(_output(whole), teacher, labels, iteration)
         result.total.backward()  # type: ignore[no-untyped-call]
 
-        wanted = [tensor.grad for tensor in whole]
+        output_grads = [tensor.grad for tensor in whole]
         for number, piece in enumerate(pieces):
             parts.current = number
             torch.manual_seed(seed)
             first = number * len(pieces[0])
             pairs = [
                 (tensor, grad[first : first + len(piece)])
-                for tensor, grad in zip(_flat(self._learn(piece)), wanted, strict=True)
+                for tensor, grad in zip(
+                    _flat(self._student_forward(piece)), output_grads, strict=True
+                )
                 if grad is not None
             ]
             torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
         return result
 
-    def _learn(self, images: Tensor) -> NetworkOutput:
+    def _student_forward(self, images: Tensor) -> NetworkOutput:
         with torch.autocast(
             images.device.type, dtype=self._autocast, enabled=self._autocast is not None
         ):
@@ -116,7 +118,7 @@ class TrainingStep(nn.Module):
         return output
 
     @torch.no_grad()
-    def _teach(self, images: Tensor) -> NetworkOutput | None:
+    def _teacher_forward(self, images: Tensor) -> NetworkOutput | None:
         (teacher,) = self._teacher
         if teacher is None or self._teacher_preprocessing is None:
             return None

@@ -17,11 +17,11 @@ from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rdd_pipeline.collectives import Ranks
+from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.losses.maps import as_float
 
 
-class Parts:
+class MicroBatches:
     """Which images of the batch are being computed.
 
     Args:
@@ -32,7 +32,7 @@ class Parts:
         current: The part, 0 to parts - 1; set by whoever computes them.
     """
 
-    def __init__(self, ranks: Ranks, parts: int = 1) -> None:
+    def __init__(self, ranks: Collectives, parts: int = 1) -> None:
         self.ranks, self.parts, self.current = ranks, parts, 0
 
     @property
@@ -47,7 +47,7 @@ class Parts:
         return whole[first : first + images]
 
 
-def see_whole_batch(module: nn.Module, parts: Parts, device: torch.device) -> None:
+def convert_sync_layers(module: nn.Module, parts: MicroBatches, device: torch.device) -> None:
     """Put layers that know of the other parts in the place of those that do not.
 
     Batch norm counts in the images of all ranks, dropout draws the numbers for all parts.
@@ -61,13 +61,13 @@ def see_whole_batch(module: nn.Module, parts: Parts, device: torch.device) -> No
         elif type(child) in (nn.Dropout, nn.Dropout2d):
             setattr(module, name, _Dropout(child, parts))
         else:
-            see_whole_batch(child, parts, device)
+            convert_sync_layers(child, parts, device)
 
 
 class _Dropout(nn.Module):
     """`nn.Dropout` or `nn.Dropout2d` with its share of the numbers drawn for the whole batch."""
 
-    def __init__(self, dropout: nn.Module, parts: Parts) -> None:
+    def __init__(self, dropout: nn.Module, parts: MicroBatches) -> None:
         super().__init__()
         assert isinstance(dropout, nn.Dropout | nn.Dropout2d)
         self.p, self.maps, self.parts = dropout.p, isinstance(dropout, nn.Dropout2d), parts
@@ -90,7 +90,7 @@ class _SynchronizedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all ranks, on any device; an activation may follow."""
 
     synchronized = True
-    ranks: Ranks
+    ranks: Collectives
     drop: nn.Module
     act: nn.Module
 
@@ -118,7 +118,7 @@ class _SynchronizedBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
 
 
-def _synchronized(norm: _BatchNorm, ranks: Ranks, device: torch.device) -> nn.Module:
+def _synchronized(norm: _BatchNorm, ranks: Collectives, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         converted: nn.Module = convert_sync_batchnorm(norm, ranks.group)  # type: ignore[no-untyped-call]
         return converted
@@ -146,7 +146,7 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        ranks: Ranks,
+        ranks: Collectives,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = as_float(maps)
         axes = [0, *range(2, x.dim())]

@@ -43,7 +43,7 @@ from rdd_pipeline.reporting.report import (
     render_report,
     size_text,
 )
-from rdd_pipeline.training.checkpoints import WorkFolder
+from rdd_pipeline.training.checkpoints import RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _jobs(results: list[dict[str, Any]], work_folder: Path) -> dict[str, dict[st
     """What the work behind the results was, by fingerprint; imported networks have none."""
     found = {}
     for fingerprint in {str(result["about"].get("fingerprint", "")) for result in results} - {""}:
-        job = WorkFolder(work_folder, fingerprint).recall("job")
+        job = RunStore(work_folder, fingerprint).recall("job")
         if job is not None:
             found[fingerprint] = job
     return found

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 
-class Window:
+class RunningMeans:
     """Sums between two points of the curves; its clock runs only while the network trains."""
 
     def __init__(self) -> None:

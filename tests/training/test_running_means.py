@@ -1,10 +1,10 @@
 """Means between two points of the curves."""
 
-from rdd_pipeline.training.window import Window
+from rdd_pipeline.training.running_means import RunningMeans
 
 
 def test_a_value_of_some_steps_is_the_mean_of_those():
-    window = Window()
+    window = RunningMeans()
     window.add({"loss": 1.0, "teacher_confidence": 0.9}, 4)
     window.add({"loss": 3.0, "chosen": 0.2}, 4)
     window.add({"loss": 5.0, "chosen": 0.4}, 4)

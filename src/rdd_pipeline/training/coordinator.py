@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rdd_pipeline.collectives import Ranks
+from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.training.checkpoints import State, dumps, loads
 
 
-class Group:
+class Coordinator:
     """The ranks of a training, seen from one of them.
 
     All methods must be called by all ranks, in the same order. One rank alone communicates nothing.
@@ -20,18 +20,18 @@ class Group:
     Args:
         ranks: Who trains together.
         device: Where what they exchange has to be.
-        has_work: Whether this rank has a work folder. The first one that has writes for all.
+        has_store: Whether this rank has a work folder. The first one that has writes for all.
 
     Attributes:
         is_writer: Whether this rank writes and reads the work folder.
         on_one_machine: Whether all ranks have the folder, or none.
     """
 
-    def __init__(self, ranks: Ranks, device: torch.device, *, has_work: bool) -> None:
+    def __init__(self, ranks: Collectives, device: torch.device, *, has_store: bool) -> None:
         self._ranks = ranks
         self._device = device
         have = torch.zeros(ranks.size, device=device)
-        have[ranks.rank] = has_work
+        have[ranks.rank] = has_store
         have = ranks.total(have)
         self._writer = int(have.argmax())
         self.is_writer = ranks.rank == self._writer
