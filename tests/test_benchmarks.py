@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -33,17 +34,26 @@ def test_a_benchmark_runs(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_camvid_benchmark_runs(tmp_path):
+def test_the_camvid_study_runs_goes_on_and_makes_a_table(tmp_path):
     size = {"height": 48, "width": 64}
     write_scenes(tmp_path / "data", SceneParams(train=4, val=2, test=2, **size))
-    done = _run(
-        "camvid.py",
-        *("--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")),
-        *("--iterations", "2", "--batch-size", "2", "--crop", "48"),
+    output = ["--output", str(tmp_path / "out")]
+    words = [
+        *("--data", str(tmp_path / "data"), *output, "--device", "cpu", "--side-by-side", "2"),
+        *("--scale", "0.004", "--batch-size", "2", "--crop", "48", "--methods", "alone", "rdd"),
         *("--teacher", "deeplabv3_test_efficientnet", "--student", "fcn_test_efficientnet"),
-        *("--methods", "tse"),
-    )
-    assert done.splitlines()[-1].startswith("tse ")
+    ]
+    assert "done: 3, stopped: none, not begun: 0" in _run("camvid.py", *words, "--seeds", "0")
+    assert "done: 5, stopped: none, not begun: 0" in _run("camvid.py", *words, "--seeds", "0", "1")
+    rows = [json.loads(row) for row in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert {(row["variant"], row["seed"]) for row in rows} == {
+        *(("teacher", 0), ("alone", 0), ("rdd", 0), ("alone", 1), ("rdd", 1))
+    }
+    assert all(0 < row["waiting"] < 1 and row["images_per_second"] > 0 for row in rows)
+    table = _run("camvid.py", *output, "--table").splitlines()
+    assert [line.split(" | ")[:2] for line in table[-3:]] == [
+        *(["| teacher", "1"], ["| student alone", "2"], ["| RDD", "2"])
+    ]
 
 
 def test_every_script_is_looked_at():
