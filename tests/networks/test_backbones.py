@@ -83,7 +83,9 @@ def test_plain_stem_weights_in_a_deep_stem_are_explained(tmp_path):
 
 def test_deep_stem_weights_fit_a_published_network(tmp_path):
     tensors = trained("resnet18", stem_type="deep", stem_width=64)
-    build_network("pspnet_resnet18", num_classes=3, pretrained=saved(tmp_path, tensors))
+    network = build_network("pspnet_resnet18", num_classes=3, pretrained=saved(tmp_path, tensors))
+    (name,) = (key for key in network.state_dict() if key.endswith("layer1.0.conv1.weight"))
+    assert torch.equal(network.state_dict()[name], tensors["layer1.0.conv1.weight"])
 
 
 def test_without_a_network_the_download_is_refused_at_once(monkeypatch, tmp_path):

@@ -70,7 +70,10 @@ def test_build_never_asks_for_backbone_weights():
     _, checkpoint = make()
     params = PARAMS.model_copy(update={"pretrained": True})
     header = checkpoint.header.model_copy(update={"network": params})
-    NetworkCheckpoint(checkpoint.tensors, header).build()
+    network = NetworkCheckpoint(checkpoint.tensors, header).build()
+    assert all(
+        torch.equal(value, checkpoint.tensors[key]) for key, value in network.state_dict().items()
+    )
 
 
 def test_checkpoint_is_a_copy(saved):
@@ -152,7 +155,10 @@ def test_tensors_of_another_architecture_are_listed():
         update={"network": PARAMS.model_copy(update={"auxiliary": False, "width": 16})}
     )
     with pytest.raises(UserError, match=r"unexpected: auxiliary.*of another shape: neck.conv"):
-        NetworkCheckpoint(checkpoint.tensors, header).build()
+        network = NetworkCheckpoint(checkpoint.tensors, header).build()
+    assert all(
+        torch.equal(value, checkpoint.tensors[key]) for key, value in network.state_dict().items()
+    )
 
 
 def test_label_names_are_one_for_each_class():

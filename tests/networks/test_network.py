@@ -73,7 +73,12 @@ def test_a_single_image_cannot_train_image_pooling(head):
 
 
 def test_a_single_image_can_train_the_plain_head():
-    small("fcn_lcnet_035")(torch.randn(1, 3, 48, 48))
+    network = small("fcn_lcnet_035").train()
+    logits = network(torch.randn(1, 3, 48, 48)).logits
+    logits.square().mean().backward()
+    assert len(logits) == 1
+    assert torch.isfinite(logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", ["fcn_test_vit", "fcn_efficientvit_m0", "fcn_test_convnext"])

@@ -57,7 +57,10 @@ def test_number_of_classes_is_the_checkpoints(small):
     small["head.classifier.weight"] = torch.zeros(21, 128, 1, 1)
     small["head.classifier.bias"] = torch.zeros(21)
     converted = convert_published(small, "pspnet_mobilenetv2")
-    build_network("pspnet_mobilenetv2", num_classes=21).load_state_dict(converted)
+    network = build_network("pspnet_mobilenetv2", num_classes=21)
+    network.load_state_dict(converted)
+    assert network.classifier.weight.shape[0] == 21
+    assert not network.classifier.weight.any()
 
 
 def test_backbone_classifier_and_missing_counters_are_no_fault(small):
