@@ -38,9 +38,9 @@ from rdd_pipeline.distillation.methods import COMPANIONS, METHODS
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params
 from rdd_pipeline.scenes.write import write_scenes
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
+from rdd_pipeline.training.store import RunStore
 
 
 class Setting(NamedTuple):
@@ -114,10 +114,10 @@ class Bench:
             teacher=self.teacher,
             store=RunStore(place, fingerprint),
         )
-        cost = result.state["cost"]
+        cost = result.state.cost
         return Run(
-            cost["images"] / max(cost["seconds"], 1e-9),
-            int(cost["peak_memory"]),
+            cost.images / max(cost.seconds, 1e-9),
+            cost.peak_memory,
             result.network.digest(),
         )
 

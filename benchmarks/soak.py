@@ -38,9 +38,9 @@ from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, build_network
 from rdd_pipeline.scenes.write import write_scenes
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import job_fingerprint
+from rdd_pipeline.training.store import RunStore
 
 NETWORK = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)
 TRAINER = TrainerParams(

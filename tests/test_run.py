@@ -27,7 +27,7 @@ from rdd_pipeline.networks import (
     save_checkpoint,
 )
 from rdd_pipeline.pipelines import _training
-from rdd_pipeline.training.checkpoints import loads
+from rdd_pipeline.training.state import loads
 from tests.kedro_project import CONF, ROOT, Project, bootstrap
 from tests.mlflow_store import new_store
 from tests.typist import Typist

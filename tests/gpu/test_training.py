@@ -20,11 +20,11 @@ from rdd_pipeline.data.index import of_split
 from rdd_pipeline.data.loading import training_batches
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching.__main__ import run_job_file
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+from rdd_pipeline.training.store import RunStore
 from tests.training.conftest import LABELS
 from tests.training.test_methods import CNN, OPTIONS, TRANSFORMER, _equal
 
@@ -165,7 +165,7 @@ def test_killed_it_goes_on_to_the_same_bits(
         process.wait()
         log.close()
     (folder,) = (tmp_path / "out").glob("work/*")
-    reached = RunStore(folder.parent, folder.name).latest()["iteration"]
+    reached = RunStore(folder.parent, folder.name).latest().iteration
     assert 1 <= reached < 40
 
     run_job_file(path)

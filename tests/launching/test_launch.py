@@ -28,9 +28,9 @@ from rdd_pipeline.launching import launch, machines, worker
 from rdd_pipeline.launching.join import join
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+from rdd_pipeline.training.store import RunStore
 from tests.training.conftest import CPU, LABELS
 
 from . import faulty
@@ -72,7 +72,7 @@ def no_processes(monkeypatch):
 
 def _same(one, other) -> None:
     for part in ("iteration", "student", "objective", "optimizer", "best"):
-        assert_close(one.state[part], other.state[part], rtol=0, atol=0)
+        assert_close(one.state.to_dict()[part], other.state.to_dict()[part], rtol=0, atol=0)
     assert_close(one.network.tensors, other.network.tensors, rtol=0, atol=0)
 
 
@@ -141,8 +141,8 @@ def test_a_machine_that_finds_no_training_says_so():
 
 def test_two_processes_train_one_network(undisturbed, job):
     _, result, points = undisturbed
-    assert (result.trained, result.state["iteration"]) == (8, 8)
-    assert result.state["cost"]["images"] == 32
+    assert (result.trained, result.state.iteration) == (8, 8)
+    assert result.state.cost.images == 32
     # What is counted class by class stays in the history.
     rows = [
         {k: v for k, v in row.items() if k.rpartition(".")[2] not in LABELS.names}
@@ -222,7 +222,7 @@ def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, bloc
         run(job, tmp_path, trainer=rare, on_log=on_log)
     assert [signal.getsignal(number) for number in launch.STOP_SIGNALS] == before
     store = RunStore(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
-    assert sent[0] <= store.latest()["iteration"] < 8
+    assert sent[0] <= store.latest().iteration < 8
 
 
 @pytest.mark.slow

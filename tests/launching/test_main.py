@@ -22,9 +22,9 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching import __main__ as command
 from rdd_pipeline.launching.__main__ import run_job_file
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.store import RunStore
 from tests.training.conftest import STUDENT, write_blocks
 
 
@@ -100,13 +100,13 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     assert not list((tmp_path / "out").glob("work/*/done.json"))
 
     (folder,) = (tmp_path / "out").glob("work/*")
-    reached = RunStore(folder.parent, folder.name).latest()["iteration"]
+    reached = RunStore(folder.parent, folder.name).latest().iteration
     assert 1 <= reached < 24
     run_job_file(path)
     expected = train(job, blocks.samples, trainer=TrainerParams(device="cpu"), teacher=teacher)
     state = RunStore(folder.parent, folder.name).finished_state()
-    for name, tensor in expected.state["student"].items():
-        assert torch.equal(state["student"][name], tensor), name
+    for name, tensor in expected.state.student.items():
+        assert torch.equal(state.student[name], tensor), name
     network = load_checkpoint(tmp_path / "out" / "network.safetensors")
     assert network.digest() == expected.network.digest()
 

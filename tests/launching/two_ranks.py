@@ -22,10 +22,10 @@ from rdd_pipeline.errors import NonFiniteLossError
 from rdd_pipeline.losses import logits
 from rdd_pipeline.networks import Preprocessing
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+from rdd_pipeline.training.store import RunStore
 from tests.training.conftest import CPU
 
 
@@ -82,7 +82,7 @@ def scenarios(rank, folder, job, same, samples, teacher) -> dict:
             )
         except (NonFiniteLossError, TrainingInterruptedError) as error:
             return str(error)
-        return result.state, result.network.tensors, result.trained
+        return result.state.to_dict(), result.network.tensors, result.trained
 
     found = {
         "whole": run("work", job),

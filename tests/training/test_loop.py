@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.loop import TrainingResult, train
-from rdd_pipeline.training.preparation import job_fingerprint, network_of, state_digest
+from rdd_pipeline.training.preparation import job_fingerprint, network_of
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+from rdd_pipeline.training.store import RunStore
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER
 
@@ -66,9 +67,9 @@ def run(blocks, teacher):
 
 
 def _same(one: TrainingResult, other: TrainingResult) -> bool:
-    """All tensors of both states are equal bit for bit; independent of `state_digest`."""
+    """All tensors of both states are equal bit for bit; independent of its digest."""
     names = ("student", "objective", "optimizer", "best", "iteration")
-    return _equal({n: one.state[n] for n in names}, {n: other.state[n] for n in names}) and _equal(
+    return _equal(*({n: r.state.to_dict()[n] for n in names} for r in (one, other))) and _equal(
         one.network.tensors, other.network.tensors
     )
 
@@ -119,7 +120,7 @@ def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
     pieces = run(job, trainer=trainer, store=tmp_path)
     assert pieces.trained == 1
     assert _same(pieces, whole)
-    assert state_digest(pieces.state) == state_digest(whole.state)
+    assert pieces.state.digest() == whole.state.digest()
 
 
 @pytest.mark.parametrize("method", ["baseline", "kd", "tfe", "tse"])
@@ -142,7 +143,7 @@ def test_tfe_and_then_tse_ends_like_one_run(run, make_job, tmp_path, warmup, ann
     rdd = {"warmup": warmup, "annealed": annealed}
     whole = run(make_job(rdd=rdd))
     tfe = run(make_job("tfe", stage="tfe", rdd=rdd), store=tmp_path)
-    assert tfe.state["iteration"] == tfe.trained == max(warmup - 1, 0)
+    assert tfe.state.iteration == tfe.trained == max(warmup - 1, 0)
     tse = run(make_job(stage="tse", rdd=rdd), initial_state=tfe.state, store=tmp_path)
     assert tse.trained == 8 - tfe.trained
     assert _same(tse, whole)
@@ -322,8 +323,8 @@ def test_the_teacher_is_not_changed_and_not_in_the_state(run, make_job, teacher)
     before = teacher.digest()
     state = run(make_job()).state
     assert teacher.digest() == before
-    assert set(state["student"]) == set(network_from_params(STUDENT, num_classes=3).state_dict())
-    assert state["objective"] == {}
+    assert set(state.student) == set(network_from_params(STUDENT, num_classes=3).state_dict())
+    assert state.objective == {}
 
 
 # ---- history and cost
@@ -382,12 +383,12 @@ def test_the_cost_counts_all_images_and_seconds_also_of_a_resumed_run(run, make_
             on_log=_stop_at(3),  # iterations 3, 4 (validation) and 6
         )
     kept = RunStore(tmp_path, next(tmp_path.iterdir()).name).latest()
-    assert kept["iteration"] == 5
-    assert kept["cost"]["images"] == 10
+    assert kept.iteration == 5
+    assert kept.cost.images == 10
     result = run(make_job(), store=tmp_path)
-    cost = result.state["cost"]
-    assert cost["images"] == 16
-    assert cost["seconds"] > kept["cost"]["seconds"] > 0
+    cost = result.state.cost
+    assert cost.images == 16
+    assert cost.seconds > kept.cost.seconds > 0
 
 
 # ---- validation
@@ -408,19 +409,19 @@ def test_the_weights_of_the_best_validation_are_handed_on(
     monkeypatch.setattr(
         RunStore,
         "save",
-        lambda self, state: (states.update({state["iteration"]: state}), save(self, state)),
+        lambda self, state: (states.update({state.iteration: state}), save(self, state)),
     )
     result = run(make_job(), store=tmp_path)
-    assert _equal(result.network.tensors, states[4]["student"])
-    assert not _equal(result.network.tensors, result.state["student"])
+    assert _equal(result.network.tensors, states[4].student)
+    assert not _equal(result.network.tensors, result.state.student)
     assert result.network.header.provenance["iteration"] == "4"
-    assert result.state["best"]["miou"] == 1.0
+    assert result.state.best.miou == 1.0
 
 
 @pytest.mark.usefixtures("falling_scores")
 def test_the_last_weights_are_handed_on_when_asked_for(run, make_job):
     result = run(make_job(recipe={"keep": "last"}))
-    assert _equal(result.network.tensors, result.state["student"])
+    assert _equal(result.network.tensors, result.state.student)
     assert result.network.header.provenance["iteration"] == "8"
 
 
@@ -459,7 +460,7 @@ def test_the_last_weights_are_kept_with_a_warning_where_no_validation_has_labels
 ):
     scores(*["none"] * 4)
     result = run(make_job(recipe={"validate_every": 2}))
-    assert _equal(result.network.tensors, result.state["student"])
+    assert _equal(result.network.tensors, result.state.student)
     assert result.network.header.provenance["iteration"] == "8"
     assert caplog.text.count("every validation score is NaN") == 1
 
@@ -467,17 +468,17 @@ def test_the_last_weights_are_kept_with_a_warning_where_no_validation_has_labels
 def test_finished_work_of_before_with_a_nan_for_the_best_hands_on_the_last_weights(run, make_job):
     job = make_job()
     state = run(job).state
-    old = {**state, "best": {**state["best"], "miou": math.nan}}
+    old = replace(state, best=replace(state.best, miou=math.nan))
     network = network_of(job, old)
-    assert _equal(network.tensors, state["student"])
+    assert _equal(network.tensors, state.student)
     assert network.header.provenance["iteration"] == "8"
 
 
 def test_the_first_stage_hands_its_last_weights_on(run, make_job):
     result = run(make_job(stage="tfe", rdd={"warmup": 7}))
-    assert result.state["best"]["iteration"] == 4
+    assert result.state.best.iteration == 4
     assert result.network.header.provenance["iteration"] == "6"
-    assert _equal(result.network.tensors, result.state["student"])
+    assert _equal(result.network.tensors, result.state.student)
 
 
 def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, blocks):
@@ -489,8 +490,8 @@ def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, bl
         evaluation_batches(val, blocks.root, batch_size=2, lookup=LABELS.lookup),
         num_classes=3,
     )
-    assert Scores.from_matrix(matrix).miou == result.state["best"]["miou"]
-    assert max(row.get("val.miou", 0) for row in result.history) == result.state["best"]["miou"]
+    assert Scores.from_matrix(matrix).miou == result.state.best.miou
+    assert max(row.get("val.miou", 0) for row in result.history) == result.state.best.miou
 
 
 def test_validation_scores_as_the_evaluation_does(run, make_job, blocks, monkeypatch):
@@ -523,7 +524,7 @@ def test_validation_scores_as_the_evaluation_does(run, make_job, blocks, monkeyp
         image_size=None,
         device=torch.device("cpu"),
     )
-    assert scores["val"]["miou"] == pytest.approx(result.state["best"]["miou"], abs=1e-12)
+    assert scores["val"]["miou"] == pytest.approx(result.state.best.miou, abs=1e-12)
     expected = {"scales": (0.5, 1.5), "flip": True, "average": "logits"}
     assert all(kwargs.items() >= expected.items() for kwargs in seen)
 
@@ -538,8 +539,8 @@ def test_validation_does_not_change_the_training(run, make_job):
 def test_without_a_validation_split_the_last_weights_are_used(run, make_job, blocks):
     train_only = [sample for sample in blocks.samples if sample.split == "train"]
     result = run(make_job(), samples=train_only)
-    assert result.state["best"] is None
-    assert _equal(result.network.tensors, result.state["student"])
+    assert result.state.best is None
+    assert _equal(result.network.tensors, result.state.student)
     assert not any("val.miou" in row for row in result.history)
 
 
@@ -583,14 +584,14 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
             run(job, store=tmp_path)
     assert "task" not in str(info.value)
     state = RunStore(tmp_path, whole.fingerprint).latest()
-    assert state["iteration"] == 5
+    assert state.iteration == 5
     # In memory: parameters and momentum are those of iteration 5.
     (optimizer,) = optimizers
     parameters = optimizer.param_groups[0]["params"]
     names = [name for name, _ in network_from_params(STUDENT, num_classes=3).named_parameters()]
     for number, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
-        assert torch.equal(parameter, state["student"][name])
-        momentum = state["optimizer"]["state"][number]["momentum_buffer"]
+        assert torch.equal(parameter, state.student[name])
+        momentum = state.optimizer["state"][number]["momentum_buffer"]
         assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum)
     # With the cause removed, it ends as if nothing had happened.
     assert _same(run(job, store=tmp_path), whole)
@@ -813,7 +814,7 @@ def test_a_full_disk_ends_the_training_with_the_last_checkpoint(
     save = RunStore.save
 
     def full(self, state):
-        if state["iteration"] == 3:
+        if state.iteration == 3:
             monkeypatch.setattr(os, "fsync", _no_space)
         return save(self, state)
 

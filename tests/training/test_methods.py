@@ -15,10 +15,10 @@ from rdd_pipeline.distillation.objective import check_terms
 from rdd_pipeline.distillation.terms import TERMS
 from rdd_pipeline.networks import build_network
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint, term_context
 from rdd_pipeline.training.schedule import ADVERSARY_LR
+from rdd_pipeline.training.store import RunStore
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER
 
@@ -107,17 +107,17 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
             store=store,
             on_log=keep_the_state_of_2,
         )
-    assert copy.latest()["iteration"] == 2
+    assert copy.latest().iteration == 2
     resumed = train(job, blocks.samples, trainer=every, teacher=teacher, store=copy)
 
     assert resumed.trained == 2
     for key in ("student", "objective", "optimizer", "adversary_optimizer"):
-        assert _equal(whole.state[key], resumed.state[key]), key
+        assert _equal(getattr(whole.state, key), getattr(resumed.state, key)), key
     assert _equal(whole.network.tensors, resumed.network.tensors)
 
     logged = next(row for row in whole.history if "loss" in row)
     assert set(job.definition.weights) <= set(logged)
-    for name, tensor in whole.state["objective"].items():
+    for name, tensor in whole.state.objective.items():
         # Attention of SKD's discriminator starts behind a gate of 0, queues move by themselves.
         learns = name.endswith(("weight", "original")) and "query" not in name and "key" not in name
         if learns and "discriminator" not in name:
@@ -129,20 +129,20 @@ def test_the_discriminator_has_its_own_optimizer_and_the_student_none_of_its_gra
 ):
     job = _job(make_job, "skd", CNN)
     result = train(job, blocks.samples, trainer=CPU, teacher=teacher)
-    adversary = result.state["adversary_optimizer"]
+    adversary = result.state.adversary_optimizer
     assert adversary["param_groups"][0]["lr"] == ADVERSARY_LR
     assert adversary["param_groups"][0]["betas"] == (0.9, 0.99)
-    total = len(result.state["optimizer"]["state"])
+    total = len(result.state.optimizer["state"])
     plain = train(_job(make_job, "kd", CNN), blocks.samples, trainer=CPU, teacher=teacher)
-    assert total == len(plain.state["optimizer"]["state"])
-    assert plain.state["adversary_optimizer"] is None
+    assert total == len(plain.state.optimizer["state"])
+    assert plain.state.adversary_optimizer is None
 
 
 def test_queues_are_part_of_the_state(make_job, blocks, teacher):
     result = train(_job(make_job, "cirkd", CNN), blocks.samples, trainer=CPU, teacher=teacher)
-    names = [name for name in result.state["objective"] if "queue" in name or "pointer" in name]
+    names = [name for name in result.state.objective if "queue" in name or "pointer" in name]
     assert len(names) == 4
-    pointers = result.state["objective"]["terms.cirkd_memory.memory.region_pointer"]
+    pointers = result.state.objective["terms.cirkd_memory.memory.region_pointer"]
     assert pointers.tolist() != [0] * LABELS.num_classes
 
 
@@ -152,7 +152,7 @@ def test_all_methods_start_from_the_same_student(make_job, blocks, teacher):
 
     def start(method):
         job = make_job(method, recipe=recipe, methods=OPTIONS, rdd={"warmup": 0})
-        state = train(job, blocks.samples, trainer=CPU, teacher=teacher).state["student"]
+        state = train(job, blocks.samples, trainer=CPU, teacher=teacher).state.student
         return {name: t for name, t in state.items() if name.endswith("weight")}
 
     first = start("baseline")

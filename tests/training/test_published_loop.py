@@ -189,7 +189,7 @@ def test_thirty_steps_equal_a_plain_loop(
         lambda network, size: probe.output_shapes(copy.deepcopy(network).float(), size),
     )
     train_only = [sample for sample in blocks.samples if sample.split == "train"]
-    ours = train(job, train_only, trainer=CPU, teacher=learned).state["student"]
+    ours = train(job, train_only, trainer=CPU, teacher=learned).state.student
 
     torch.manual_seed(job.seed)
     student = make(network, num_classes=3).double()

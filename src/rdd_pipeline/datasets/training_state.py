@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rdd_pipeline.datasets._versioned import ContentDataset
-from rdd_pipeline.training.checkpoints import digest, dumps, loads
+from rdd_pipeline.training.state import digest, dumps, loads
 
 
 class TrainingStateDataset(ContentDataset[dict[str, Any]]):

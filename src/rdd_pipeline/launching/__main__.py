@@ -34,11 +34,11 @@ from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
-from rdd_pipeline.training.checkpoints import RunStore
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+from rdd_pipeline.training.store import RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ def run_job_file(path: Path) -> dict[str, Any]:
         "method": job.method,
         "seed": job.seed,
         "fingerprint": fingerprint,
-        "iterations": result.state["iteration"],
-        "cost": result.state["cost"],
+        "iterations": result.state.iteration,
+        "cost": vars(result.state.cost),
         "scores": scores,
     }
     save_checkpoint(result.network, output / "network.safetensors")

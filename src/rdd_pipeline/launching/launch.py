@@ -35,12 +35,13 @@ from rdd_pipeline.launching import machines, worker
 from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, faults, train_in_group
 from rdd_pipeline.networks import NetworkCheckpoint, save_checkpoint
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import RunStore, State, dumps
 from rdd_pipeline.training.device import resolve_device, resolve_devices
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import OnLog, TrainingResult
 from rdd_pipeline.training.preparation import check_inputs, network_of, title_of
+from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+from rdd_pipeline.training.store import RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def train(
     *,
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None = None,
-    initial_state: State | None = None,
+    initial_state: TrainState | None = None,
     store: RunStore | None = None,
     on_log: OnLog | None = None,
 ) -> TrainingResult:
@@ -97,7 +98,7 @@ def _launch(
     samples: Sequence[Sample],
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
-    initial_state: State | None,
+    initial_state: TrainState | None,
     store: RunStore,
     on_log: OnLog | None,
     processes: int,
@@ -120,7 +121,7 @@ def _launch(
         if teacher is not None:
             save_checkpoint(teacher, folder / "teacher.safetensors")
         if initial_state is not None:
-            write_atomically(folder / "start.ckpt", dumps(initial_state))
+            write_atomically(folder / "start.ckpt", initial_state.to_bytes())
         logger.info(
             "%s: %d processes%s train together.",
             title,
@@ -150,7 +151,7 @@ def _launch(
         state=state,
         network=network_of(job, state),
         fingerprint=store.fingerprint,
-        trained=state["iteration"] - (begun["iteration"] if begun is not None else 0),
+        trained=state.iteration - (begun.iteration if begun is not None else 0),
     )
 
 
@@ -331,7 +332,7 @@ def _raise_otherwise(
     """Raise what became of processes that could not finish their task."""
     state = store.latest()
     kept = (
-        f"The last checkpoint (iteration {state['iteration']}) is whole; the same command goes on "
+        f"The last checkpoint (iteration {state.iteration}) is whole; the same command goes on "
         "from there."
         if state is not None
         else "Nothing had been saved yet."

@@ -38,17 +38,13 @@ from rdd_pipeline.errors import (
 from rdd_pipeline.files import write_atomically
 from rdd_pipeline.networks import NetworkCheckpoint, load_checkpoint
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.checkpoints import (
-    DamagedStateError,
-    RunStore,
-    State,
-    loads,
-)
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import OnLog, TrainingResult
 from rdd_pipeline.training.preparation import title_of
+from rdd_pipeline.training.state import DamagedStateError, TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
+from rdd_pipeline.training.store import RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +166,7 @@ def _do(folder: Path, rank: int, attempt: int, stop: threading.Event) -> None:
         task.samples,
         task.trainer,
         load_checkpoint(teacher) if teacher.exists() else None,
-        loads(start.read_bytes(), source=str(start)) if start.exists() else None,
+        TrainState.from_bytes(start.read_bytes(), source=str(start)) if start.exists() else None,
         None if task.work is None else RunStore(task.work, task.fingerprint),
         lambda iteration, values: events.write({"iteration": iteration, "values": dict(values)}),
         stop,
@@ -182,7 +178,7 @@ def train_in_group(
     samples: Sequence[Sample],
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
-    initial_state: State | None,
+    initial_state: TrainState | None,
     store: RunStore | None,
     on_log: OnLog | None,
     stop: threading.Event | None,

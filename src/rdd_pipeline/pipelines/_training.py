@@ -50,12 +50,13 @@ from rdd_pipeline.pipelines._shared import (
 )
 from rdd_pipeline.reporting.comparison import splits_of
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
-from rdd_pipeline.training.checkpoints import RunStore, State
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import Stage, TrainingJob
 from rdd_pipeline.training.loop import TrainingResult
 from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import job_fingerprint, prepare_job, term_context
+from rdd_pipeline.training.state import TrainState
+from rdd_pipeline.training.store import RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def run_training(
     seed: int,
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
-    initial_state: State | None = None,
+    initial_state: TrainState | None = None,
     prefix: str = "",
 ) -> TrainingResult:
     """Build the job, find its work folder, and train, resume or load.
@@ -263,14 +264,13 @@ def comparison_key(
     )
 
 
-def training_cost(state: State) -> dict[str, float]:
+def training_cost(state: TrainState) -> dict[str, float]:
     """Speed and memory of the training a state came from."""
-    cost = state["cost"]
-    seconds = cost["seconds"]
+    cost = state.cost
     return {
-        "images_per_second": cost["images"] / seconds if seconds else 0.0,
-        "training_seconds": seconds,
-        "peak_memory_bytes": cost["peak_memory"],
+        "images_per_second": cost.images / cost.seconds if cost.seconds else 0.0,
+        "training_seconds": cost.seconds,
+        "peak_memory_bytes": cost.peak_memory,
     }
 
 
@@ -300,7 +300,8 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
         teacher_weights: NetworkCheckpoint | None = None,
         start: dict[str, Any] | None = None,
     ) -> tuple[Any, ...]:
-        starts = [None] * seeds if start is None else [start, *start.get("repeats", [])]
+        given = [] if start is None else [start, *start.get("repeats", [])]
+        starts = [TrainState.from_dict(state) for state in given]
         results = [
             run_training(
                 method=method,
@@ -341,7 +342,10 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
         outputs = (first.network, history, training_cost(first.state), noted[0], repeats)
         if not keep_state:
             return outputs
-        return (*outputs, {**first.state, "repeats": [other.state for other in others]})
+        return (
+            *outputs,
+            first.state.to_dict() | {"repeats": [other.state.to_dict() for other in others]},
+        )
 
     train_student.__name__ = f"train_{method}"
     return train_student

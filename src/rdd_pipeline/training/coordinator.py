@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rdd_pipeline.collectives import Collectives
-from rdd_pipeline.training.checkpoints import State, dumps, loads
+from rdd_pipeline.training.state import TrainState
 
 
 class Coordinator:
@@ -37,13 +37,13 @@ class Coordinator:
         self.is_writer = ranks.rank == self._writer
         self.on_one_machine = bool(have.all()) or not have.any()
 
-    def from_writer(self, find: Callable[[], State | None]) -> State | None:
+    def from_writer(self, find: Callable[[], TrainState | None]) -> TrainState | None:
         """What `find` finds on the writing rank, for all of them: they may be on other machines."""
         state = find() if self.is_writer else None
         group = self._ranks.group
         if group is None:
             return state
-        data = dumps(state) if state is not None else b""
+        data = state.to_bytes() if state is not None else b""
         length = torch.tensor(len(data), device=self._device)
         source = dist.get_global_rank(group, self._writer)
         dist.broadcast(length, source, group=group)
@@ -54,7 +54,7 @@ class Coordinator:
             sent.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         sent = sent.to(self._device)
         dist.broadcast(sent, source, group=group)
-        return state if self.is_writer else loads(sent.cpu().numpy().tobytes())
+        return state if self.is_writer else TrainState.from_bytes(sent.cpu().numpy().tobytes())
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """What DDP does; it wants one forward and one backward pass, parts are several."""

@@ -13,8 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -34,11 +33,6 @@ from rdd_pipeline.networks import (
     NetworkCheckpoint,
     Preprocessing,
     network_from_params,
-)
-from rdd_pipeline.training.checkpoints import (
-    RunStore,
-    State,
-    copy_to_cpu,
 )
 from rdd_pipeline.training.coordinator import Coordinator
 from rdd_pipeline.training.device import (
@@ -64,8 +58,10 @@ from rdd_pipeline.training.preparation import (
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.running_means import RunningMeans
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer, learning_rate
+from rdd_pipeline.training.state import Best, TrainState, copy_to_cpu
 from rdd_pipeline.training.step import TrainingStep
 from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
+from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.synchronized import MicroBatches, convert_sync_layers
 
 logger = logging.getLogger(__name__)
@@ -84,7 +80,7 @@ class TrainingResult:
         trained: Iterations done in this call; 0 when all was there already.
     """
 
-    state: State
+    state: TrainState
     network: NetworkCheckpoint
     fingerprint: str
     trained: int
@@ -92,8 +88,7 @@ class TrainingResult:
     @property
     def history(self) -> list[dict[str, float]]:
         """One row a logged or validated iteration, oldest first."""
-        rows: list[dict[str, float]] = self.state["history"]
-        return rows
+        return self.state.history
 
 
 def train(
@@ -102,7 +97,7 @@ def train(
     *,
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None = None,
-    initial_state: State | None = None,
+    initial_state: TrainState | None = None,
     store: RunStore | None = None,
     group: dist.ProcessGroup | None = None,
     device: torch.device | None = None,
@@ -136,18 +131,6 @@ def train(
     return run.run()
 
 
-@dataclass
-class _Progression:
-    """What changes from iteration to iteration beside the tensors."""
-
-    iteration: int = 0
-    best: dict[str, Any] | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
-    images: int = 0
-    seconds: float = 0.0
-    peak_memory: int = 0
-
-
 class Trainer:
     """One call of `train`."""
 
@@ -157,7 +140,7 @@ class Trainer:
         samples: Sequence[Sample],
         trainer: TrainerParams,
         teacher: NetworkCheckpoint | None,
-        initial_state: State | None,
+        initial_state: TrainState | None,
         store: RunStore | None,
         group: dist.ProcessGroup | None,
         device: torch.device,
@@ -182,6 +165,7 @@ class Trainer:
             self.fingerprint = self.fingerprint or job_fingerprint(
                 job, samples, teacher, initial_state
             )
+        self.state = TrainState(fingerprint=self.fingerprint)
 
     def run(self) -> TrainingResult:
         """Train to the end of the job, or load it."""
@@ -194,27 +178,26 @@ class Trainer:
             store.describe(self.job.model_dump(mode="json"))
         resumed = self.coordinator.from_writer(lambda: store.latest() if store else None)
         state = resumed or self.coordinator.from_writer(lambda: self.initial_state)
-        progression = _Progression()
         try:
             self._build()
             if state is None and not self.coordinator.on_one_machine:
                 # Pretrained weights are files of one machine.
-                state = self.coordinator.from_writer(lambda: self._state(progression))
+                state = self.coordinator.from_writer(lambda: self._snapshot())
             if state is not None:
-                self._restore(state, progression)
+                self._restore(state)
             if resumed is not None:
-                self._log_line("going on after iteration %d.", resumed["iteration"])
-            first = progression.iteration + 1
-            self._iterate(progression)
+                self._log_line("going on after iteration %d.", resumed.iteration)
+            first = self.state.iteration + 1
+            self._iterate()
         except RuntimeError as error:
             operation = unrepeatable_operation(error)
             if operation is not None:
                 raise UserError(self._unrepeatable_message(operation)) from error
             if not ran_out_of_memory(error):
                 raise
-            raise UserError(self._memory_message(progression.iteration + 1)) from error
-        final = self._complete(progression)
-        return self._wrap(final, trained=progression.iteration - first + 1)
+            raise UserError(self._memory_message(self.state.iteration + 1)) from error
+        final = self._complete()
+        return self._wrap(final, trained=self.state.iteration - first + 1)
 
     def _log_line(self, text: str, *values: object) -> None:
         """One line for all ranks."""
@@ -248,12 +231,12 @@ class Trainer:
             else ""
         )
 
-    def _complete(self, progression: _Progression) -> State:
+    def _complete(self) -> TrainState:
         """Write the final state and mark the work as done."""
-        final = self._state(progression)
+        final = self._snapshot()
         if self.store and self.is_writer:
             self.store.save(final)
-            self.store.finish(final["iteration"])
+            self.store.finish(final.iteration)
         self.coordinator.wait()
         return final
 
@@ -329,40 +312,35 @@ class Trainer:
                     broadcast_buffers=False,
                 )
 
-    def _restore(self, state: State, progression: _Progression) -> None:
-        self.student.load_state_dict(state["student"])
-        self.objective.load_state_dict(state["objective"])
+    def _restore(self, state: TrainState) -> None:
+        self.student.load_state_dict(state.student)
+        self.objective.load_state_dict(state.objective)
         # A copy: the optimizer goes on in the very tensors it is given, here the caller's.
-        self.optimizer.load_state_dict(copy_to_cpu(state["optimizer"]))
+        self.optimizer.load_state_dict(copy_to_cpu(state.optimizer))
         if self.adversary_optimizer is not None:
-            self.adversary_optimizer.load_state_dict(copy_to_cpu(state["adversary_optimizer"]))
-        progression.iteration = state["iteration"]
-        progression.best = state["best"]
-        progression.history = list(state["history"])
-        progression.images = state["cost"]["images"]
-        progression.seconds = state["cost"]["seconds"]
-        progression.peak_memory = state["cost"]["peak_memory"]
+            self.adversary_optimizer.load_state_dict(copy_to_cpu(state.adversary_optimizer))
+        self.state = TrainState(
+            state.iteration,
+            best=state.best,
+            history=list(state.history),
+            cost=replace(state.cost),
+            fingerprint=self.fingerprint,
+        )
 
-    def _state(self, progression: _Progression) -> State:
-        return {
-            "iteration": progression.iteration,
-            "student": copy_to_cpu(self.student.state_dict()),
-            "objective": copy_to_cpu(self.objective.state_dict()),
-            "optimizer": copy_to_cpu(self.optimizer.state_dict()),
-            "adversary_optimizer": None
-            if self.adversary_optimizer is None
-            else copy_to_cpu(self.adversary_optimizer.state_dict()),
-            "best": progression.best,
-            "history": list(progression.history),
-            "cost": {
-                "images": progression.images,
-                "seconds": progression.seconds,
-                "peak_memory": progression.peak_memory,
-            },
-            "fingerprint": self.fingerprint,
-        }
+    def _snapshot(self) -> TrainState:
+        """The state with its tensors, which later steps leave as they are."""
+        adversary = self.adversary_optimizer
+        return replace(
+            self.state,
+            student=copy_to_cpu(self.student.state_dict()),
+            objective=copy_to_cpu(self.objective.state_dict()),
+            optimizer=copy_to_cpu(self.optimizer.state_dict()),
+            adversary_optimizer=copy_to_cpu(adversary.state_dict()) if adversary else None,
+            history=list(self.state.history),
+            cost=replace(self.state.cost),
+        )
 
-    def _wrap(self, state: State, *, trained: int) -> TrainingResult:
+    def _wrap(self, state: TrainState, *, trained: int) -> TrainingResult:
         return TrainingResult(
             state=state,
             network=network_of(self.job, state),
@@ -370,9 +348,9 @@ class Trainer:
             trained=trained,
         )
 
-    def _iterate(self, progression: _Progression) -> None:
+    def _iterate(self) -> None:
         job, recipe = self.job, self.job.recipe
-        first, last = progression.iteration + 1, job.last_iteration
+        first, last = self.state.iteration + 1, job.last_iteration
         if first > last:
             return
         batches = training_batches(
@@ -406,7 +384,7 @@ class Trainer:
                 title_of(job),
                 first,
                 last,
-                best=progression.best["miou"] if progression.best else None,
+                best=self.state.best.miou if self.state.best else None,
                 silent=not self.is_writer,
             ) as progress,
         ):
@@ -414,27 +392,27 @@ class Trainer:
                 iteration = batch.iteration
                 lr = learning_rate(recipe.optimizer, iteration, recipe.iterations)
                 values = self._one_step(batch.images, batch.labels, iteration, lr, difficulty)
-                progression.iteration = iteration
-                progression.images += recipe.batch_size
-                progression.seconds += means.add(values, recipe.batch_size)
+                self.state.iteration = iteration
+                self.state.cost.images += recipe.batch_size
+                self.state.cost.seconds += means.add(values, recipe.batch_size)
                 if iteration % self.trainer.log_every == 0 or iteration == last:
-                    self._log(progression, means, difficulty, lr, progress)
-                    self._warn_of_difficulty(progression)
+                    self._log(means, difficulty, lr, progress)
+                    self._warn_of_difficulty()
                 validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
                 if validated and self.val_samples:
-                    self._validate(progression, progress)
+                    self._validate(progress)
                     if iteration == recipe.iterations:
-                        self._warn_without_best(progression)
+                        self._warn_without_best()
                     means.resume_clock()
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
                 stopping = self.coordinator.any(stop.is_set())
                 if iteration < last and (validated or due or stopping):
-                    self._checkpoint(progression)
+                    self._checkpoint()
                     saved = time.monotonic()
                     means.resume_clock()
                 if stopping:
                     if iteration == last:
-                        self._complete(progression)
+                        self._complete()
                     self.coordinator.wait()
                     kept = "Its state is saved; the same command goes on from there."
                     raise TrainingInterruptedError(
@@ -494,59 +472,55 @@ class Trainer:
 
     def _log(
         self,
-        progression: _Progression,
         means: RunningMeans,
         difficulty: Difficulty,
         lr: float,
         progress: TrainingProgress,
     ) -> None:
         values, images, seconds = means.close()
-        progression.peak_memory = max(progression.peak_memory, peak_memory(self.device))
-        row = {"iteration": progression.iteration, "lr": lr, **values}
+        self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak_memory(self.device))
+        row = {"iteration": self.state.iteration, "lr": lr, **values}
         if self.job.definition.task == "rdd":
             row["tfe_share"] = tfe_share(
                 self.job.rdd_settings,
-                progression.iteration,
+                self.state.iteration,
                 self.job.warmup,
                 self.job.recipe.iterations,
             )
         # The classes' shares stay out of what is observed: 450 curves of ADE20K.
-        progression.history.append(row | difficulty.close())
+        self.state.history.append(row | difficulty.close())
         rate = images / seconds if seconds > 0 else 0.0
         if self.is_writer:
             self.on_log(
-                progression.iteration,
+                self.state.iteration,
                 {k: v for k, v in row.items() if k != "iteration"} | {"images_per_second": rate},
             )
         progress.show(
-            progression.iteration,
+            self.state.iteration,
             loss=values["loss"],
             lr=lr,
             rate=rate,
         )
 
-    def _validate(self, progression: _Progression, progress: TrainingProgress) -> None:
+    def _validate(self, progress: TrainingProgress) -> None:
         scores = self._scores()
         row = {
-            "iteration": progression.iteration,
+            "iteration": self.state.iteration,
             "val.miou": scores.miou,
             "val.pixel_accuracy": scores.pixel_accuracy,
         }
-        progression.history.append(row)
+        self.state.history.append(row)
         if self.is_writer:
-            self.on_log(progression.iteration, {k: v for k, v in row.items() if k != "iteration"})
+            self.on_log(self.state.iteration, {k: v for k, v in row.items() if k != "iteration"})
         # NaN (no labeled pixel) is never the best; of older work it may stand there.
-        best = math.nan if progression.best is None else progression.best["miou"]
+        best = math.nan if self.state.best is None else self.state.best.miou
         if scores.miou > best or (math.isnan(best) and not math.isnan(scores.miou)):
-            progression.best = {
-                "miou": scores.miou,
-                "iteration": progression.iteration,
-                "tensors": copy_to_cpu(self.student.state_dict()),
-            }
-        best = math.nan if progression.best is None else progression.best["miou"]
+            weights = copy_to_cpu(self.student.state_dict())
+            self.state.best = Best(scores.miou, self.state.iteration, weights)
+        best = math.nan if self.state.best is None else self.state.best.miou
         progress.validated(scores.miou, best=best)
 
-    def _warn_of_difficulty(self, progression: _Progression) -> None:
+    def _warn_of_difficulty(self) -> None:
         """Say once, early in TSE, what would else be found out at the end of the run.
 
         Looked at in tenths of TSE: reading the whole history at each point of the curves would
@@ -554,16 +528,16 @@ class Trainer:
         """
         job = self.job
         tse = job.recipe.iterations - job.warmup
-        here = progression.iteration - job.warmup
+        here = self.state.iteration - job.warmup
         if not max(self.judged_from, min(tse / 5, 500)) <= here <= tse / 2 or not self.is_writer:
             return
-        notes = training_notes(progression.history, method=job.definition, labels=job.labels)
+        notes = training_notes(self.state.history, method=job.definition, labels=job.labels)
         for note in notes:
             logger.warning("%s: %s", title_of(job), note)
         self.judged_from = math.inf if notes else here + tse / 10
 
-    def _warn_without_best(self, progression: _Progression) -> None:
-        if self.job.recipe.keep == "best" and progression.best is None and self.is_writer:
+    def _warn_without_best(self) -> None:
+        if self.job.recipe.keep == "best" and self.state.best is None and self.is_writer:
             logger.warning(
                 "%s: every validation score is NaN, as no pixel of split 'val' is labeled. The "
                 "last weights are kept, whether good or not.",
@@ -597,9 +571,9 @@ class Trainer:
         )
         return Scores.from_matrix(matrix)
 
-    def _checkpoint(self, progression: _Progression) -> None:
+    def _checkpoint(self) -> None:
         if self.store and self.is_writer:
-            self.store.save(self._state(progression))
+            self.store.save(self._snapshot())
 
 
 def _step_seed(seed: int, iteration: int) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import RecipeParams, TrainerParams
@@ -21,7 +21,6 @@ from rdd_pipeline.networks import (
     SegmentationNetwork,
 )
 from rdd_pipeline.networks.probe import output_shapes
-from rdd_pipeline.training.checkpoints import State, digest
 from rdd_pipeline.training.device import (
     check_devices,
     resolve_device,
@@ -30,6 +29,7 @@ from rdd_pipeline.training.device import (
     resolve_workers,
 )
 from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.state import TrainState
 
 
 def prepare_job(job: TrainingJob, trainer: TrainerParams) -> TrainingJob:
@@ -57,27 +57,21 @@ def job_fingerprint(
     job: TrainingJob,
     samples: Sequence[Sample],
     teacher: NetworkCheckpoint | None,
-    initial_state: State | None,
+    initial_state: TrainState | None,
 ) -> str:
     """Fingerprint of the job with these inputs; names its work folder."""
     return job.fingerprint(
         index_digest=index_digest(samples),
         teacher_digest=None if teacher is None else teacher.digest(),
-        start_digest=None if initial_state is None else state_digest(initial_state),
+        start_digest=None if initial_state is None else initial_state.digest(),
     )
-
-
-def state_digest(state: Mapping[str, Any]) -> str:
-    """Digest of what decides how the training goes on; curves and clocks are left out."""
-    deciding = ("iteration", "student", "objective", "optimizer", "adversary_optimizer", "best")
-    return digest({key: state[key] for key in deciding})
 
 
 def check_inputs(
     job: TrainingJob,
     samples: Sequence[Sample],
     teacher: NetworkCheckpoint | None,
-    initial_state: State | None,
+    initial_state: TrainState | None,
     world: int = 1,
 ) -> None:
     """Raise a UserError when the pieces of a job do not fit together."""
@@ -96,10 +90,10 @@ def check_inputs(
     if job.stage == "tse":
         if initial_state is None:
             raise UserError("Stage `tse` goes on from the state of stage `tfe`; none was given.")
-        if initial_state["iteration"] != job.first_iteration - 1:
+        if initial_state.iteration != job.first_iteration - 1:
             raise UserError(
                 f"Stage `tse` starts after iteration {job.first_iteration - 1}, but the state that "
-                f"was given stands at {initial_state['iteration']}. Run distill_tfe with the same "
+                f"was given stands at {initial_state.iteration}. Run distill_tfe with the same "
                 "rdd.warmup and recipe.iterations."
             )
 
@@ -135,17 +129,16 @@ def check_teacher(header: NetworkHeader, job: TrainingJob) -> None:
         )
 
 
-def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
+def network_of(job: TrainingJob, state: TrainState) -> NetworkCheckpoint:
     """The weights a state hands on, with all that is needed to use them elsewhere.
 
     Of the best validation if the job keeps the best and the run is over, else the last ones; where
     every validation score is NaN there is no best one.
     """
-    best = state["best"]
-    if best is not None and math.isnan(best["miou"]):
+    best = state.best
+    over = state.iteration >= job.recipe.iterations
+    if job.recipe.keep != "best" or not over or (best is not None and math.isnan(best.miou)):
         best = None
-    over = state["iteration"] >= job.recipe.iterations
-    use_best = job.recipe.keep == "best" and best is not None and over
     header = NetworkHeader(
         network=job.network.model_copy(update={"pretrained": False}),
         label_names=job.labels.names,
@@ -153,13 +146,11 @@ def network_of(job: TrainingJob, state: Mapping[str, Any]) -> NetworkCheckpoint:
         provenance={
             "method": job.method,
             "seed": str(job.seed),
-            "fingerprint": state["fingerprint"],
-            "iteration": str(best["iteration"] if use_best else state["iteration"]),
+            "fingerprint": state.fingerprint,
+            "iteration": str(state.iteration if best is None else best.iteration),
         },
     )
-    return NetworkCheckpoint(
-        tensors=best["tensors"] if use_best else state["student"], header=header
-    )
+    return NetworkCheckpoint(state.student if best is None else best.tensors, header)
 
 
 def title_of(job: TrainingJob) -> str:

@@ -43,7 +43,7 @@ from rdd_pipeline.reporting.report import (
     render_report,
     size_text,
 )
-from rdd_pipeline.training.checkpoints import RunStore
+from rdd_pipeline.training.store import RunStore
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Training states on disk: one checksummed file each, the newest two of a piece of work kept.
+"""The state of a training, and the checksummed file it is kept in.
 
 A file is ``MAGIC | sha256 of the payload | payload`` and the payload is what ``torch.save`` writes.
 torch, safetensors and zip readers accept a flipped bit in tensor data without a word; the digest in
@@ -10,31 +10,112 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 MAGIC = b"RDDSTATE1\n"
 _HEADER = len(MAGIC) + 32
-_NAME = re.compile(r"state-(\d{9})\.ckpt")
-KEPT = 2
-
-State = dict[str, Any]
 
 
 class DamagedStateError(UserError):
     """A training state is torn, changed, or not one of ours."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far: mIoU in [0, 1], its iteration and the student's weights."""
+
+    miou: float
+    iteration: int
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Cost:
+    """What the training took so far: images seen, seconds, most bytes held by the device."""
+
+    images: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+
+@dataclass
+class TrainState:
+    """Everything a training goes on from, after `iteration` of it.
+
+    Attributes:
+        iteration: Iterations done; they count from 1.
+        student: Tensors of the network.
+        objective: Tensors of the losses: what they train and remember.
+        optimizer: As torch's optimizers say it, and so is `adversary_optimizer`.
+        best: None before the first validation with a score.
+        history: One row a logged or validated iteration, oldest first.
+        fingerprint: Of the training it belongs to.
+    """
+
+    iteration: int = 0
+    student: dict[str, Tensor] = field(default_factory=dict)
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    adversary_optimizer: dict[str, Any] | None = None
+    best: Best | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    fingerprint: str = ""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "training state") -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            DamagedStateError: Something is missing.
+        """
+        names = [known.name for known in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise DamagedStateError(
+                f"{source} holds no {', '.join(missing)}. Delete it; training goes on from an "
+                "older state or from the start."
+            )
+        state = cls(**{name: values[name] for name in names})
+        state.best = None if values["best"] is None else Best(**values["best"])
+        state.cost = Cost(**values["cost"])
+        return state
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts of tensors and plain values, sharing the tensors: what a file holds."""
+        best = None if self.best is None else dict(vars(self.best))
+        return {**vars(self), "best": best, "cost": dict(vars(self.cost))}
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, source: str = "training state") -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            DamagedStateError: It is not that.
+        """
+        return cls.from_dict(loads(data, source=source), source=source)
+
+    def to_bytes(self) -> bytes:
+        """The content of a file."""
+        return dumps(self.to_dict())
+
+    def digest(self) -> str:
+        """Digest of what decides how the training goes on; curves and clocks are left out."""
+        values = self.to_dict()
+        for name in ("history", "cost", "fingerprint"):
+            del values[name]
+        return digest(values)
 
 
 def dumps(state: Mapping[str, Any]) -> bytes:
@@ -45,7 +126,7 @@ def dumps(state: Mapping[str, Any]) -> bytes:
     return MAGIC + hashlib.sha256(payload).digest() + payload
 
 
-def loads(data: bytes, *, source: str = "training state") -> State:
+def loads(data: bytes, *, source: str = "training state") -> dict[str, Any]:
     """Inverse of `dumps`.
 
     Raises:
@@ -123,88 +204,3 @@ def copy_to_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(copy_to_cpu(item) for item in value)
     return value
-
-
-class RunStore:
-    """Everything on disk about one piece of training work, under its fingerprint.
-
-    ``job.json`` says in words what the fingerprint stands for, ``state-ITERATION.ckpt`` are the
-    checkpoints, ``done.json`` names the final one, ``KEY.json`` are remembered results.
-    """
-
-    def __init__(self, root: Path, fingerprint: str) -> None:
-        self.path = root / fingerprint
-        self.fingerprint = fingerprint
-        self._unusable: set[Path] = set()
-
-    def describe(self, job: Mapping[str, Any]) -> None:
-        """Write ``job.json`` once, for people who look into the folder."""
-        if not (self.path / "job.json").exists():
-            text = json.dumps(job, indent=1, sort_keys=True, default=str)
-            write_atomically(self.path / "job.json", text.encode())
-
-    def save(self, state: Mapping[str, Any]) -> Path:
-        """Write the state of ``state["iteration"]`` and drop all but it and the one before.
-
-        States that `latest` has found damaged do not count: training goes on from before them, and
-        what it writes there would be the first to go.
-        """
-        path = self.path / f"state-{state['iteration']:09d}.ckpt"
-        write_atomically(path, dumps({**state, "fingerprint": self.fingerprint}))
-        self._unusable.discard(path)
-        others = [p for p in self._states() if p != path and p not in self._unusable]
-        for old in others[KEPT - 1 :]:
-            old.unlink(missing_ok=True)
-        return path
-
-    def latest(self) -> State | None:
-        """Newest state that is whole, or None; damaged ones are named in the log and skipped."""
-        for path in self._states():
-            try:
-                state = loads(path.read_bytes(), source=str(path))
-                if state.get("fingerprint") != self.fingerprint:
-                    raise DamagedStateError(
-                        f"{path} belongs to other work ({state.get('fingerprint')})."
-                    )
-            except (DamagedStateError, OSError) as error:
-                logger.warning("%s Trying the one before it.", error)
-                self._unusable.add(path)
-                continue
-            return state
-        return None
-
-    def finish(self, iteration: int) -> None:
-        """Mark the work as complete: its last state is the one of `iteration`.
-
-        Older states go: they were kept to fall back on, and the work can be loaded now.
-        """
-        write_atomically(self.path / "done.json", json.dumps({"iteration": iteration}).encode())
-        for path in self._states():
-            if path.name != f"state-{iteration:09d}.ckpt":
-                path.unlink(missing_ok=True)
-
-    def finished_state(self) -> State | None:
-        """Final state of complete work; None when it is not complete or no longer readable."""
-        try:
-            final = json.loads((self.path / "done.json").read_text())["iteration"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        state = self.latest()
-        return state if state is not None and state["iteration"] == final else None
-
-    def remember(self, key: str, value: Mapping[str, Any]) -> None:
-        """Keep a JSON result that belongs to this work (an evaluation, say)."""
-        write_atomically(self.path / f"{key}.json", json.dumps(value).encode())
-
-    def recall(self, key: str) -> dict[str, Any] | None:
-        """What was remembered under `key`, or None."""
-        try:
-            value = json.loads((self.path / f"{key}.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
-
-    def _states(self) -> list[Path]:
-        if not self.path.is_dir():
-            return []
-        return sorted((p for p in self.path.iterdir() if _NAME.fullmatch(p.name)), reverse=True)

@@ -1,0 +1,102 @@
+"""The folder of a training: its newest two checkpoints and the results that belong to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rdd_pipeline.files import write_atomically
+from rdd_pipeline.training.state import DamagedStateError, TrainState
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"state-(\d{9})\.ckpt")
+KEPT = 2
+
+
+class RunStore:
+    """Everything on disk about one piece of training work, under its fingerprint.
+
+    ``job.json`` says in words what the fingerprint stands for, ``state-ITERATION.ckpt`` are the
+    checkpoints, ``done.json`` names the final one, ``KEY.json`` are remembered results.
+    """
+
+    def __init__(self, root: Path, fingerprint: str) -> None:
+        self.path = root / fingerprint
+        self.fingerprint = fingerprint
+        self._unusable: set[Path] = set()
+
+    def describe(self, job: Mapping[str, Any]) -> None:
+        """Write ``job.json`` once, for people who look into the folder."""
+        if not (self.path / "job.json").exists():
+            text = json.dumps(job, indent=1, sort_keys=True, default=str)
+            write_atomically(self.path / "job.json", text.encode())
+
+    def save(self, state: TrainState) -> Path:
+        """Write the state of its iteration and drop all but it and the one before.
+
+        States that `latest` has found damaged do not count: training goes on from before them, and
+        what it writes there would be the first to go.
+        """
+        path = self.path / f"state-{state.iteration:09d}.ckpt"
+        write_atomically(path, replace(state, fingerprint=self.fingerprint).to_bytes())
+        self._unusable.discard(path)
+        others = [p for p in self._states() if p != path and p not in self._unusable]
+        for old in others[KEPT - 1 :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def latest(self) -> TrainState | None:
+        """Newest state that is whole, or None; damaged ones are named in the log and skipped."""
+        for path in self._states():
+            try:
+                state = TrainState.from_bytes(path.read_bytes(), source=str(path))
+                if state.fingerprint != self.fingerprint:
+                    raise DamagedStateError(f"{path} belongs to other work ({state.fingerprint}).")
+            except (DamagedStateError, OSError) as error:
+                logger.warning("%s Trying the one before it.", error)
+                self._unusable.add(path)
+                continue
+            return state
+        return None
+
+    def finish(self, iteration: int) -> None:
+        """Mark the work as complete: its last state is the one of `iteration`.
+
+        Older states go: they were kept to fall back on, and the work can be loaded now.
+        """
+        write_atomically(self.path / "done.json", json.dumps({"iteration": iteration}).encode())
+        for path in self._states():
+            if path.name != f"state-{iteration:09d}.ckpt":
+                path.unlink(missing_ok=True)
+
+    def finished_state(self) -> TrainState | None:
+        """Final state of complete work; None when it is not complete or no longer readable."""
+        try:
+            final = json.loads((self.path / "done.json").read_text())["iteration"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        state = self.latest()
+        return state if state is not None and state.iteration == final else None
+
+    def remember(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep a JSON result that belongs to this work (an evaluation, say)."""
+        write_atomically(self.path / f"{key}.json", json.dumps(value).encode())
+
+    def recall(self, key: str) -> dict[str, Any] | None:
+        """What was remembered under `key`, or None."""
+        try:
+            value = json.loads((self.path / f"{key}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def _states(self) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return sorted((p for p in self.path.iterdir() if _NAME.fullmatch(p.name)), reverse=True)

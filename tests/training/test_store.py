@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdd_pipeline.training import store as store_module
+from rdd_pipeline.training.state import MAGIC, TrainState
+from rdd_pipeline.training.store import RunStore
+
+from .test_state import _equal, _sealed, _Trap
+
+
+def _state(iteration: int = 3) -> TrainState:
+    return TrainState(
+        iteration,
+        student={"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)},
+        optimizer={
+            "state": {0: {"momentum": torch.ones(2, dtype=torch.float64)}},
+            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "nesterov": False}],
+        },
+        history=[{"iteration": 1, "loss": 0.5}],
+    )
+
+
+@pytest.fixture
+def store(tmp_path) -> RunStore:
+    return RunStore(tmp_path, "0123456789abcdef")
+
+
+def _names(store: RunStore) -> list[str]:
+    return sorted(path.name for path in store.path.glob("state-*"))
+
+
+def test_nothing_was_saved_yet(store):
+    assert store.latest() is None
+    assert store.finished_state() is None
+    assert store.recall("scores") is None
+    assert not store.path.exists()
+
+
+def test_the_newest_two_states_are_kept(store):
+    for iteration in (5, 10, 1000, 11):
+        store.save(_state(iteration))
+    assert _names(store) == ["state-000000011.ckpt", "state-000001000.ckpt"]
+    assert store.latest().iteration == 1000
+
+
+def test_a_saved_state_comes_back_with_its_fingerprint(store):
+    store.save(_state())
+    found = store.latest()
+    assert found.fingerprint == store.fingerprint
+    assert _equal(found.to_dict(), _state().to_dict() | {"fingerprint": store.fingerprint})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "folder"])
+def test_a_damaged_state_is_named_and_the_older_one_is_used(store, caplog, damage):
+    store.save(_state(5))
+    newest = store.save(_state(10))
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        newest.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 4
+        newest.write_bytes(data)
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    else:
+        newest.unlink()
+        newest.mkdir()
+    assert store.latest().iteration == 5
+    assert str(newest) in caplog.text
+    assert "Trying the one before it" in caplog.text
+
+
+def _positions(data: bytes, count: int) -> list[int]:
+    """Places in a state file: each of its parts and, up to `count`, others drawn once for all."""
+    numbers = data.find(torch.arange(6.0).numpy().tobytes())
+    payload = len(MAGIC) + 32
+    chosen = {
+        *(0, len(MAGIC) - 1),  # magic
+        *(len(MAGIC), payload - 1),  # digest
+        *range(payload, payload + 4),  # the zip reader's own magic
+        *range(numbers, numbers + 24),  # tensor data, which no reader but the digest checks
+        *(len(data) - 22, len(data) - 1),  # the end record of the zip file
+    }
+    assert numbers > payload
+    others = random.Random(0).sample(range(len(data)), len(data))
+    while len(chosen) < count:
+        chosen.add(others.pop())
+    return sorted(chosen)
+
+
+def _flips(data: bytes) -> Iterator[bytes]:
+    draws = random.Random(1)
+    for position in _positions(data, 200):
+        yield (
+            data[:position] + bytes([data[position] ^ draws.randint(1, 255)]) + data[position + 1 :]
+        )
+
+
+def _truncations(data: bytes) -> Iterator[bytes]:
+    for length in _positions(data, 200):
+        yield data[:length]
+
+
+@pytest.mark.parametrize("damages", [_flips, _truncations])
+def test_whatever_byte_is_damaged_the_state_is_named_and_the_older_one_used(store, caplog, damages):
+    older = store.save(_state(5))
+    newest = store.save(_state(10))
+    whole = {path: path.read_bytes() for path in (older, newest)}
+    files = list(zip(*(damages(whole[path]) for path in (older, newest)), strict=True))
+    assert len(files) == 200
+    for damaged_older, damaged_newest in files:
+        newest.write_bytes(damaged_newest)
+        caplog.clear()
+        assert store.latest().iteration == 5
+        (line,) = caplog.messages
+        assert str(newest) in line
+        assert line.endswith("Trying the one before it.")
+
+        older.write_bytes(damaged_older)
+        caplog.clear()
+        assert store.latest() is None
+        first, second = caplog.messages
+        assert str(newest) in first
+        assert str(older) in second
+        older.write_bytes(whole[older])
+    newest.write_bytes(whole[newest])
+    assert store.latest().iteration == 10
+
+
+def test_a_state_with_a_pickled_object_is_named_and_the_older_one_used(store, tmp_path, caplog):
+    trap = tmp_path / "trap"
+    store.save(_state(5))
+    newest = store.save(_state(10))
+    buffer = io.BytesIO()
+    values = _state(10).to_dict() | {"fingerprint": store.fingerprint, "x": _Trap(trap)}
+    torch.save(values, buffer)
+    newest.write_bytes(_sealed(buffer.getvalue()))
+    assert store.latest().iteration == 5
+    assert not trap.exists()
+    (line,) = caplog.messages
+    assert f"{newest} holds something other than tensors and plain values" in line
+
+
+@pytest.mark.parametrize("damaged", [{15}, {10, 15}])
+def test_damaged_states_do_not_push_out_what_is_saved_after_them(store, damaged):
+    for iteration in (10, 15):
+        path = store.save(_state(iteration))
+        if iteration in damaged:
+            path.write_bytes(path.read_bytes()[:-1])
+    store.latest()
+    for iteration in (7, 8, 9):  # where training goes on, before the damaged ones
+        newest = store.save(_state(iteration + 4 * (10 not in damaged)))
+    again = RunStore(store.path.parent, store.fingerprint)
+    reached = again.latest().iteration
+    assert newest.name == f"state-{reached:09d}.ckpt"
+    newest.write_bytes(b"")
+    assert again.latest().iteration == reached - 1
+
+
+def test_with_all_states_damaged_there_is_none(store):
+    for iteration in (5, 10):
+        store.save(_state(iteration)).write_bytes(b"x")
+    assert store.latest() is None
+
+
+def test_states_of_other_work_are_ignored(store, tmp_path, caplog):
+    other = RunStore(tmp_path, "ffffffffffffffff")
+    foreign = other.save(_state(20))
+    mine = store.save(_state(5))
+    foreign.rename(mine.with_name(foreign.name))
+    assert store.latest().iteration == 5
+    assert "belongs to other work" in caplog.text
+
+
+def test_files_of_other_names_are_not_looked_at(store, caplog):
+    store.save(_state(5))
+    for name in ("state-5.ckpt", ".state-000000009.ckpt.1.tmp", "notes.txt"):
+        (store.path / name).write_bytes(b"x")
+    assert store.latest().iteration == 5
+    assert not caplog.text
+
+
+def test_finished_work_hands_its_final_state_out(store):
+    store.save(_state(10))
+    assert store.finished_state() is None
+    store.finish(10)
+    assert store.finished_state().iteration == 10
+
+
+def test_finishing_drops_all_but_the_final_state(store):
+    for iteration in (5, 10):
+        store.save(_state(iteration))
+    store.finish(10)
+    assert _names(store) == ["state-000000010.ckpt"]
+
+
+def test_finished_work_whose_final_state_is_damaged_is_not_finished(store):
+    final = store.save(_state(10))
+    store.finish(10)
+    final.write_bytes(final.read_bytes()[:-1])
+    assert store.finished_state() is None
+    assert store.latest() is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"iteration": 9}'])
+def test_a_damaged_mark_of_completion_means_not_complete(store, content):
+    store.save(_state(10))
+    store.finish(10)
+    (store.path / "done.json").write_text(content)
+    assert store.finished_state() is None
+
+
+def test_remembered_results_come_back_and_damaged_ones_do_not(store):
+    store.remember("scores-1", {"miou": 0.25})
+    assert store.recall("scores-1") == {"miou": 0.25}
+    assert store.recall("scores-2") is None
+    (store.path / "scores-1.json").write_text('{"miou": 0.')
+    assert store.recall("scores-1") is None
+
+
+def test_the_description_is_written_once(store):
+    store.describe({"seed": 1, "root": Path("images")})
+    store.describe({"seed": 2})
+    assert '"seed": 1' in (store.path / "job.json").read_text()
+
+
+def test_every_write_of_the_folder_is_atomic(store, monkeypatch):
+    paths = []
+    monkeypatch.setattr(store_module, "write_atomically", lambda path, _: paths.append(path.name))
+    store.describe({})
+    store.save(_state(1))
+    store.finish(1)
+    store.remember("scores", {})
+    assert paths == ["job.json", "state-000000001.ckpt", "done.json", "scores.json"]
