@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "ohem": ("OHEM + KD", "tse", {"mode": "ohem"}, {}),
     "cwd": ("CWD", "cwd", {}, {}),
     "rdd_cwd": ("RDD + CWD", "tse_cwd", {}, {}),
-    "no_tfe": ("RDD without TFE", "tse", {"warmup": 0}, {}),
+    "no_tfe": ("RDD without TFE", "tse", {"tfe_length": 0}, {}),
     "kd_half": ("KD, weight 0.5", "kd", {}, {"kd": 0.5}),
     "kd_twice": ("KD, weight 2", "kd", {}, {"kd": 2.0}),
 }
@@ -125,7 +125,7 @@ def job(task: Task, a: argparse.Namespace, index: Path) -> dict[str, Any]:
                 "augment": {"crop": [a.crop, a.crop]},
             },
             # As in conf/camvid_published.
-            "rdd": {"warmup": 0.1, "mode": "xor", "threshold": 0.7, "min_kept": 0.193, **rdd},
+            "rdd": {"tfe_length": 0.1, "mode": "xor", "threshold": 0.7, "min_kept": 0.193, **rdd},
             "methods": {"kd": 1.0, **methods},
         },
         "trainer": {

@@ -102,7 +102,7 @@ class Bench:
                 validate_every=setting.iterations,
                 keep="last",
             ),
-            rdd=RddParams(warmup=0.3, min_kept=0.1),
+            rdd=RddParams(tfe_length=0.3, min_kept=0.1),
         )
         job = prepare_job(job, trainer)
         fingerprint = job_fingerprint(job, self.samples, self.teacher, None)

@@ -112,7 +112,7 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
         recipe=recipe(a, task.teacher, 0.003, 30)
         if is_teacher
         else recipe(a, a.iterations, 0.004, 20),
-        rdd={"warmup": a.warmup, "min_kept": a.min_kept, **rdd},
+        rdd={"tfe_length": a.warmup, "min_kept": a.min_kept, **rdd},
         methods={"kd": a.kd},
         precision=a.precision,
     )

@@ -75,7 +75,7 @@ class Soak:
                 validate_every=iterations // 3,
                 keep="last",
             ),
-            rdd=RddParams(warmup=0.3, min_kept=0.1),
+            rdd=RddParams(tfe_length=0.3, min_kept=0.1),
             methods={
                 "options": {"tse_cirkd": {"cirkd_memory": {"pixel_slots": 50, "region_slots": 20}}}
             },

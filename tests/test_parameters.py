@@ -15,7 +15,15 @@ from kedro.pipeline import Node, Pipeline
 from kedro.validation.type_extractor import TypeExtractor
 from omegaconf import OmegaConf
 
-from rdd_pipeline.config import Parameters, TrainerParams
+from rdd_pipeline.config import (
+    FORMER_NAMES,
+    MethodsParams,
+    NetworkParams,
+    Parameters,
+    RddParams,
+    RecipeParams,
+    TrainerParams,
+)
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.hooks.configuration import check_machine
 from rdd_pipeline.hooks.parameters import check_parameters, faults, fields_of, suggest
@@ -78,6 +86,55 @@ def test_all_faults_come_in_one_line_that_says_what_was_meant():
         assert part in message
 
 
+FORMER = {
+    "rdd.warmup=0.1": "rdd: warmup is now called tfe_length.",
+    "rdd.scope=global": "rdd: scope is now called min_kept_scope.",
+    "rdd.min_kept_scope=rank": "rdd: min_kept_scope=rank is now called min_kept_scope=local.",
+    "methods.relations=rank": "methods: relations is now called cross_image.",
+    "methods.cross_image=gathered": "methods: cross_image=gathered is now called cross_image=g",
+    "methods.preset=published": "methods: preset=published is now called preset=reference_code.",
+    "recipe.accumulate=2": "recipe: accumulate is now called gradient_accumulation_steps.",
+    "teacher_recipe.accumulate=2": "teacher_recipe: accumulate is now called gradient_acc",
+    "trainer.timeout=5": "trainer: patience is now called timeout.",
+    "student.preprocessing=published": "student: preprocessing=published is now called prep",
+    "teacher.network.preprocessing=published": "teacher.network: preprocessing=published is now",
+    "teacher.format=published": "teacher: format=published is now called format=cirkd_names.",
+}
+
+
+@pytest.mark.parametrize("given", FORMER)
+def test_a_former_name_ends_in_one_line_that_says_the_new_one(given):
+    params = OmegaConf.to_container(OmegaConf.from_dotlist([given]))
+    with pytest.raises(UserError) as info:
+        check_parameters(context_of(CONF, params), Parameters)
+    message = str(info.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith(FORMER[given])
+    assert message.endswith("Nothing was read or trained.")
+
+
+def test_digests_are_made_of_the_former_names():
+    """What was finished under a former name is found: only the name has changed."""
+    pairs = (
+        (
+            RddParams(tfe_length=4, min_kept_scope="global"),
+            {"warmup": 4, "scope": "global"},
+        ),
+        (RecipeParams(gradient_accumulation_steps=2), {"gradient_accumulation_steps": 2}),
+        (NetworkParams(name="a", preprocessing="caffe_bgr"), {"preprocessing": "caffe_bgr"}),
+        (
+            MethodsParams(preset="reference_code", cross_image="local"),
+            {"preset": "published", "relations": "rank"},
+        ),
+    )
+    for params, former in pairs:
+        dumped = params.model_dump(mode="json", context=FORMER_NAMES)
+        assert former.items() <= dumped.items()
+        now = params.model_dump(mode="json")
+        assert len(dumped) == len(now)
+        assert type(params).model_validate(now) == params
+
+
 def test_a_file_of_an_environment_is_named_as_the_place(tmp_path):
     for name, text in (("base", "seed: 0"), ("own", "sead: 1\n_mine: &a {x: 1}\n")):
         (tmp_path / name).mkdir()
@@ -110,7 +167,7 @@ def test_parameters_that_other_files_take_are_allowed(tmp_path):
         ("crop", ["recipe.augment.crop", "teacher_recipe.augment.crop"]),
         ("traner", ["trainer"]),
         ("sedes", ["seeds"]),
-        ("rdd.warm_up", ["rdd.warmup"]),
+        ("rdd.tfelength", ["rdd.tfe_length"]),
         ("batchsize", ["recipe.batch_size", "evaluation.batch_size", "teacher_recipe.batch_size"]),
         ("nonsense", []),
     ],

@@ -21,7 +21,7 @@ export PATIENCE=600
 srun --kill-on-bad-exit=0 bash -c '
     if [ "$SLURM_NODEID" = 0 ]; then
         exec .venv/bin/kedro run --pipeline=distill_tse --env=camvid_published \
-            --params="trainer.devices=auto,trainer.nodes=$SLURM_NNODES,trainer.rendezvous=$RENDEZVOUS,trainer.patience=$PATIENCE" "$@"
+            --params="trainer.devices=auto,trainer.nodes=$SLURM_NNODES,trainer.rendezvous=$RENDEZVOUS,trainer.timeout=$PATIENCE" "$@"
     else
         exec .venv/bin/python -m rdd_pipeline.launching.join "$RENDEZVOUS" --patience "$PATIENCE"
     fi

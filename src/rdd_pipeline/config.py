@@ -7,6 +7,7 @@ Kedro: ``python -m rdd_pipeline.launching JOB.json`` builds the same ones from J
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,6 +19,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -26,6 +28,11 @@ from pydantic import (
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Size = tuple[PositiveInt, PositiveInt]
 Option = bool | int | float | str
+
+
+FORMER_NAMES: Mapping[str, Any] = {"former_names": True}
+"""``model_dump(context=FORMER_NAMES)`` is what digests are made of: what was only renamed keeps its
+digest, so that finished work is found."""
 
 
 class Params(BaseModel):
@@ -37,13 +44,43 @@ class Params(BaseModel):
     """Fields that are left out of a dump while they have their default, because they came later:
     fingerprints of older work stay as they were."""
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former name of a field, or ``field=value`` with the former value -> the name it has now. A
+    former name is an error that says the new one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_former_names(cls, values: Any) -> Any:
+        faults = []
+        for former, name in cls.renamed.items() if isinstance(values, Mapping) else ():
+            field, _, value = former.partition("=")
+            if value and values.get(field) == value:
+                faults.append(f"{former} is now called {field}={name}")
+            elif not value and field in values:
+                faults.append(f"{former} is now called {name}")
+        if faults:
+            raise ValueError(f"{'; '.join(faults)}.")
+        return values
+
     @model_serializer(mode="wrap")
-    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
         for name in self.added:
             if getattr(self, name) == type(self).model_fields[name].default:
                 values.pop(name, None)
+        if info.context is FORMER_NAMES:
+            _rename_back(values, self.renamed)
         return values
+
+
+def _rename_back(values: dict[str, Any], renamed: Mapping[str, str]) -> None:
+    pairs = [(*former.partition("=")[::2], name) for former, name in renamed.items()]
+    for field, value, name in pairs:
+        if value and values.get(field) == name:
+            values[field] = value
+    for field, value, name in pairs:
+        if not value and name in values:
+            values[field] = values.pop(name)
 
 
 class SceneParams(Params):
@@ -136,6 +173,8 @@ class DataParams(Params):
 class NetworkParams(Params):
     """One segmentation network: a head on a timm backbone."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"preprocessing=published": "caffe_bgr"}
+
     name: str = Field(
         description="One of the published names (deeplabv3_resnet101, deeplabv3_resnet18, "
         "pspnet_resnet18, deeplabv3_mobilenetv2, pspnet_mobilenetv2) or HEAD_BACKBONE with HEAD "
@@ -154,15 +193,17 @@ class NetworkParams(Params):
     )
     output_stride: Literal[8, 16, 32] = Field(8, description="Input size / logits size.")
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    preprocessing: Literal["auto", "imagenet", "half", "published"] = Field(
+    preprocessing: Literal["auto", "imagenet", "half", "caffe_bgr"] = Field(
         "auto",
         description="What the network is fed. auto: what timm says of the pretrained weights, else "
-        "`imagenet` (RGB mean/std); `half`: (x - 127.5) / 127.5; `published`: BGR minus mean.",
+        "`imagenet` (RGB mean/std); `half`: (x - 127.5) / 127.5; `caffe_bgr`: BGR minus mean.",
     )
 
 
 class TeacherParams(Params):
     """Where the teacher comes from: trained here, or a checkpoint that exists."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"format=published": "cirkd_names"}
 
     network: NetworkParams
     weights: Path | None = Field(
@@ -170,9 +211,9 @@ class TeacherParams(Params):
         description="Checkpoint of a trained teacher: a .safetensors file of this project, or a "
         "state dict (safetensors, or .pth holding tensors only). None: train it here.",
     )
-    format: Literal["native", "published"] = Field(
+    format: Literal["native", "cirkd_names"] = Field(
         "native",
-        description="`published`: the names of the CIRKD/RDD code base, fed BGR minus mean.",
+        description="`cirkd_names`: the names of the CIRKD/RDD code base, fed BGR minus mean.",
     )
 
 
@@ -219,14 +260,15 @@ class AugmentParams(Params):
 class RecipeParams(Params):
     """How one network is trained. Every method of a comparison shares one recipe."""
 
-    added = ("accumulate",)
+    added = ("gradient_accumulation_steps",)
+    renamed: ClassVar[Mapping[str, str]] = {"accumulate": "gradient_accumulation_steps"}
 
     iterations: PositiveInt = Field(40_000, description="Optimizer steps, not epochs.")
     batch_size: PositiveInt = Field(16, description="Images a step, over all devices together.")
-    accumulate: PositiveInt = Field(
+    gradient_accumulation_steps: PositiveInt = Field(
         1,
-        description="Parts in which each device computes its share of a batch, for want of memory: "
-        "one more forward pass of the student, same losses and gradients. Batch norm sees a part.",
+        description="Micro-batches per device and step. Saves memory at the cost of one more "
+        "student forward; losses stay those of the whole batch, batch norm sees a micro-batch.",
     )
     optimizer: OptimizerParams = OptimizerParams()
     augment: AugmentParams = AugmentParams()
@@ -248,12 +290,17 @@ class RddParams(Params):
     in tables and figures.
     """
 
-    added = ("scope", "class_floor")
+    added = ("min_kept_scope", "class_floor")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "warmup": "tfe_length",
+        "scope": "min_kept_scope",
+        "min_kept_scope=rank": "local",
+    }
 
-    warmup: NonNegativeInt | Fraction = Field(
+    tfe_length: NonNegativeInt | Fraction = Field(
         0.1,
         description="Length of the TFE stage: an iteration count (integer) or a fraction of the "
-        "run (float). TFE while iteration < warmup, TSE from it on; iterations count from 1.",
+        "run (float). TSE begins at iteration `tfe_length`; iterations count from 1.",
     )
     mode: Literal["xor", "or", "and", "ohem"] = Field(
         "xor", description="Chosen pixels from the student's and the teacher's hard ones."
@@ -275,17 +322,17 @@ class RddParams(Params):
     annealed: bool = Field(
         False, description="After the warm-up, fade from TFE to TSE instead of switching."
     )
-    scope: Literal["rank", "global"] = Field(
-        "rank",
+    min_kept_scope: Literal["local", "global"] = Field(
+        "local",
         description="With several devices: min_kept counts the pixels of each device's share of "
-        "the batch (as published) or of the whole batch.",
+        "the batch (local, as published) or of the whole batch (global).",
     )
 
     def warmup_iterations(self, iterations: int) -> int:
         """First iteration of the TSE stage for a run of `iterations` steps."""
-        if isinstance(self.warmup, float):
-            return round(self.warmup * iterations)
-        return self.warmup
+        if isinstance(self.tfe_length, float):
+            return round(self.tfe_length * iterations)
+        return self.tfe_length
 
 
 class EvaluationParams(Params):
@@ -311,6 +358,8 @@ class TrainerParams(Params):
     The number of processes changes roundings, and which pixels `rdd.min_kept` counts.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"patience": "timeout"}
+
     device: str = Field(
         "auto", description="auto, cpu, cuda, cuda:N or mps (a Mac's GPU; never tried on one)."
     )
@@ -332,7 +381,7 @@ class TrainerParams(Params):
         description="Name or address under which the other machines reach this one; None: its own "
         "name.",
     )
-    patience: PositiveFloat = Field(
+    timeout: PositiveFloat = Field(
         600.0,
         description="Seconds to wait for machines that have not joined yet or were lost, and for "
         "a process that does not answer.",
@@ -376,9 +425,16 @@ class TrainerParams(Params):
 class MethodsParams(Params):
     """Changes to the methods' definitions in `distillation/methods.py`."""
 
-    preset: Literal["paper", "published"] = Field(
+    renamed: ClassVar[Mapping[str, str]] = {
+        "preset=published": "reference_code",
+        "relations": "cross_image",
+        "cross_image=gathered": "global",
+        "cross_image=rank": "local",
+    }
+
+    preset: Literal["paper", "reference_code"] = Field(
         "paper",
-        description="`published`: what the code behind the published tables computes where it "
+        description="`reference_code`: what the code behind the published tables computes where it "
         "deviates from its paper. CWD: divisor, no adapter at equal widths, adversarial term; "
         "IFVD: adversarial term; MGD: CWD on logits beside it, no adapter at equal widths; CIRKD: "
         "which pixels the memory keeps; CIRKDv2: the same, attention without bias; RDD: TFE "
@@ -394,10 +450,10 @@ class MethodsParams(Params):
         1.0,
         description="Weight of plain pixel-wise KD in every method that has it among its terms.",
     )
-    relations: Literal["gathered", "rank"] = Field(
-        "gathered",
+    cross_image: Literal["global", "local"] = Field(
+        "global",
         description="With several devices: losses across images (CIRKD, CIRKDv2, DIST) relate the "
-        "images of all devices, or of each device's own share of the batch only.",
+        "images of all devices (global), or of each device's own share of the batch only (local).",
     )
     weights: dict[str, dict[str, NonNegativeFloat]] = Field(
         {}, description="Other weights by method and loss, e.g. {cwd: {cwd_logits: 2.0}}."

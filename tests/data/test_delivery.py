@@ -82,8 +82,8 @@ def _ends_in_one_line(fault: str, kind: type[UserError], message: str, pin_memor
 
 
 FAULTS = [
-    ("hang", UserError, r"No batch came .* for 3 s \(trainer.patience\).* trainer.workers=0"),
-    ("stopped", UserError, r"No batch came .* for 3 s \(trainer.patience\).* trainer.workers=0"),
+    ("hang", UserError, r"No batch came .* for 3 s \(trainer.timeout\).* trainer.workers=0"),
+    ("stopped", UserError, r"No batch came .* for 3 s \(trainer.timeout\).* trainer.workers=0"),
     ("exit", UserError, r"A loader process died \(status 3\).* trainer.workers=0"),
     ("killed", UserError, r"A loader process died \(SIGKILL\).* trainer.workers=0"),
     (

@@ -113,7 +113,7 @@ def test_the_two_stages_of_rdd_are_the_same_method():
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_changes_its_one_setting_and_leaves_the_others_as_the_run_has_them(name):
-    run = RddParams(warmup=0.15, mode="or", threshold=0.31, min_kept=0.17, annealed=False)
+    run = RddParams(tfe_length=0.15, mode="or", threshold=0.31, min_kept=0.17, annealed=False)
     (setting,) = ABLATIONS[name].rdd.items()
     if getattr(run, setting[0]) == setting[1]:  # a run that is not the ablation to begin with
         run = run.model_copy(update={"mode": "and", "threshold": 0.77})
@@ -143,13 +143,13 @@ def test_a_weight_of_zero_is_a_weight():
 
 
 def test_the_preset_puts_the_published_settings_on_and_options_have_the_last_word():
-    published = MethodsParams(preset="published")
+    published = MethodsParams(preset="reference_code")
     cwd = {term.module: term.options for term in find_method("cwd", published).terms}
     assert cwd["cwd_feature"] == {"divisor": "student", "adapter": "unless_equal"}
     cirkd = {term.module: term.options for term in find_method("cirkd", published).terms}
     assert cirkd["cirkd_memory"] == {"preset": "cirkd_published"}
     both = MethodsParams(
-        preset="published",
+        preset="reference_code",
         options={"cwd": {"cwd_feature": {"divisor": "teacher", "temperature": 2.0}}},
     )
     options = {term.module: term.options for term in find_method("cwd", both).terms}
@@ -228,7 +228,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_published_preset_has_the_terms_of_the_published_scripts(name):
-    published = MethodsParams(preset="published")
+    published = MethodsParams(preset="reference_code")
     assert find_method(name, published).weights == SCRIPTS[name]
     companion = f"tse_{name}"
     if companion in COMPANIONS:
@@ -238,7 +238,7 @@ def test_the_published_preset_has_the_terms_of_the_published_scripts(name):
 
 def test_weights_may_be_given_to_terms_that_only_the_preset_has():
     weights = {"mgd": {"cwd_logits": 1.5}}
-    changed = find_method("mgd", MethodsParams(preset="published", weights=weights))
+    changed = find_method("mgd", MethodsParams(preset="reference_code", weights=weights))
     assert changed.weights == {"mgd": 2e-5, "cwd_logits": 1.5}
     with pytest.raises(UserError, match="gives 'mgd' weights for cwd_logits"):
         find_method("mgd", MethodsParams(weights=weights))
@@ -253,12 +253,12 @@ def test_published_terms_have_no_adapter_between_equal_widths():
                 for term in find_method(name, MethodsParams(preset=preset)).terms
                 if term.module in ("cwd_feature", "mgd")
             )
-            for preset in ("paper", "published")
+            for preset in ("paper", "reference_code")
         }
         for preset, context, adapted in (
             ("paper", equal, True),
-            ("published", equal, False),
-            ("published", wider, True),
+            ("reference_code", equal, False),
+            ("reference_code", wider, True),
         ):
             built = build_term(terms[preset], context)
             assert (f"{layer}.weight" in dict(built.named_parameters())) == adapted
@@ -267,7 +267,7 @@ def test_published_terms_have_no_adapter_between_equal_widths():
 
 
 def test_the_published_attention_of_cirkdv2_has_no_bias():
-    for preset, biased in (("paper", True), ("published", False)):
+    for preset, biased in (("paper", True), ("reference_code", False)):
         (_, term) = find_method("cirkdv2", MethodsParams(preset=preset)).terms
         with torch.device("meta"):
             built = build_term(term, CONTEXT)
@@ -277,7 +277,7 @@ def test_the_published_attention_of_cirkdv2_has_no_bias():
 def test_tfe_is_weighted_by_class_but_in_the_published_preset():
     assert find_method("tse").weighted_tfe
     assert find_method("tse_cwd", MethodsParams()).weighted_tfe
-    assert not find_method("tfe", MethodsParams(preset="published")).weighted_tfe
+    assert not find_method("tfe", MethodsParams(preset="reference_code")).weighted_tfe
 
 
 # --- weights that depend on the number of positions -----------------------------------------------

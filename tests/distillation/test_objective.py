@@ -51,7 +51,7 @@ WEIGHTS = torch.tensor([0.5, 1.0, 1.5, 2.0])
 def _objective(method: Method, *, rdd: dict | None = None, **settings) -> Objective:
     return Objective(
         method,
-        rdd=RddParams(**{"warmup": WARMUP, "min_kept": 0.1, **(rdd or {})}),
+        rdd=RddParams(**{"tfe_length": WARMUP, "min_kept": 0.1, **(rdd or {})}),
         **{
             "warmup": WARMUP,
             "iterations": ITERATIONS,
@@ -88,14 +88,14 @@ def _cross_entropy(output: NetworkOutput, labels: Tensor, weight: Tensor | None 
     ],
 )
 def test_the_share_of_tfe_switches_at_the_warm_up(warmup, iterations, expected):
-    rdd = RddParams(warmup=warmup)
+    rdd = RddParams(tfe_length=warmup)
     shares = [tfe_share(rdd, i, warmup, iterations) for i in range(1, iterations + 1)]
     assert shares == expected
 
 
 @pytest.mark.parametrize(("warmup", "iterations"), [(4, 10), (1, 5), (0, 4), (4000, 40_000)])
 def test_the_annealed_share_is_the_published_formula(warmup, iterations):
-    rdd = RddParams(warmup=warmup, annealed=True)
+    rdd = RddParams(tfe_length=warmup, annealed=True)
     for iteration in {1, max(warmup - 1, 1), max(warmup, 1), warmup + 1, iterations}:
         share = tfe_share(rdd, iteration, warmup, iterations)
         if iteration < warmup:
@@ -106,7 +106,7 @@ def test_the_annealed_share_is_the_published_formula(warmup, iterations):
 
 
 def test_an_annealed_run_that_ends_with_the_warm_up_has_one_step_of_tse():
-    rdd = RddParams(warmup=6, annealed=True)
+    rdd = RddParams(tfe_length=6, annealed=True)
     assert [tfe_share(rdd, i, 6, 6) for i in (5, 6)] == [1.0, 0.0]
 
 
@@ -301,7 +301,7 @@ def test_with_all_pixels_ignored_the_task_is_zero_with_zero_gradient(method, ite
 def test_heads_that_are_missing_are_noticed_just_when_they_are_needed(
     labels, warmup, rdd, student, message
 ):
-    params = RddParams(warmup=warmup, **rdd)
+    params = RddParams(tfe_length=warmup, **rdd)
 
     def check(teacher: bool) -> None:
         check_auxiliary_heads(
@@ -315,7 +315,7 @@ def test_heads_that_are_missing_are_noticed_just_when_they_are_needed(
         return
     check(False)
     # What it lets pass can be computed in every iteration.
-    objective = _objective(find_method("tse"), rdd={"warmup": warmup, **rdd}, warmup=warmup)
+    objective = _objective(find_method("tse"), rdd={"tfe_length": warmup, **rdd}, warmup=warmup)
     for iteration in range(1, ITERATIONS + 1):
         outputs = _output(1, auxiliary=student), _output(2, auxiliary=False)
         assert objective(*outputs, labels, iteration).total.isfinite()

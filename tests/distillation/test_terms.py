@@ -186,7 +186,7 @@ def _pixel_gradient(name: str, iteration: int) -> Tensor:
     torch.manual_seed(0)  # the same adapters for both
     objective = Objective(
         find_method(name),
-        rdd=RddParams(warmup=5, min_kept=0.1),
+        rdd=RddParams(tfe_length=5, min_kept=0.1),
         warmup=5,
         iterations=10,
         aux_weight=0.4,
@@ -218,7 +218,7 @@ def test_the_tfe_weight_of_a_companion_is_that_of_each_pixel():
     student = _output(1, 8, gradient=True)
     objective = Objective(
         COMPANIONS["tse_cwd"],
-        rdd=RddParams(warmup=5),
+        rdd=RddParams(tfe_length=5),
         warmup=5,
         iterations=10,
         aux_weight=0.0,

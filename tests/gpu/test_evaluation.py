@@ -48,7 +48,7 @@ def network():
 
 
 @pytest.mark.parametrize("passes", PASSES)
-@pytest.mark.parametrize("preprocessing", ["imagenet", "published"])
+@pytest.mark.parametrize("preprocessing", ["imagenet", "caffe_bgr"])
 def test_the_confusion_matrix_is_that_of_the_cpu(network, passes, preprocessing, device):
     found, expected = (
         evaluate(

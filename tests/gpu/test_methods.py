@@ -91,7 +91,7 @@ class Step:
             objective,
             teacher=teacher,
             student_preprocessing=Preprocessing.imagenet(),
-            teacher_preprocessing=Preprocessing.published(),
+            teacher_preprocessing=Preprocessing.caffe_bgr(),
             autocast=autocast,
         )
         self.module.to(device).to(memory_format=torch.channels_last)

@@ -53,7 +53,7 @@ def _trainer(device: torch.device, **changes: object) -> TrainerParams:
 
 def _job(make_job, method: str, network: NetworkParams, **fields):
     return make_job(
-        method, network=network, recipe=RECIPE, rdd={"warmup": 3}, methods=OPTIONS, **fields
+        method, network=network, recipe=RECIPE, rdd={"tfe_length": 3}, methods=OPTIONS, **fields
     )
 
 
@@ -136,7 +136,7 @@ def test_killed_it_goes_on_to_the_same_bits(
 ):
     """SIGKILL of a real process, then the same command (here: its function) again."""
     job = make_job(
-        recipe={"iterations": 40, "validate_every": 20}, rdd={"warmup": 8}, precision="float32"
+        recipe={"iterations": 40, "validate_every": 20}, rdd={"tfe_length": 8}, precision="float32"
     )
     settings = {
         "device": str(device),
@@ -224,7 +224,7 @@ def test_a_crop_that_does_not_fit_ends_in_one_line(precision, make_job, blocks, 
         job = make_job(
             "tse",
             recipe={"iterations": 2, "batch_size": 16, "augment": {"crop": (2048, 2048)}},
-            rdd={"warmup": 1},
+            rdd={"tfe_length": 1},
             precision=precision,
         )
         with pytest.raises(UserError) as caught:

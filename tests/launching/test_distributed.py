@@ -31,7 +31,12 @@ def same(make_job):
     def job(method, network=CNN, **fields):
         crop = (128, 128) if method in LARGE else (48, 48)
         recipe = {"iterations": 2, "batch_size": 8, "validate_every": 2, "augment": {"crop": crop}}
-        rdd = {"warmup": 2, "min_kept": 0.5, "scope": "global", **fields.pop("rdd", {})}
+        rdd = {
+            "tfe_length": 2,
+            "min_kept": 0.5,
+            "min_kept_scope": "global",
+            **fields.pop("rdd", {}),
+        }
         recipe |= {"keep": "last", **fields.pop("recipe", {})}
         return make_job(method, network=network, recipe=recipe, rdd=rdd, methods=OPTIONS, **fields)
 
@@ -42,8 +47,8 @@ def same(make_job):
         "valid pixels, class weights": job(
             "tse", rdd={"reduction": "valid"}, recipe={"class_weights": True}
         ),
-        "cirkd in parts": job("cirkd", recipe={"accumulate": 2}),
-        "tse in parts": job("tse", recipe={"accumulate": 2}),
+        "cirkd in parts": job("cirkd", recipe={"gradient_accumulation_steps": 2}),
+        "tse in parts": job("tse", recipe={"gradient_accumulation_steps": 2}),
     }
 
 
@@ -121,7 +126,9 @@ def test_a_batch_in_parts_comes_to_the_same(method, ranks, same, blocks, teacher
     """In all but batch norm, which sees a part; here is none."""
     job = same[f"{method} in parts"]
     whole, quarters = (
-        job.model_copy(update={"recipe": job.recipe.model_copy(update={"accumulate": parts})})
+        job.model_copy(
+            update={"recipe": job.recipe.model_copy(update={"gradient_accumulation_steps": parts})}
+        )
         for parts in (1, 4)
     )
     with float64(batch_norm=False):

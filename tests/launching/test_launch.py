@@ -282,7 +282,7 @@ def two_machines(blocks, tmp_path_factory):
     images = tmp_path_factory.mktemp("second") / "images"
     shutil.copytree(blocks.root, images)
     machine = Machine(endpoint, images)
-    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 60}
+    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "timeout": 60}
     yield TWO.model_copy(update=updates), machine
     machines.close(endpoint)
     output, _ = machine.process.communicate(timeout=60)
@@ -376,7 +376,7 @@ def test_without_the_second_machine_the_first_gives_up_in_time(run, job, tmp_pat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "patience": 5}
+    updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "timeout": 5}
     with pytest.raises(WorkerFailedError, match=r"2 machines did not come together .* 5 seconds"):
         run(job, tmp_path, trainer=TWO.model_copy(update=updates))
     machines.close(endpoint)

@@ -78,7 +78,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     write_job, make_job, blocks, teacher, tmp_path
 ):
     """SIGKILL of a real process, then the same command (here: its function) again."""
-    job = make_job(recipe={"iterations": 24, "validate_every": 12}, rdd={"warmup": 8})
+    job = make_job(recipe={"iterations": 24, "validate_every": 12}, rdd={"tfe_length": 8})
     path = write_job(job)
     process = subprocess.Popen(
         [sys.executable, "-m", "rdd_pipeline.launching", str(path)],

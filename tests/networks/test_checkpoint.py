@@ -195,14 +195,14 @@ def test_published_teacher_is_fed_as_its_authors_did(tmp_path, published_state_d
     torch.save(published_state_dict("pspnet_mobilenetv2"), path)
     params = NetworkParams(name="pspnet_mobilenetv2")
     labels = tuple(f"class {index}" for index in range(19))
-    checkpoint = import_teacher(teacher(path, params, "published"), labels)
-    assert checkpoint.header.preprocessing == Preprocessing.published()
+    checkpoint = import_teacher(teacher(path, params, "cirkd_names"), labels)
+    assert checkpoint.header.preprocessing == Preprocessing.caffe_bgr()
     checkpoint.build()
     told = params.model_copy(update={"preprocessing": "half"})
-    checkpoint = import_teacher(teacher(path, told, "published"), labels)
+    checkpoint = import_teacher(teacher(path, told, "cirkd_names"), labels)
     assert checkpoint.header.preprocessing == Preprocessing.half()
     with pytest.raises(UserError, match=r"Teacher has 19 classes, the label set 3\. Choose"):
-        import_teacher(teacher(path, params, "published"), LABELS)
+        import_teacher(teacher(path, params, "cirkd_names"), LABELS)
 
 
 def test_other_classes_are_errors(saved):

@@ -24,7 +24,7 @@ def test_published_is_bgr_minus_the_mean():
     image = IMAGES.numpy().astype(np.float32)[:, ::-1]
     mean = np.array([104.00698793, 116.66876762, 122.67891434], dtype=np.float32)
     expected = torch.from_numpy(image - mean[:, None, None])
-    assert_close(Preprocessing.published().normalize(IMAGES), expected)
+    assert_close(Preprocessing.caffe_bgr().normalize(IMAGES), expected)
 
 
 def test_half_spans_minus_one_to_one():
@@ -37,7 +37,7 @@ def test_floats_of_the_same_range_give_the_same():
     assert torch.equal(preprocessing.normalize(IMAGES), preprocessing.normalize(IMAGES.float()))
 
 
-@pytest.mark.parametrize("name", ["imagenet", "half", "published"])
+@pytest.mark.parametrize("name", ["imagenet", "half", "caffe_bgr"])
 def test_the_mean_color_becomes_zero(name):
     preprocessing = getattr(Preprocessing, name)()
     image = torch.tensor(preprocessing.mean_rgb()).reshape(1, 3, 1, 1)
@@ -52,7 +52,7 @@ def test_the_mean_color_becomes_zero(name):
         ({"name": "fcn_tf_efficientnet_lite0", "pretrained": "x.pth"}, Preprocessing.half()),
         ({"name": "fcn_resnet18d.ra4_e3600_r224_in1k", "pretrained": True}, Preprocessing.half()),
         ({"name": "deeplabv3_mobilenetv2", "pretrained": "x.pth"}, Preprocessing.imagenet()),
-        ({"name": "deeplabv3_resnet18", "preprocessing": "published"}, Preprocessing.published()),
+        ({"name": "deeplabv3_resnet18", "preprocessing": "caffe_bgr"}, Preprocessing.caffe_bgr()),
         (
             {"name": "deeplabv3_mobilenetv2", "pretrained": "x.pth", "preprocessing": "half"},
             Preprocessing.half(),

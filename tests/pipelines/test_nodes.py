@@ -530,7 +530,7 @@ def _check(ingested, **change):
             "student": STUDENT,
             "teacher_recipe": RECIPE,
             "recipe": RECIPE,
-            "rdd": RddParams(warmup=1, min_kept=0.1),
+            "rdd": RddParams(tfe_length=1, min_kept=0.1),
             "methods": MethodsParams(),
             "seed": 0,
             "seeds": 1,
@@ -576,10 +576,13 @@ NO_AUXILIARY = TeacherParams(network=_change(TEACHER, auxiliary=False))
             {"student": TEACHER, "recipe": _change(RECIPE, batch_size=1)},
             "batch_size of at least 2",
         ),
-        ({"rdd": RddParams(warmup=3)}, "rdd.warmup is 3 iterations, the run has 2"),
-        ({"teacher": NO_AUXILIARY, "rdd": RddParams(warmup=2)}, "TFE compares the teacher's two"),
+        ({"rdd": RddParams(tfe_length=3)}, "rdd.tfe_length is 3 iterations, the run has 2"),
+        (
+            {"teacher": NO_AUXILIARY, "rdd": RddParams(tfe_length=2)},
+            "TFE compares the teacher's two",
+        ),
         ({"teacher": NO_AUXILIARY, "rdd": RddParams(annealed=True)}, "TFE compares the teacher"),
-        ({"teacher": NO_AUXILIARY, "rdd": RddParams(warmup=0)}, "only the student has an aux"),
+        ({"teacher": NO_AUXILIARY, "rdd": RddParams(tfe_length=0)}, "only the student has an aux"),
         ({"methods": MethodsParams(weights={"kdd": {}})}, "no method 'kdd'"),
         ({"methods": MethodsParams(weights={"kd": {"cwd": 1.0}})}, "but its terms are kd"),
         ({"methods": MethodsParams(options={"cwd": {"at": {}}})}, "but its terms are kd, cwd_log"),
@@ -597,7 +600,7 @@ def test_what_does_not_fit_is_found_before_anything_is_trained(ingested, change,
 
 def test_a_teacher_without_auxiliary_head_will_do_where_none_is_compared(ingested):
     student = _change(STUDENT, auxiliary=False)
-    _check(ingested, teacher=NO_AUXILIARY, student=student, rdd=RddParams(warmup=0))
+    _check(ingested, teacher=NO_AUXILIARY, student=student, rdd=RddParams(tfe_length=0))
 
 
 @pytest.fixture
@@ -843,7 +846,7 @@ def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
         {"student": TEACHER},
         {"recipe": _change(RECIPE, iterations=3)},
         {"methods": MethodsParams(kd=5.0)},
-        {"methods": MethodsParams(preset="published")},
+        {"methods": MethodsParams(preset="reference_code")},
         {"evaluation": EvaluationParams(flip=True)},
         {"evaluation": EvaluationParams(scales=(0.5, 1.0))},
         {"trainer": _change(CPU, precision="bfloat16")},
@@ -1128,7 +1131,7 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
     training = {
         **shared,
         "method_plan": {},
-        "rdd": RddParams(warmup=2, min_kept=0.1),
+        "rdd": RddParams(tfe_length=2, min_kept=0.1),
         "methods": MethodsParams(),
         "evaluation": EvaluationParams(),
         "teacher_weights": teacher,
@@ -1181,7 +1184,7 @@ def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested
             data=FOLDER,
             student=STUDENT,
             recipe=RECIPE,
-            rdd=RddParams(warmup=2, min_kept=0.1),
+            rdd=RddParams(tfe_length=2, min_kept=0.1),
             methods=MethodsParams(),
             evaluation=EvaluationParams(),
             seed=4,
@@ -1210,7 +1213,7 @@ def test_a_method_is_checked_before_anything_is_trained(ingested, tmp_path, teac
         "teacher": TeacherParams(network=TEACHER, weights=path if teacher_file else None),
         "student": STUDENT,
         "recipe": RECIPE,
-        "rdd": RddParams(warmup=1, min_kept=0.1),
+        "rdd": RddParams(tfe_length=1, min_kept=0.1),
         "methods": MethodsParams(weights={"cwd": {"cwd_logits": 2.0}}),
     }
     plan = _training.make_check_node("cwd")(**arguments)

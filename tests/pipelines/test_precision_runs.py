@@ -24,7 +24,7 @@ PARAMS: dict[str, Any] = {
         "optimizer": {"lr": 0.001},
         "augment": {"crop": [128, 128]},
     },
-    "rdd": {"warmup": 2},
+    "rdd": {"tfe_length": 2},
     "methods": {
         "options": {
             f"{prefix}{name}": {module: dict(options)}

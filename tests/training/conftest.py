@@ -126,7 +126,7 @@ def make_job(blocks) -> MakeJob:
                     **(recipe or {}),
                 }
             ),
-            rdd=RddParams(**{"warmup": 5, "min_kept": 0.1, **(rdd or {})}),
+            rdd=RddParams(**{"tfe_length": 5, "min_kept": 0.1, **(rdd or {})}),
             **fields,
         )
 

@@ -47,7 +47,7 @@ def _demonstration() -> TrainingJob:
             optimizer=OptimizerParams(name="adamw", lr=0.004, weight_decay=0.01, warmup=20),
             augment=AugmentParams(crop=(64, 96), scale_min=0.75, scale_max=1.5),
         ),
-        rdd=RddParams(warmup=0.1, mode="xor", threshold=0.3, min_kept=0.05),
+        rdd=RddParams(tfe_length=0.1, mode="xor", threshold=0.3, min_kept=0.05),
         precision="float32",
     )
 
@@ -90,8 +90,8 @@ def _published() -> TrainingJob:
             optimizer=OptimizerParams(lr=0.02),
             augment=AugmentParams(crop=(512, 1024)),
         ),
-        rdd=RddParams(warmup=0.1, min_kept=0.0477),
-        methods=MethodsParams(preset="published"),
+        rdd=RddParams(tfe_length=0.1, min_kept=0.0477),
+        methods=MethodsParams(preset="reference_code"),
         precision="bfloat16",
     )
 
@@ -114,7 +114,7 @@ def _own_images() -> TrainingJob:
             optimizer=OptimizerParams(name="adamw", lr=0.001, weight_decay=0.01, warmup=100),
             augment=AugmentParams(crop=(384, 384)),
         ),
-        methods=MethodsParams(relations="rank", scale_by_positions=False),
+        methods=MethodsParams(cross_image="local", scale_by_positions=False),
     )
 
 

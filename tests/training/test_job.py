@@ -21,7 +21,8 @@ def _fingerprint(job: TrainingJob, **digests) -> str:
 
 def test_a_job_survives_json_with_its_fingerprint(make_job):
     job = make_job(
-        rdd={"warmup": 0.5, "min_kept": 100}, methods=MethodsParams(weights={"tse": {"kd": 2.0}})
+        rdd={"tfe_length": 0.5, "min_kept": 100},
+        methods=MethodsParams(weights={"tse": {"kd": 2.0}}),
     )
     again = TrainingJob.model_validate_json(job.model_dump_json())
     assert again == job
@@ -30,9 +31,9 @@ def test_a_job_survives_json_with_its_fingerprint(make_job):
 
 @pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, 0.1, 5])
 def test_counts_stay_counts_and_fractions_fractions_in_json(make_job, value):
-    job = make_job(rdd={"warmup": value, "min_kept": value})
+    job = make_job(rdd={"tfe_length": value, "min_kept": value})
     again = TrainingJob.model_validate_json(job.model_dump_json())
-    assert (type(again.rdd.warmup), again.rdd.warmup) == (type(value), value)
+    assert (type(again.rdd.tfe_length), again.rdd.tfe_length) == (type(value), value)
     assert (type(again.rdd.min_kept), again.rdd.min_kept) == (type(value), value)
 
 
@@ -67,7 +68,7 @@ DECIDING = {
     "scales of validation": {"evaluation": EvaluationParams(scales=(0.5, 1.0))},
     "mirrored validation": {"evaluation": EvaluationParams(flip=True)},
     "average of validation": {"evaluation": EvaluationParams(average="logits")},
-    "warm-up": {"rdd": {"warmup": 4}},
+    "warm-up": {"rdd": {"tfe_length": 4}},
     "mode": {"rdd": {"mode": "or"}},
     "threshold": {"rdd": {"threshold": 0.6}},
     "min_kept": {"rdd": {"min_kept": 0.2}},
@@ -120,10 +121,10 @@ def test_runs_that_differ_in_tse_settings_share_the_tfe_stage(make_job):
         {"threshold": 0.5},
         {"min_kept": 7},
         {"annealed": True},
-        {"warmup": 0.625},  # the same five iterations
+        {"tfe_length": 0.625},  # the same five iterations
     ):
         assert _fingerprint(make_job(stage="tfe", rdd=change)) == base
-    for change in ({"reduction": "valid"}, {"warmup": 6}):
+    for change in ({"reduction": "valid"}, {"tfe_length": 6}):
         assert _fingerprint(make_job(stage="tfe", rdd=change)) != base
 
 
@@ -133,7 +134,7 @@ def test_the_methods_tfe_and_tse_share_the_tfe_stage(make_job):
 
 def test_rdd_settings_do_not_touch_other_methods(make_job):
     for method in ("baseline", "kd", "teacher"):
-        changed = make_job(method, rdd={"warmup": 2, "mode": "or", "annealed": True})
+        changed = make_job(method, rdd={"tfe_length": 2, "mode": "or", "annealed": True})
         assert _fingerprint(changed) == _fingerprint(make_job(method))
 
 
@@ -165,7 +166,7 @@ def test_a_backbone_file_counts_by_its_content(make_job, tmp_path):
 )
 def test_the_stages_divide_the_run_at_the_warm_up(make_job, warmup, iterations, tfe, tse):
     for stage, expected in (("tfe", tfe), ("tse", tse), ("whole", range(1, iterations + 1))):
-        job = make_job(stage=stage, recipe={"iterations": iterations}, rdd={"warmup": warmup})
+        job = make_job(stage=stage, recipe={"iterations": iterations}, rdd={"tfe_length": warmup})
         assert range(job.first_iteration, job.last_iteration + 1) == expected
 
 
@@ -181,9 +182,11 @@ def test_an_unknown_stage_is_refused(make_job):
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(make_job):
-    with pytest.raises(ValidationError, match=r"rdd.warmup is 9 iterations, the run has 8. Lower"):
-        make_job(rdd={"warmup": 9})
-    make_job("kd", rdd={"warmup": 9})  # which has none
+    with pytest.raises(
+        ValidationError, match=r"rdd.tfe_length is 9 iterations, the run has 8. Lower"
+    ):
+        make_job(rdd={"tfe_length": 9})
+    make_job("kd", rdd={"tfe_length": 9})  # which has none
 
 
 def test_class_weights_that_do_not_exist_are_refused(make_job):
@@ -209,7 +212,7 @@ def test_what_is_said_of_tse_reaches_its_tfe_stage(make_job):
 
 def test_changes_of_other_methods_do_not_touch_a_job(make_job):
     changes = MethodsParams(
-        preset="published", weights={"cwd": {"kd": 0.5}}, options={"cwd": {"kd": {}}}
+        preset="reference_code", weights={"cwd": {"kd": 0.5}}, options={"cwd": {"kd": {}}}
     )
     assert _fingerprint(make_job("kd", methods=changes)) == _fingerprint(make_job("kd"))
     assert _fingerprint(make_job("cwd", methods=changes)) != _fingerprint(make_job("cwd"))

@@ -126,7 +126,7 @@ def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
 @pytest.mark.parametrize("method", ["baseline", "kd", "tfe", "tse"])
 def test_every_method_goes_on_where_it_stopped(run, make_job, tmp_path, method):
     """All the others, which train and remember more: tests/training/test_methods.py."""
-    job = make_job(method, recipe={"iterations": 4}, rdd={"warmup": 3})
+    job = make_job(method, recipe={"iterations": 4}, rdd={"tfe_length": 3})
     whole = run(job)
     for number in (2, 2):
         with pytest.raises(Stop):
@@ -140,7 +140,7 @@ def test_every_method_goes_on_where_it_stopped(run, make_job, tmp_path, method):
     ("warmup", "annealed"), [(5, False), (0, False), (1, False), (8, False), (3, True), (0, True)]
 )
 def test_tfe_and_then_tse_ends_like_one_run(run, make_job, tmp_path, warmup, annealed):
-    rdd = {"warmup": warmup, "annealed": annealed}
+    rdd = {"tfe_length": warmup, "annealed": annealed}
     whole = run(make_job(rdd=rdd))
     tfe = run(make_job("tfe", stage="tfe", rdd=rdd), store=tmp_path)
     assert tfe.state.iteration == tfe.trained == max(warmup - 1, 0)
@@ -475,7 +475,7 @@ def test_finished_work_of_before_with_a_nan_for_the_best_hands_on_the_last_weigh
 
 
 def test_the_first_stage_hands_its_last_weights_on(run, make_job):
-    result = run(make_job(stage="tfe", rdd={"warmup": 7}))
+    result = run(make_job(stage="tfe", rdd={"tfe_length": 7}))
     assert result.state.best.iteration == 4
     assert result.network.header.provenance["iteration"] == "6"
     assert _equal(result.network.tensors, result.state.student)
@@ -685,7 +685,7 @@ def test_a_missing_teacher_is_reported(run, make_job):
     [
         {"stage": "tfe"},
         {"stage": "whole"},
-        {"stage": "whole", "rdd": {"warmup": 0, "annealed": True}},
+        {"stage": "whole", "rdd": {"tfe_length": 0, "annealed": True}},
     ],
 )
 def test_tfe_without_the_teachers_auxiliary_head_is_refused(run, make_job, job, name, auxiliary):
@@ -704,10 +704,10 @@ def test_tse_compares_auxiliary_heads_that_both_networks_have(run, make_job):
     )
     short = {"iterations": 1}
     with pytest.raises(UserError, match=r"only the student has an auxiliary head. Set"):
-        run(make_job(rdd={"warmup": 0}, recipe=short), teacher=blind)
-    run(make_job(rdd={"warmup": 0, "mode": "ohem"}, recipe=short), teacher=blind)
+        run(make_job(rdd={"tfe_length": 0}, recipe=short), teacher=blind)
+    run(make_job(rdd={"tfe_length": 0, "mode": "ohem"}, recipe=short), teacher=blind)
     bare = STUDENT.model_copy(update={"auxiliary": False})
-    run(make_job(network=bare, rdd={"warmup": 0}, recipe=short), teacher=blind)
+    run(make_job(network=bare, rdd={"tfe_length": 0}, recipe=short), teacher=blind)
 
 
 def test_tse_without_the_state_of_tfe_is_refused(run, make_job):
@@ -716,7 +716,7 @@ def test_tse_without_the_state_of_tfe_is_refused(run, make_job):
 
 
 def test_a_state_of_another_iteration_is_refused(run, make_job):
-    initial_state = run(make_job(stage="tfe", rdd={"warmup": 3})).state
+    initial_state = run(make_job(stage="tfe", rdd={"tfe_length": 3})).state
     with pytest.raises(
         UserError,
         match=r"starts after iteration 4, but the state .* stands at 2. Run distill_tfe",
@@ -783,7 +783,7 @@ def test_the_last_line_of_progress_shows_the_last_validation_and_the_best(run, m
 
 def test_crops_larger_than_the_images_are_padded(run, make_job):
     augment = AugmentParams(crop=(64, 64), scale_min=0.5, scale_max=0.5)
-    result = run(make_job(recipe={"augment": augment, "iterations": 2}, rdd={"warmup": 2}))
+    result = run(make_job(recipe={"augment": augment, "iterations": 2}, rdd={"tfe_length": 2}))
     assert all(math.isfinite(row["loss"]) for row in result.history if "loss" in row)
 
 

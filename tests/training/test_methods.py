@@ -44,7 +44,7 @@ NAMES = [name for name in METHODS if name != "tfe"]
 
 def _job(make_job, method: str, network: NetworkParams, **fields):
     return make_job(
-        method, network=network, recipe=RECIPE, rdd={"warmup": 2}, methods=OPTIONS, **fields
+        method, network=network, recipe=RECIPE, rdd={"tfe_length": 2}, methods=OPTIONS, **fields
     )
 
 
@@ -151,7 +151,7 @@ def test_all_methods_start_from_the_same_student(make_job, blocks, teacher):
     recipe = {**RECIPE, "iterations": 1, "optimizer": {"name": "sgd", "lr": 1e-30}}
 
     def start(method):
-        job = make_job(method, recipe=recipe, methods=OPTIONS, rdd={"warmup": 0})
+        job = make_job(method, recipe=recipe, methods=OPTIONS, rdd={"tfe_length": 0})
         state = train(job, blocks.samples, trainer=CPU, teacher=teacher).state.student
         return {name: t for name, t in state.items() if name.endswith("weight")}
 
@@ -174,7 +174,7 @@ def test_an_ablation_that_changes_nothing_shares_its_work(make_job, blocks, teac
 
     assert fingerprint("rdd_xor") == fingerprint("tse")
     assert fingerprint("rdd_or") != fingerprint("tse")
-    assert fingerprint("rdd_warmup_10") == fingerprint("tse", rdd={"warmup": 0.1})
+    assert fingerprint("rdd_warmup_10") == fingerprint("tse", rdd={"tfe_length": 0.1})
 
 
 @pytest.mark.parametrize("method", [*NAMES, *COMPANIONS, *ABLATIONS])

@@ -70,7 +70,7 @@ def test_no_gradient_reaches_the_teacher_and_it_stays_in_eval_mode(teacher, batc
 
 
 def test_each_network_is_fed_as_it_was_made_to_be(teacher, batch):
-    step = _step("kd", teacher, preprocessing=Preprocessing.published())
+    step = _step("kd", teacher, preprocessing=Preprocessing.caffe_bgr())
     fed = {}
     (network,) = step._teacher
     network.register_forward_pre_hook(lambda _, inputs: fed.update(teacher=inputs[0]))

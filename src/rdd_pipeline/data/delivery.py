@@ -157,9 +157,9 @@ def _next(batches: Iterator[AnyBatch], started: Started, patience: float) -> Any
             started.kill()
             if late:
                 raise UserError(
-                    f"No batch came from the loader processes for {patience:g} s (trainer.patience)"
+                    f"No batch came from the loader processes for {patience:g} s (trainer.timeout)"
                     ". Set trainer.workers=0, which loads in the training process, or raise "
-                    "trainer.patience if the disk is that slow."
+                    "trainer.timeout if the disk is that slow."
                 ) from error
             if dead:
                 raise UserError(_death(dead[0])) from error

@@ -23,7 +23,7 @@ class Term:
         module: Key of `terms.TERMS`.
         weights: Weight by name of a loss; the names are those of the curves.
         options: Settings of the module.
-        published: Settings on top of `options` under ``methods.preset=published``: where the
+        published: Settings on top of `options` under ``methods.preset=reference_code``: where the
             published code deviates from its paper.
     """
 
@@ -42,7 +42,7 @@ class Method:
         task: `plain`: cross-entropy on all valid pixels; `rdd`: TFE, then TSE.
         terms: Distillation losses added to the task loss; with any, a teacher is needed.
         rdd: Settings of RDD that make this method, by field of `RddParams`.
-        published: Terms under ``methods.preset=published``, where the code behind the published
+        published: Terms under ``methods.preset=reference_code``, where the code behind published
             tables has others.
         weighted_tfe: Whether class weights, where the recipe has them, hold for TFE too.
     """
@@ -162,10 +162,10 @@ COMPANIONS: dict[str, Method] = {
 ABLATIONS: dict[str, Method] = {
     f"rdd_{name}": Method(f"RDD, {title}", task="rdd", terms=(KD,), rdd=settings)
     for name, title, settings in (
-        ("warmup_00", "warm-up 0 %", {"warmup": 0}),
-        ("warmup_10", "warm-up 10 %", {"warmup": 0.1}),
-        ("warmup_20", "warm-up 20 %", {"warmup": 0.2}),
-        ("warmup_30", "warm-up 30 %", {"warmup": 0.3}),
+        ("warmup_00", "warm-up 0 %", {"tfe_length": 0}),
+        ("warmup_10", "warm-up 10 %", {"tfe_length": 0.1}),
+        ("warmup_20", "warm-up 20 %", {"tfe_length": 0.2}),
+        ("warmup_30", "warm-up 30 %", {"tfe_length": 0.3}),
         ("xor", "hard XOR", {"mode": "xor"}),
         ("or", "hard OR", {"mode": "or"}),
         ("and", "hard AND", {"mode": "and"}),
@@ -210,7 +210,7 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
     key = "tse" if name == "tfe" else name
     weights, options = changes.weights.get(key, {}), changes.options.get(key, {})
     everywhere = {"kd": changes.kd}
-    published = changes.preset == "published"
+    published = changes.preset == "reference_code"
     if published:
         method = replace(method, terms=method.published or method.terms, weighted_tfe=False)
     _require_known(name, "weights", weights, list(method.weights))

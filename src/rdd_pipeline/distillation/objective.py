@@ -179,7 +179,7 @@ class Objective(nn.Module):
                 aux_weight=self.aux_weight,
                 ignore_index=self.ignore_index,
                 ranks=self.ranks,
-                scope=self.rdd.scope,
+                scope=self.rdd.min_kept_scope,
                 by_class=iteration % COUNT_EVERY == 0,
             )
             task = task + (1.0 - fade) * tse
@@ -219,7 +219,7 @@ def check_auxiliary_heads(
     if warmup > 1 or (rdd.annealed and warmup < iterations):
         raise UserError(
             "TFE compares the teacher's two heads, but the teacher has no auxiliary head. Set "
-            "teacher.network.auxiliary=true, or rdd.warmup=0 and rdd.annealed=false."
+            "teacher.network.auxiliary=true, or rdd.tfe_length=0 and rdd.annealed=false."
         )
     if student and rdd.mode != "ohem":
         raise UserError(

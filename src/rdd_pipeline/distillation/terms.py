@@ -40,7 +40,7 @@ class TermContext:
         ignore_index: Label that is not looked at.
         aux_weight: Weight of the auxiliary heads beside the main ones.
         ranks: Processes that share the batches.
-        relations: Whether images are related to those of all ranks, or of their own only.
+        cross_image: Whether images are related to those of all ranks, or of their own only.
     """
 
     student: NetworkOutput
@@ -48,12 +48,12 @@ class TermContext:
     ignore_index: int = 255
     aux_weight: float = 0.4
     ranks: Ranks = ALONE
-    relations: Literal["gathered", "rank"] = "gathered"
+    cross_image: Literal["global", "local"] = "global"
 
     @property
     def related(self) -> Ranks:
         """Processes whose images are related to one another."""
-        return self.ranks if self.relations == "gathered" else ALONE
+        return self.ranks if self.cross_image == "global" else ALONE
 
     @property
     def num_classes(self) -> int:

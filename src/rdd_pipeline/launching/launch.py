@@ -217,7 +217,7 @@ def run_workers(folder: Path, processes: int, trainer: TrainerParams, run: str =
     if trainer.nodes > 1 and trainer.rendezvous is not None:
         endpoint, address = trainer.rendezvous, trainer.address or address
         # The store is there already.
-        meeting = {"is_host": "false", "join_timeout": str(round(trainer.patience))}
+        meeting = {"is_host": "false", "join_timeout": str(round(trainer.timeout))}
     config = LaunchConfig(
         min_nodes=trainer.nodes,
         max_nodes=trainer.nodes,
@@ -354,7 +354,7 @@ def _raise_otherwise(
     if not isinstance(error, ChildFailedError):
         raise WorkerFailedError(
             f"{title}: {trainer.nodes} machines did not come together at {trainer.rendezvous} "
-            f"within {trainer.patience:g} seconds (trainer.patience). On each of the others run: "
+            f"within {trainer.timeout:g} seconds (trainer.timeout). On each of the others run: "
             f"python -m rdd_pipeline.launching.join {trainer.rendezvous}. {kept}"
         ) from error
     silent = sorted(set(range(processes)) - {fault["rank"] for fault in found})

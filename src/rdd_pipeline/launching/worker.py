@@ -192,7 +192,7 @@ def train_in_group(
     if ours:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=trainer.patience),
+            timeout=timedelta(seconds=trainer.timeout),
         )
     result = loop.train(
         job,

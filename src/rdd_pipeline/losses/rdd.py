@@ -31,7 +31,7 @@ from rdd_pipeline.losses.pixelwise import PixelLabels, log_prob_of_label, pixel_
 
 Mode = Literal["xor", "or", "and", "ohem"]
 Reduction = Literal["paper", "valid"]
-Scope = Literal["rank", "global"]
+Scope = Literal["local", "global"]
 
 _CHOOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "xor": torch.logical_xor,
@@ -409,7 +409,7 @@ def tse_task_terms(
     aux_weight: float = 0.4,
     ignore_index: int = 255,
     ranks: Ranks = ALONE,
-    scope: Scope = "rank",
+    scope: Scope = "local",
     by_class: bool = False,
 ) -> TaskTerms:
     """`tse_task_loss` of the ranks' batch and its statistics.

@@ -258,10 +258,10 @@ def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> Netwo
         return checkpoint
     tensors = read_state_dict(path)
     preprocessing = None
-    if params.format == "published":
+    if params.format == "cirkd_names":
         tensors = convert_published(tensors, params.network.name)
         if params.network.preprocessing == "auto":
-            preprocessing = Preprocessing.published()
+            preprocessing = Preprocessing.caffe_bgr()
     return import_state_dict(
         tensors,
         params=params.network,

@@ -63,7 +63,7 @@ class Preprocessing(Params):
         return cls(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
 
     @classmethod
-    def published(cls) -> Preprocessing:
+    def caffe_bgr(cls) -> Preprocessing:
         """BGR minus the mean: the CIRKD and RDD code bases."""
         return cls(
             channel_order="bgr",
@@ -79,7 +79,7 @@ class Preprocessing(Params):
         ImageNet's where the backbone starts from random weights. A file that was trained
         otherwise than timm's weights of that name needs `preprocessing` set.
         """
-        presets = {"imagenet": cls.imagenet, "half": cls.half, "published": cls.published}
+        presets = {"imagenet": cls.imagenet, "half": cls.half, "caffe_bgr": cls.caffe_bgr}
         if params.preprocessing != "auto":
             return presets[params.preprocessing]()
         if params.pretrained is False:

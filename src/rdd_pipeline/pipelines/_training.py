@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rdd_pipeline import tracking
 from rdd_pipeline.commands import session_text
 from rdd_pipeline.config import (
+    FORMER_NAMES,
     DataParams,
     EvaluationParams,
     MethodsParams,
@@ -255,10 +256,10 @@ def comparison_key(
     return json_digest(
         [
             data_digest(samples, labels, data, evaluation),
-            student.model_dump(mode="json"),
-            recipe.model_dump(mode="json"),
+            student.model_dump(mode="json", context=FORMER_NAMES),
+            recipe.model_dump(mode="json", context=FORMER_NAMES),
             labels.class_weights if recipe.class_weights else None,
-            methods.model_dump(mode="json", exclude={"weights", "options"}),
+            methods.model_dump(mode="json", exclude={"weights", "options"}, context=FORMER_NAMES),
             resolve_precision(trainer.precision, resolve_device(trainer.device)),
         ]
     )

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, model_validator
 
 from rdd_pipeline.config import (
+    FORMER_NAMES,
     EvaluationParams,
     MethodsParams,
     NetworkParams,
@@ -58,8 +59,8 @@ class TrainingJob(Params):
             raise ValueError(f"Method {self.method!r} has no stages; stage must be `whole`.")
         if self.definition.task == "rdd" and self.warmup > self.recipe.iterations:
             raise ValueError(
-                f"rdd.warmup is {self.warmup} iterations, the run has {self.recipe.iterations}. "
-                "Lower rdd.warmup or raise recipe.iterations."
+                f"rdd.tfe_length is {self.warmup} iterations, the run has "
+                f"{self.recipe.iterations}. Lower rdd.tfe_length or raise recipe.iterations."
             )
         if self.recipe.class_weights and self.labels.class_weights is None:
             raise ValueError(
@@ -105,7 +106,7 @@ class TrainingJob(Params):
         """
         definition, rdd = self.definition, self.rdd_settings
         apart = {"root", "packs", "labels", "method", "methods", "rdd", "evaluation"}
-        facts = self.model_dump(mode="json", exclude=apart)
+        facts = self.model_dump(mode="json", exclude=apart, context=FORMER_NAMES)
         facts["labels"] = {**self.labels.meaning(), "class_weights": self.labels.class_weights}
         facts["definition"] = {
             "task": definition.task,
@@ -122,10 +123,10 @@ class TrainingJob(Params):
         # The protocol decides which of the validated weights are the best ones, and nothing else.
         if self.recipe.keep == "best" and protocol != EvaluationParams().protocol():
             facts["evaluation"] = protocol
-        if self.methods.relations != "gathered":
-            facts["relations"] = self.methods.relations
+        if self.methods.cross_image == "local":
+            facts["relations"] = "rank"
         if definition.task == "rdd":
-            facts["rdd"] = rdd.model_dump(mode="json")
+            facts["rdd"] = rdd.model_dump(mode="json", context=FORMER_NAMES)
             # Two ways to say the same: a fraction of the run and a count.
             facts["rdd"]["warmup"] = self.warmup
             if self.stage == "tfe":

@@ -155,7 +155,7 @@ class Trainer:
         self.ranks = Collectives(group)
         self.rank, self.world_size = self.ranks.rank, self.ranks.size
         self.coordinator = Coordinator(self.ranks, device, has_store=store is not None)
-        self.parts = MicroBatches(self.ranks, job.recipe.accumulate)
+        self.parts = MicroBatches(self.ranks, job.recipe.gradient_accumulation_steps)
         self.is_writer = self.coordinator.is_writer
         self.train_samples = of_split(samples, "train")
         self.val_samples = of_split(samples, "val")
@@ -277,7 +277,7 @@ class Trainer:
                 job.recipe,
                 job.labels,
                 ranks=self.ranks,
-                relations=job.methods.relations,
+                cross_image=job.methods.cross_image,
             ),
             scale_by_positions=job.methods.scale_by_positions,
             ranks=self.ranks,
@@ -372,7 +372,7 @@ class Trainer:
                 job.packs, self.train_samples, lookup=job.labels.lookup, image_size=job.image_size
             ),
             pin_memory=self.device.type == "cuda",
-            patience=self.trainer.patience,
+            patience=self.trainer.timeout,
         )
         reset_peak_memory(self.device)
         means, difficulty = RunningMeans(), Difficulty(job.labels.names)

@@ -77,11 +77,16 @@ def check_inputs(
     """Raise a UserError when the pieces of a job do not fit together."""
     if not of_split(samples, "train"):
         raise UserError("The index has no image in split `train`. Add some or fix the layout.")
-    if job.recipe.batch_size % (world * job.recipe.accumulate):
-        parts = f" in {job.recipe.accumulate} parts each" if job.recipe.accumulate > 1 else ""
+    if job.recipe.batch_size % (world * job.recipe.gradient_accumulation_steps):
+        parts = (
+            f" in {job.recipe.gradient_accumulation_steps} parts each"
+            if job.recipe.gradient_accumulation_steps > 1
+            else ""
+        )
         raise UserError(
             f"recipe.batch_size is {job.recipe.batch_size}, not a multiple of {world} devices"
-            f"{parts}. Change recipe.batch_size, recipe.accumulate or trainer.devices."
+            f"{parts}. Change recipe.batch_size, recipe.gradient_accumulation_steps or "
+            "trainer.devices."
         )
     if job.definition.needs_teacher:
         if teacher is None:
@@ -94,7 +99,7 @@ def check_inputs(
             raise UserError(
                 f"Stage `tse` starts after iteration {job.first_iteration - 1}, but the state that "
                 f"was given stands at {initial_state.iteration}. Run distill_tfe with the same "
-                "rdd.warmup and recipe.iterations."
+                "rdd.tfe_length and recipe.iterations."
             )
 
 
@@ -105,7 +110,7 @@ def term_context(
     labels: LabelSet,
     *,
     ranks: Collectives = ALONE,
-    relations: Literal["gathered", "rank"] = "gathered",
+    cross_image: Literal["global", "local"] = "global",
 ) -> TermContext:
     """What distillation terms are built for: both networks' maps of a training sample."""
     crop = recipe.augment.crop
@@ -115,7 +120,7 @@ def term_context(
         ignore_index=labels.ignore_index,
         aux_weight=recipe.aux_weight,
         ranks=ranks,
-        relations=relations,
+        cross_image=cross_image,
     )
 
 

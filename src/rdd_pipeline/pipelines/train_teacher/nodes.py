@@ -72,8 +72,8 @@ def check_networks(
     warmup = rdd.warmup_iterations(recipe.iterations)
     if warmup > recipe.iterations:
         raise UserError(
-            f"rdd.warmup is {warmup} iterations, the run has {recipe.iterations}. "
-            "Lower rdd.warmup or raise recipe.iterations."
+            f"rdd.tfe_length is {warmup} iterations, the run has {recipe.iterations}. "
+            "Lower rdd.tfe_length or raise recipe.iterations."
         )
     for name, a_recipe in (("recipe", recipe), ("teacher_recipe", teacher_recipe)):
         if a_recipe.class_weights and labels.class_weights is None:
