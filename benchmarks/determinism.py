@@ -34,7 +34,7 @@ from rdd_pipeline.config import (
 from rdd_pipeline.data.index import Sample, build_index
 from rdd_pipeline.data.labels import CAMVID
 from rdd_pipeline.data.layouts import get_layout
-from rdd_pipeline.distillation.methods import COMPANIONS, METHODS
+from rdd_pipeline.distillation.methods import METHODS, RDD_PLUS
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params
 from rdd_pipeline.scenes.write import write_scenes
@@ -131,7 +131,7 @@ def main() -> int:
         "--methods",
         nargs="+",
         default=["baseline", "kd", "tse", "cirkd", "ifvd"],
-        choices=sorted(METHODS | COMPANIONS),
+        choices=sorted(METHODS | RDD_PLUS),
         metavar="METHOD",
     )
     arguments = parser.parse_args()

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdd_pipeline.losses.rdd import cross_entropy_task_loss, tfe_task_loss, tse_task_loss
+from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
+from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
 
 Loss = Callable[["Batch"], Tensor]
 
@@ -79,13 +80,13 @@ def reference_tse(batch: Batch) -> Tensor:
 
 
 def ours_tse(batch: Batch) -> Tensor:
-    return tse_task_loss(
+    return tse_loss(
         batch.student,
         batch.labels,
         teacher_logits=batch.teacher,
         student_aux_logits=batch.student_aux,
         teacher_aux_logits=batch.teacher_aux,
-    )
+    ).loss
 
 
 def reference_tfe(batch: Batch) -> Tensor:
@@ -106,13 +107,13 @@ def reference_tfe(batch: Batch) -> Tensor:
 
 
 def ours_tfe(batch: Batch) -> Tensor:
-    return tfe_task_loss(
+    return tfe_loss(
         batch.student,
         batch.labels,
         teacher_logits=batch.teacher,
         teacher_aux_logits=batch.teacher_aux,
         student_aux_logits=batch.student_aux,
-    )
+    ).loss
 
 
 def reference_ce(batch: Batch) -> Tensor:
@@ -129,9 +130,9 @@ def reference_ce(batch: Batch) -> Tensor:
 
 
 def ours_ce(batch: Batch) -> Tensor:
-    return cross_entropy_task_loss(
+    return cross_entropy_loss(
         batch.student, batch.labels, student_aux_logits=batch.student_aux
-    )
+    ).loss
 
 
 LOSSES: dict[str, tuple[Loss, Loss]] = {

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdd_pipeline.losses.features import ifvd_loss
-from rdd_pipeline.losses.relations import cirkd_minibatch_loss
+from rdd_pipeline.losses.cirkd import cirkd_minibatch_loss
+from rdd_pipeline.losses.ifvd import ifvd_loss
 
 LIMIT_MEGABYTES = 1200
 

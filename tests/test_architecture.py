@@ -23,7 +23,7 @@ ALLOWED = {
     "config": {"errors"},
     "collectives": set(),
     "commands": set(),
-    "losses": BASE | {"collectives"},
+    "losses": BASE | {"collectives", "networks"},
     "data": BASE,
     "scenes": BASE | {"data"},
     "networks": BASE,

@@ -83,7 +83,6 @@ class Collectives:
 
 
 ALONE = Collectives()
-Ranks = Collectives
 
 
 class _Sum(torch.autograd.Function):

@@ -448,7 +448,7 @@ class MethodsParams(Params):
     )
     kd: NonNegativeFloat = Field(
         1.0,
-        description="Weight of plain pixel-wise KD in every method that has it among its terms.",
+        description="Weight of plain pixel-wise KD in every method that has it among its losses.",
     )
     cross_image: Literal["global", "local"] = Field(
         "global",
@@ -460,7 +460,7 @@ class MethodsParams(Params):
     )
     options: dict[str, dict[str, dict[str, Option]]] = Field(
         {},
-        description="Settings of a method's modules (arguments in `distillation/terms.py`), e.g. "
+        description="Settings of a method's losses (arguments in their files of `losses/`), e.g. "
         "{cirkd: {cirkd_memory: {pixel_slots: 2000}}}.",
     )
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -8,25 +10,20 @@ from rdd_pipeline.config import MethodsParams, RddParams
 from rdd_pipeline.distillation.methods import (
     ABLATIONS,
     BASELINES,
-    COMPANIONS,
+    LOSSES,
     METHODS,
-    Term,
+    RDD_PLUS,
+    LossSpec,
     check_changes,
     find_method,
     method_title,
 )
-from rdd_pipeline.distillation.terms import (
-    TERMS,
-    LossTerm,
-    TermContext,
-    build_term,
-    loss_scales,
-)
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.logits import kd_loss
+from rdd_pipeline.losses.base import DistillationLoss, LossContext
+from rdd_pipeline.losses.kd import kd_loss
 from rdd_pipeline.networks import NetworkOutput
 
-EVERY = METHODS | COMPANIONS | ABLATIONS
+EVERY = METHODS | RDD_PLUS | ABLATIONS
 
 
 def _maps(width: int, size: tuple[int, int] = (8, 8)) -> NetworkOutput:
@@ -41,28 +38,32 @@ def _drawn(seed: int) -> NetworkOutput:
     return _maps(16)._replace(logits=logits)
 
 
-CONTEXT = TermContext(_maps(16), _maps(32))
+CONTEXT = LossContext(_maps(16), _maps(32))
+
+
+def _with(name: str, **options) -> LossSpec:
+    return replace(LOSSES[name], options=options)
 
 
 def test_the_methods_that_others_call_are_there():
     names = "baseline kd fitnet at skd ifvd cwd dsd cirkd dist mgd af_dcd cirkdv2 bpkd tfe tse"
     assert list(METHODS) == names.split()
     assert set(BASELINES) == set(METHODS) - {"tfe", "tse"}
-    assert {"tse_cwd", "tse_cirkd", "tse_at", "tse_dsd"} <= set(COMPANIONS)
+    assert {"tse_cwd", "tse_cirkd", "tse_at", "tse_dsd"} <= set(RDD_PLUS)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_term_of_a_method_exists_once_and_can_be_built(name):
+def test_every_loss_of_a_method_is_there_once_and_can_be_built(name):
     method = EVERY[name]
-    modules = [term.module for term in method.terms]
-    losses = [loss for term in method.terms for loss in term.weights]
+    modules = [spec.name for spec in method.losses]
+    losses = [loss for spec in method.losses for loss in spec.weights]
     assert len(set(modules)) == len(modules)  # an objective keeps them by that name
     assert len(set(losses)) == len(losses)  # and their losses by theirs
-    for term in method.terms:
-        assert set(term.weights) == set(TERMS[term.module].losses)
-        assert all(weight >= 0 for weight in term.weights.values())
+    for spec in method.losses:
+        assert all(weight >= 0 for weight in spec.weights.values())
+        assert set(spec.by_name(spec.scale)) <= {*spec.weights, spec.name}
         with torch.device("meta"):
-            assert isinstance(build_term(term, CONTEXT), LossTerm)
+            assert isinstance(spec.module(CONTEXT), DistillationLoss)
 
 
 # The weights of the CIRKD code base on Cityscapes; DIST's and MGD's are those of their papers.
@@ -92,7 +93,7 @@ def test_only_the_student_alone_and_the_teacher_need_no_teacher():
     assert {name for name in EVERY if not EVERY[name].needs_teacher} == {"baseline"}
     assert not find_method("teacher").needs_teacher
     assert find_method("teacher").task == "plain"
-    assert find_method("teacher").terms == ()
+    assert find_method("teacher").losses == ()
 
 
 def test_every_method_has_a_title_of_its_own():
@@ -100,15 +101,15 @@ def test_every_method_has_a_title_of_its_own():
     assert len(set(titles)) == len(titles)
 
 
-def test_a_companion_replaces_the_task_loss_only():
-    for name, method in COMPANIONS.items():
+def test_rdd_beside_a_method_replaces_the_task_loss_only():
+    for name, method in RDD_PLUS.items():
         alone = METHODS[name.removeprefix("tse_")]
-        assert (method.task, method.terms) == ("rdd", alone.terms)
+        assert (method.task, method.losses) == ("rdd", alone.losses)
 
 
 def test_the_two_stages_of_rdd_are_the_same_method():
     tfe, tse = METHODS["tfe"], METHODS["tse"]
-    assert (tfe.task, tfe.terms) == (tse.task, tse.terms)
+    assert (tfe.task, tfe.losses) == (tse.task, tse.losses)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -144,22 +145,22 @@ def test_a_weight_of_zero_is_a_weight():
 
 def test_the_preset_puts_the_published_settings_on_and_options_have_the_last_word():
     published = MethodsParams(preset="reference_code")
-    cwd = {term.module: term.options for term in find_method("cwd", published).terms}
+    cwd = {spec.name: spec.options for spec in find_method("cwd", published).losses}
     assert cwd["cwd_feature"] == {"divisor": "student", "adapter": "unless_equal"}
-    cirkd = {term.module: term.options for term in find_method("cirkd", published).terms}
+    cirkd = {spec.name: spec.options for spec in find_method("cirkd", published).losses}
     assert cirkd["cirkd_memory"] == {"preset": "cirkd_published"}
     both = MethodsParams(
         preset="reference_code",
         options={"cwd": {"cwd_feature": {"divisor": "teacher", "temperature": 2.0}}},
     )
-    options = {term.module: term.options for term in find_method("cwd", both).terms}
+    options = {spec.name: spec.options for spec in find_method("cwd", both).losses}
     assert options["cwd_feature"] == {
         "divisor": "teacher",
         "temperature": 2.0,
         "adapter": "unless_equal",
     }
     paper = find_method("cwd", MethodsParams())
-    assert all(not term.options for term in paper.terms)
+    assert all(not spec.options for spec in paper.losses)
 
 
 def test_an_unknown_method_is_refused_and_the_choices_are_named():
@@ -167,15 +168,15 @@ def test_an_unknown_method_is_refused_and_the_choices_are_named():
         find_method("kdd")
 
 
-def test_a_weight_for_a_term_the_method_does_not_have_is_refused():
+def test_a_weight_for_a_loss_the_method_does_not_have_is_refused():
     def find(name, weights):
         return find_method(name, MethodsParams(weights={name: weights}))
 
     with pytest.raises(
-        UserError, match=r"params:methods gives 'kd' weights for at, cwd, but its terms are kd\."
+        UserError, match=r"params:methods gives 'kd' weights for at, cwd, but its losses are kd\."
     ):
         find("kd", {"cwd": 1.0, "at": 2.0, "kd": 1.0})
-    with pytest.raises(UserError, match=r"but its terms are \(none\)"):
+    with pytest.raises(UserError, match=r"but its losses are \(none\)"):
         find("baseline", {"kd": 1.0})
 
 
@@ -187,31 +188,31 @@ def test_changes_of_methods_that_do_not_exist_are_refused():
         check_changes(MethodsParams(options={"tfe": {"kd": {"temperature": 2.0}}}))
 
 
-def test_a_term_is_built_with_its_options():
+def test_a_loss_is_built_with_its_options():
     given, taken = _drawn(1), _drawn(2)
-    term = build_term(Term("kd", {"kd": 1.0}, {"temperature": 4.0}), CONTEXT)
+    loss = _with("kd", temperature=4.0).module(CONTEXT)
     expected = kd_loss(given.logits, taken.logits, temperature=4.0)
-    assert_close(term(given, taken, torch.zeros(1, 8, 8))["kd"], expected)
-    wide = build_term(METHODS["cwd"].terms[2], CONTEXT)
-    narrow = build_term(Term("cwd_feature", {}, {"divisor": "student"}), CONTEXT)
+    assert_close(loss(given, taken, torch.zeros(1, 8, 8)), expected)
+    wide = METHODS["cwd"].losses[2].module(CONTEXT)
+    narrow = _with("cwd_feature", divisor="student").module(CONTEXT)
     assert (wide.channels, narrow.channels) == (32, 16)
 
 
-def test_an_unknown_term_or_option_is_refused():
-    with pytest.raises(UserError, match=r"no loss term 'kdd'. The terms are: .*kd"):
-        build_term(Term("kdd", {}), CONTEXT)
-    with pytest.raises(UserError, match=r"does not suit the term 'kd' .*temprature"):
-        build_term(Term("kd", {}, {"temprature": 4.0}), CONTEXT)
+def test_an_unknown_loss_or_option_is_refused():
+    with pytest.raises(UserError, match=r"gives 'kd' options for kdd, but its losses are kd\."):
+        find_method("kd", MethodsParams(options={"kd": {"kdd": {"temperature": 4.0}}}))
+    with pytest.raises(UserError, match=r"does not suit the loss 'kd' .*temprature"):
+        _with("kd", temprature=4.0).module(CONTEXT)
     with pytest.raises(UserError, match="divisor of cwd_feature is 'both'"):
-        build_term(Term("cwd_feature", {}, {"divisor": "both"}), CONTEXT)
+        _with("cwd_feature", divisor="both").module(CONTEXT)
 
 
 def test_maps_that_are_too_small_are_refused_before_training():
-    tiny = TermContext(_maps(16, (3, 3)), _maps(32, (3, 3)))
+    tiny = LossContext(_maps(16, (3, 3)), _maps(32, (3, 3)))
     with pytest.raises(UserError, match="at least 4 x 4 positions, the teacher's last stage has 3"):
-        build_term(Term("af_dcd", {}), tiny)
+        _with("af_dcd").module(tiny)
     with pytest.raises(UserError, match=r"logits of at least 8 x 8 positions, got 3 x 3"):
-        build_term(Term("skd_holistic", {}), tiny)
+        _with("skd_holistic").module(tiny)
 
 
 # --- as published ---------------------------------------------------------------------------------
@@ -227,16 +228,16 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_published_preset_has_the_terms_of_the_published_scripts(name):
+def test_the_published_preset_has_the_losses_of_the_published_scripts(name):
     published = MethodsParams(preset="reference_code")
     assert find_method(name, published).weights == SCRIPTS[name]
-    companion = f"tse_{name}"
-    if companion in COMPANIONS:
-        assert find_method(companion, published).weights == SCRIPTS[name]
-        assert find_method(companion).weights == PUBLISHED[name]
+    plus = f"tse_{name}"
+    if plus in RDD_PLUS:
+        assert find_method(plus, published).weights == SCRIPTS[name]
+        assert find_method(plus).weights == PUBLISHED[name]
 
 
-def test_weights_may_be_given_to_terms_that_only_the_preset_has():
+def test_weights_may_be_given_to_losses_that_only_the_preset_has():
     weights = {"mgd": {"cwd_logits": 1.5}}
     changed = find_method("mgd", MethodsParams(preset="reference_code", weights=weights))
     assert changed.weights == {"mgd": 2e-5, "cwd_logits": 1.5}
@@ -244,14 +245,14 @@ def test_weights_may_be_given_to_terms_that_only_the_preset_has():
         find_method("mgd", MethodsParams(weights=weights))
 
 
-def test_published_terms_have_no_adapter_between_equal_widths():
-    equal, wider = TermContext(_maps(16), _maps(16)), CONTEXT
+def test_published_losses_have_no_adapter_between_equal_widths():
+    equal, wider = LossContext(_maps(16), _maps(16)), CONTEXT
     for name, layer in (("cwd", "adapter"), ("mgd", "generator.align")):
-        terms = {
+        specs = {
             preset: next(
-                term
-                for term in find_method(name, MethodsParams(preset=preset)).terms
-                if term.module in ("cwd_feature", "mgd")
+                spec
+                for spec in find_method(name, MethodsParams(preset=preset)).losses
+                if spec.name in ("cwd_feature", "mgd")
             )
             for preset in ("paper", "reference_code")
         }
@@ -260,17 +261,17 @@ def test_published_terms_have_no_adapter_between_equal_widths():
             ("reference_code", equal, False),
             ("reference_code", wider, True),
         ):
-            built = build_term(terms[preset], context)
+            built = specs[preset].module(context)
             assert (f"{layer}.weight" in dict(built.named_parameters())) == adapted
     with pytest.raises(UserError, match="adapter is 'never'; expected one of always, unless_equal"):
-        build_term(Term("mgd", {}, {"adapter": "never"}), equal)
+        _with("mgd", adapter="never").module(equal)
 
 
 def test_the_published_attention_of_cirkdv2_has_no_bias():
     for preset, biased in (("paper", True), ("reference_code", False)):
-        (_, term) = find_method("cirkdv2", MethodsParams(preset=preset)).terms
+        (_, spec) = find_method("cirkdv2", MethodsParams(preset=preset)).losses
         with torch.device("meta"):
-            built = build_term(term, CONTEXT)
+            built = spec.module(CONTEXT)
         assert ("refine.query.bias" in dict(built.named_parameters())) == biased
 
 
@@ -286,10 +287,10 @@ SCALED = {"at", "psd", "csd", "mgd", "af_dcd_feature", "channel_mse"}
 
 
 def _scales(name, size):
-    context = TermContext(_maps(16), _maps(32, size))
+    context = LossContext(_maps(16), _maps(32, size))
     found = {}
-    for term in METHODS[name].terms:
-        found |= loss_scales(term, context)
+    for spec in METHODS[name].losses:
+        found |= spec.scales(context)
     return found
 
 
@@ -326,15 +327,15 @@ def test_a_scaled_loss_weighs_about_the_same_on_maps_of_any_size(name):
             return NetworkOutput(maps(5), maps(5), maps(width), (maps(width), maps(2 * width)))
 
         student, teacher = output(16), output(16)
-        context = TermContext(student, teacher)
+        context = LossContext(student, teacher)
         total = {}
-        for term in METHODS[name].terms:
+        for spec in METHODS[name].losses:
             torch.manual_seed(0)
-            options = {"mask_ratio": 0.0} if term.module == "mgd" else {}
-            losses = build_term(Term(term.module, {}, options), context)(
-                student, teacher, torch.zeros(1, *size, dtype=torch.long)
-            )
-            for loss, scale in loss_scales(term, context).items():
+            options = {"mask_ratio": 0.0} if spec.name == "mgd" else {}
+            module = replace(spec, options=options).module(context)
+            labels = torch.zeros(1, *size, dtype=torch.long)
+            losses = spec.by_name(module(student, teacher, labels))
+            for loss, scale in spec.scales(context).items():
                 total[loss] = scale * float(losses[loss].detach())
         return total
 

@@ -7,18 +7,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rdd_pipeline.config import MethodsParams, RddParams
-from rdd_pipeline.distillation import terms as terms_module
-from rdd_pipeline.distillation.methods import Method, Term, find_method
+from rdd_pipeline.distillation.methods import LossSpec, Method, find_method
 from rdd_pipeline.distillation.objective import (
     Objective,
     ObjectiveOutput,
     check_auxiliary_heads,
     tfe_share,
 )
-from rdd_pipeline.distillation.terms import LossTerm, Module, TermContext
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.logits import kd_loss
-from rdd_pipeline.losses.rdd import tfe_task_loss, tse_task_loss
+from rdd_pipeline.losses.base import DistillationLoss, LossContext, compare
+from rdd_pipeline.losses.kd import kd_loss
+from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
 from rdd_pipeline.networks import NetworkOutput
 
 CLASSES, SIZE = 4, (16, 24)
@@ -58,7 +57,7 @@ def _objective(method: Method, *, rdd: dict | None = None, **settings) -> Object
             "aux_weight": 0.4,
             "class_weights": None,
             "ignore_index": 255,
-            "context": TermContext(STUDENT, TEACHER),
+            "context": LossContext(STUDENT, TEACHER),
             **settings,
         },
     )
@@ -111,25 +110,25 @@ def test_an_annealed_run_that_ends_with_the_warm_up_has_one_step_of_tse():
 
 
 def _tfe(labels: Tensor, **options) -> Tensor:
-    return tfe_task_loss(
+    return tfe_loss(
         STUDENT.logits,
         labels,
         teacher_logits=TEACHER.logits,
         teacher_aux_logits=TEACHER.aux_logits,
         student_aux_logits=STUDENT.aux_logits,
         **options,
-    )
+    ).loss
 
 
 def _tse(labels: Tensor, **options) -> Tensor:
-    return tse_task_loss(
+    return tse_loss(
         STUDENT.logits,
         labels,
         teacher_logits=TEACHER.logits,
         student_aux_logits=STUDENT.aux_logits,
         teacher_aux_logits=TEACHER.aux_logits,
         **{"min_kept": 0.1, **options},
-    )
+    ).loss
 
 
 @pytest.mark.parametrize("iteration", [1, 4, 5, 9])
@@ -200,7 +199,7 @@ def test_the_student_alone_minimizes_the_cross_entropy_of_its_heads(labels, auxi
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("method", ["kd", "tse"])
-def test_total_is_the_task_plus_the_weighted_terms(labels, method, weight):
+def test_total_is_the_task_plus_the_weighted_losses(labels, method, weight):
     changes = MethodsParams(weights={method: {"kd": weight}})
     output = _objective(find_method(method, changes))(STUDENT, TEACHER, labels, 1)
     assert set(output.parts) == {"task", "kd"}
@@ -208,8 +207,8 @@ def test_total_is_the_task_plus_the_weighted_terms(labels, method, weight):
     assert_close(output.total, output.parts["task"] + weight * output.parts["kd"])
 
 
-def test_several_terms_add_up_and_see_all_outputs(labels, monkeypatch):
-    class Distances(LossTerm):
+def test_several_losses_add_up_and_see_all_outputs(labels):
+    class Distances(DistillationLoss):
         def __init__(self, context) -> None:
             super().__init__()
 
@@ -217,12 +216,11 @@ def test_several_terms_add_up_and_see_all_outputs(labels, monkeypatch):
             difference = student.feature - teacher.feature
             return {"l2": difference.square().mean(), "l1": difference.abs().mean()}
 
-    monkeypatch.setitem(terms_module.TERMS, "distances", Module(Distances, ("l2", "l1")))
     method = Method(
         "two",
-        terms=(
-            Term("kd", {"kd": 2.0}, {"temperature": 4.0}),
-            Term("distances", {"l2": 3.0, "l1": 0.5}),
+        (
+            LossSpec("kd", compare("logits", kd_loss), 2.0, options={"temperature": 4.0}),
+            LossSpec("distances", Distances, {"l2": 3.0, "l1": 0.5}),
         ),
     )
     output = _objective(method)(STUDENT, TEACHER, labels, 1)
@@ -236,15 +234,14 @@ def test_several_terms_add_up_and_see_all_outputs(labels, monkeypatch):
     assert set(output.parts) == {"task", "kd", "l2", "l1"}
 
 
-def test_what_a_term_trains_is_part_of_the_objective(monkeypatch):
-    class Adapter(LossTerm):
+def test_what_a_loss_trains_is_part_of_the_objective():
+    class Adapter(DistillationLoss):
         def __init__(self, context) -> None:
             super().__init__()
             self.conv = torch.nn.Conv2d(8, 8, 1)
             self.register_buffer("queue", torch.zeros(3))
 
-    monkeypatch.setitem(terms_module.TERMS, "adapter", Module(Adapter, ("adapter",)))
-    objective = _objective(Method("with adapter", terms=(Term("adapter", {"adapter": 1.0}),)))
+    objective = _objective(Method("with adapter", (LossSpec("adapter", Adapter, 1.0),)))
     assert set(objective.state_dict()) == {
         f"terms.adapter.{name}" for name in ("conv.weight", "conv.bias", "queue")
     }

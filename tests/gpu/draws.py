@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rdd_pipeline.collectives import Collectives
-from rdd_pipeline.losses import relations
+from rdd_pipeline.losses import memory_bank
 
 
 def draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,9 +17,9 @@ def draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
 
     monkeypatch.setattr(
-        relations,
+        memory_bank,
         "random_slots",
         lambda slots, count, device: drawn(slots).argsort()[:count].to(device),
     )
-    monkeypatch.setattr(relations, "_random_order", lambda shape, device: drawn(*shape).to(device))
+    monkeypatch.setattr(memory_bank, "random_order", lambda shape, device: drawn(*shape).to(device))
     monkeypatch.setattr(Collectives, "rand", lambda _, *shape, device: drawn(*shape).to(device))

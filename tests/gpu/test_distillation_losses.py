@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdd_pipeline.distillation import terms
-from rdd_pipeline.distillation.methods import COMPANIONS, METHODS, Term
-from rdd_pipeline.distillation.terms import TERMS, TermContext, build_term
-from rdd_pipeline.losses import features, logits, relations
+from rdd_pipeline.distillation.methods import LOSSES, METHODS, RDD_PLUS, LossSpec
+from rdd_pipeline.losses.af_dcd import af_dcd_contrast_loss
+from rdd_pipeline.losses.at import at_loss
+from rdd_pipeline.losses.base import LossContext
+from rdd_pipeline.losses.bpkd import bpkd_losses
+from rdd_pipeline.losses.cirkd import cirkd_minibatch_loss
+from rdd_pipeline.losses.cwd import cwd_feature_loss, cwd_loss
+from rdd_pipeline.losses.dist import dist_loss
+from rdd_pipeline.losses.dsd import csd_loss, psd_loss
+from rdd_pipeline.losses.fitnet import fitnet_loss
+from rdd_pipeline.losses.ifvd import ifvd_loss
+from rdd_pipeline.losses.kd import kd_loss
+from rdd_pipeline.losses.mgd import mgd_loss
+from rdd_pipeline.losses.skd import skd_pairwise_loss
 from rdd_pipeline.networks import NetworkOutput
 
 from .compare import assert_as_float64, assert_gradient, assert_value
@@ -62,22 +73,22 @@ STUDENTS = {
 ADAPTED = F.softplus(_draw(7, BATCH, WIDTHS[1], *SMALL))
 
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "kd": lambda s, t, _: logits.kd_loss(s, t),
-    "kd at 4": lambda s, t, _: logits.kd_loss(s, t, temperature=4.0),
-    "cwd logits": lambda s, t, _: logits.cwd_loss(s, t),
-    "dist": lambda s, t, _: logits.dist_loss(s, t),
-    "bpkd edge": lambda s, t, y: logits.bpkd_terms(s, t, y).edge,
-    "bpkd body": lambda s, t, y: logits.bpkd_terms(s, t, y).body,
-    "csd": lambda s, t, _: features.csd_loss(s, t),
-    "fitnet": lambda s, t, _: features.fitnet_loss(s, t),
-    "at": lambda s, t, _: features.at_loss(s, t),
-    "ifvd": lambda s, t, y: features.ifvd_loss(s, t, y, num_classes=CLASSES),
-    "cwd feature": lambda s, t, _: features.cwd_feature_loss(s, t),
-    "psd": lambda s, t, _: features.psd_loss([s, s[:, :5]], [t, t[:, :5]]),
-    "mgd": lambda s, t, _: features.mgd_loss(s, t),
-    "af-dcd": lambda s, t, _: features.af_dcd_contrast_loss(s, t, pool=2),
-    "skd pairwise": lambda s, t, _: relations.skd_pairwise_loss(s, t),
-    "cirkd minibatch": lambda s, t, _: relations.cirkd_minibatch_loss(s, t),
+    "kd": lambda s, t, _: kd_loss(s, t),
+    "kd at 4": lambda s, t, _: kd_loss(s, t, temperature=4.0),
+    "cwd logits": lambda s, t, _: cwd_loss(s, t),
+    "dist": lambda s, t, _: dist_loss(s, t),
+    "bpkd edge": lambda s, t, y: bpkd_losses(s, t, y).edge,
+    "bpkd body": lambda s, t, y: bpkd_losses(s, t, y).body,
+    "csd": lambda s, t, _: csd_loss(s, t),
+    "fitnet": lambda s, t, _: fitnet_loss(s, t),
+    "at": lambda s, t, _: at_loss(s, t),
+    "ifvd": lambda s, t, y: ifvd_loss(s, t, y, num_classes=CLASSES),
+    "cwd feature": lambda s, t, _: cwd_feature_loss(s, t),
+    "psd": lambda s, t, _: psd_loss([s, s[:, :5]], [t, t[:, :5]]),
+    "mgd": lambda s, t, _: mgd_loss(s, t),
+    "af-dcd": lambda s, t, _: af_dcd_contrast_loss(s, t, pool=2),
+    "skd pairwise": lambda s, t, _: skd_pairwise_loss(s, t),
+    "cirkd minibatch": lambda s, t, _: cirkd_minibatch_loss(s, t),
 }
 OF_LOGITS = ("kd", "kd at 4", "cwd logits", "dist", "bpkd edge", "bpkd body", "csd")
 
@@ -104,25 +115,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("stride", STUDENTS)
-@pytest.mark.parametrize("module", TERMS)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.usefixtures("same_draws")
-def test_a_term_with_its_layers_is_that_of_float64(module, stride, device):
+def test_a_loss_with_its_layers_is_that_of_float64(name, stride, device):
     """All losses of it, the gradients of the student and of the layers, and the queues."""
     student = STUDENTS[stride]
     torch.manual_seed(0)
-    term = build_term(
-        Term(module, {}, options=OPTIONS.get(module, {})), TermContext(student, TEACHER)
-    )
-    for name, parameter in term.named_parameters():
-        if name.endswith("gate"):  # starts at 0, where attention has no gradient
+    spec = replace(LOSSES[name], options=OPTIONS.get(name, {}))
+    loss = spec.module(LossContext(student, TEACHER))
+    for layer, parameter in loss.named_parameters():
+        if layer.endswith("gate"):  # starts at 0, where attention has no gradient
             nn.init.constant_(parameter, 0.5)
-    _without_kinks(term)
+    _without_kinks(loss)
 
-    found = _computed(copy.deepcopy(term), student, device, torch.float32)
-    expected = _computed(term, student, torch.device("cpu"), torch.float64)
-    assert found[0].keys() == expected[0].keys() == set(TERMS[module].losses)
-    for name, value in expected[0].items():
-        assert_value(found[0][name], value, 2e-5)
+    found = _computed(spec, copy.deepcopy(loss), student, device, torch.float32)
+    expected = _computed(spec, loss, student, torch.device("cpu"), torch.float64)
+    assert found[0].keys() == expected[0].keys() == set(spec.weights)
+    for each, value in expected[0].items():
+        assert_value(found[0][each], value, 2e-5)
     assert found[1].keys() == expected[1].keys()
     largest = max(float(gradient.norm()) for gradient in expected[1].values())
     for name, gradient in expected[1].items():
@@ -143,7 +153,11 @@ def _without_kinks(module: nn.Module) -> None:
 
 
 def _computed(
-    term: nn.Module, student: NetworkOutput, device: torch.device, dtype: torch.dtype
+    spec: LossSpec,
+    loss: nn.Module,
+    student: NetworkOutput,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Losses, gradients by name, buffers; on the CPU."""
 
@@ -157,30 +171,29 @@ def _computed(
             one(output.logits), one(output.aux_logits), one(output.feature), stages
         )
 
-    term = term.to(device, dtype).train()
+    loss = loss.to(device, dtype).train()
     ours, theirs = moved(student, learns=True), moved(TEACHER, learns=False)
-    losses: dict[str, Tensor] = term(ours, theirs, LABELS.to(device))
+    losses = spec.by_name(loss(ours, theirs, LABELS.to(device)))
     # Scales of the losses differ by orders: none may hide another one's gradient.
-    total = sum(loss / float(loss.detach().abs().clamp(min=1e-6)) for loss in losses.values())
+    total = sum(value / float(value.detach().abs().clamp(min=1e-6)) for value in losses.values())
     total.backward()
     leaves = {
         "logits": ours.logits,
         "aux_logits": ours.aux_logits,
         "feature": ours.feature,
         "stage": ours.stages[1],
-        **dict(term.named_parameters()),
+        **dict(loss.named_parameters()),
     }
     gradients = {
         name: leaf.grad.double().cpu() for name, leaf in leaves.items() if leaf.grad is not None
     }
     return (
-        {name: loss.detach() for name, loss in losses.items()},
+        {name: value.detach() for name, value in losses.items()},
         gradients,
-        {name: buffer.detach().cpu() for name, buffer in term.named_buffers()},
+        {name: buffer.detach().cpu() for name, buffer in loss.named_buffers()},
     )
 
 
-def test_every_term_is_looked_at():
-    used = {t.module for m in {**METHODS, **COMPANIONS}.values() for t in m.terms}
-    assert used == set(TERMS)
-    assert terms.TERMS is TERMS
+def test_every_loss_is_looked_at():
+    used = {spec.name for m in {**METHODS, **RDD_PLUS}.values() for spec in m.losses}
+    assert used == set(LOSSES)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rdd_pipeline.config import MethodsParams, OptimizerParams, RddParams
-from rdd_pipeline.distillation.methods import COMPANIONS, METHODS, RDD_STAGES, find_method
+from rdd_pipeline.distillation.methods import METHODS, RDD_PLUS, RDD_STAGES, find_method
 from rdd_pipeline.distillation.objective import Objective, ObjectiveOutput
-from rdd_pipeline.distillation.terms import TermContext
+from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import Preprocessing, SegmentationNetwork, build_network
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer
@@ -25,7 +25,7 @@ from .draws import draw_alike
 pytestmark = pytest.mark.gpu
 
 BATCH, CLASSES, SIZE = 4, 11, (128, 160)
-EVERY = [*METHODS, *COMPANIONS, "rdd_class_floor"]
+EVERY = [*METHODS, *RDD_PLUS, "rdd_class_floor"]
 STUDENTS = {"cnn": "deeplabv3_test_resnet", "transformer": "fcn_test_vit"}
 TEACHER = "pspnet_test_resnet"
 OPTIONS = MethodsParams(
@@ -45,8 +45,8 @@ def _network(name: str, width: int, seed: int) -> SegmentationNetwork:
 
 
 @lru_cache
-def _context(student: str) -> TermContext:
-    return TermContext(
+def _context(student: str) -> LossContext:
+    return LossContext(
         output_shapes(_network(STUDENTS[student], 16, 0), SIZE),
         output_shapes(_network(TEACHER, 32, 1), SIZE),
     )

@@ -13,16 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdd_pipeline.losses.rdd import (
-    chosen_pixels,
-    cross_entropy_task_loss,
-    hard_pixels,
-    teacher_confidence,
-    tfe_task_loss,
-    tfe_task_terms,
-    tse_task_loss,
-    tse_task_terms,
-)
+from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
+from rdd_pipeline.losses.ohem import ohem_mask
+from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence, tfe_loss, tse_loss
 
 from .compare import assert_as_float64, assert_value
 
@@ -114,7 +107,7 @@ def plain_mean(
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
 def test_the_hard_pixels_are_those_of_float64(size, threshold, kept, device):
     for which in ("student", "teacher"):
-        found = hard_pixels(
+        found = ohem_mask(
             getattr(maps(size), which).to(device),
             maps(size).labels.to(device),
             threshold=threshold,
@@ -132,13 +125,13 @@ def _check_tse(
     masks = []
     for head in heads:
         student, teacher = getattr(m, f"student{head}"), getattr(m, f"teacher{head}")
-        found = chosen_pixels(
+        found = selected_pixels(
             student.to(device), teacher.to(device), m.labels.to(device), **settings
         )
         about = settings["threshold"], settings["min_kept"]
         assert_hard(found.hard_student, size, f"student{head}", *about)
         assert_hard(found.hard_teacher, size, f"teacher{head}", *about)
-        masks.append(found.chosen.cpu())
+        masks.append(found.selected.cpu())
         assert 0 < float(masks[-1].float().mean()) < 1
 
     def expected(
@@ -150,7 +143,7 @@ def _check_tse(
         return total
 
     def loss(student: Tensor, student_aux: Tensor | None = None, **rest: Any) -> Tensor:
-        return tse_task_loss(student, student_aux_logits=student_aux, **rest, **settings)
+        return tse_loss(student, student_aux_logits=student_aux, **rest, **settings).loss
 
     students = [m.student, m.student_aux] if auxiliary else [m.student]
     rest = {"labels": m.labels, "teacher_logits": m.teacher, "teacher_aux_logits": m.teacher_aux}
@@ -181,13 +174,13 @@ def test_tse_with_a_class_floor_is_that_of_float64(size, device):
     m = maps(size)
 
     def loss(place: torch.device, dtype: torch.dtype, floor: float) -> Tensor:
-        return tse_task_loss(
+        return tse_loss(
             m.student.to(place, dtype),
             m.labels.to(place),
             teacher_logits=m.teacher.to(place, dtype),
             min_kept=0.1,
             class_floor=floor,
-        )
+        ).loss
 
     found = loss(device, torch.float32, 0.3)
     with torch.autocast("cpu", enabled=False):
@@ -226,7 +219,7 @@ def test_tfe_is_that_of_float64(auxiliary, weighted, reduction, size, device):
         return (w * pixels).sum() / count
 
     def loss(student: Tensor, student_aux: Tensor | None = None, **rest: Any) -> Tensor:
-        return tfe_task_loss(student, student_aux_logits=student_aux, reduction=reduction, **rest)
+        return tfe_loss(student, student_aux_logits=student_aux, reduction=reduction, **rest).loss
 
     students = [m.student, m.student_aux] if auxiliary else [m.student]
     rest = {"labels": m.labels, "teacher_logits": m.teacher, "teacher_aux_logits": m.teacher_aux}
@@ -247,7 +240,7 @@ def test_cross_entropy_is_that_of_float64(auxiliary, weighted, size, device):
         return means[0] + (0.4 * means[1] if auxiliary else 0)
 
     def loss(student: Tensor, student_aux: Tensor | None = None, **rest: Any) -> Tensor:
-        return cross_entropy_task_loss(student, student_aux_logits=student_aux, **rest)
+        return cross_entropy_loss(student, student_aux_logits=student_aux, **rest).loss
 
     students = [m.student, m.student_aux] if auxiliary else [m.student]
     rest = {"labels": m.labels} | ({"class_weights": m.class_weights} if weighted else {})
@@ -275,8 +268,8 @@ def test_what_is_logged_is_that_of_float64(device):
         }
         student, labels = m.student.to(place, dtype), m.labels.to(place)
         return (
-            tse_task_terms(student, labels, min_kept=0.2, **logits).statistics
-            | tfe_task_terms(student, labels, **logits).statistics
+            tse_loss(student, labels, min_kept=0.2, **logits).statistics
+            | tfe_loss(student, labels, **logits).statistics
         )
 
     found = statistics(device, torch.float32)
@@ -293,7 +286,7 @@ def test_half_precision_logits_are_only_rounded_once(device):
     students, teacher = [m.student.bfloat16()], m.teacher.bfloat16()
 
     def loss(student: Tensor, **rest: Any) -> Tensor:
-        return tfe_task_loss(student, m.labels.to(student.device), **rest)
+        return tfe_loss(student, m.labels.to(student.device), **rest).loss
 
     given = {"teacher_logits": teacher.float(), "teacher_aux_logits": m.teacher_aux}
     assert_as_float64(loss, [students[0].float()], given, device)
@@ -315,8 +308,8 @@ def test_without_a_valid_pixel_all_is_zero(device):
     m = maps("odd")
     nothing = torch.full_like(m.labels, 255).to(device)
     student = m.student.to(device).requires_grad_()
-    loss = tse_task_loss(student, nothing, teacher_logits=m.teacher.to(device), min_kept=0.5)
-    loss = loss + cross_entropy_task_loss(student, nothing)
+    loss = tse_loss(student, nothing, teacher_logits=m.teacher.to(device), min_kept=0.5).loss
+    loss = loss + cross_entropy_loss(student, nothing).loss
     loss.backward()
     assert float(loss.detach()) == 0
     assert not student.grad.any()

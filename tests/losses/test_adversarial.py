@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.adversarial import (
+from rdd_pipeline.losses.skd import (
     GatedSelfAttention,
     HolisticDiscriminator,
     discriminator_depth,

@@ -9,18 +9,14 @@ from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.features import (
-    ChannelAdapter,
-    MaskedGeneration,
-    af_dcd_contrast_loss,
-    at_loss,
-    csd_loss,
-    cwd_feature_loss,
-    fitnet_loss,
-    ifvd_loss,
-    mgd_loss,
-    psd_loss,
-)
+from rdd_pipeline.losses.af_dcd import af_dcd_contrast_loss
+from rdd_pipeline.losses.at import at_loss
+from rdd_pipeline.losses.cwd import cwd_feature_loss
+from rdd_pipeline.losses.dsd import csd_loss, psd_loss
+from rdd_pipeline.losses.fitnet import fitnet_loss
+from rdd_pipeline.losses.ifvd import ifvd_loss
+from rdd_pipeline.losses.layers import ChannelAdapter
+from rdd_pipeline.losses.mgd import MaskedGeneration, mgd_loss
 from tests.losses.reference import NAMES, Reference, assert_equal, features
 
 

@@ -9,7 +9,10 @@ from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.logits import bpkd_terms, cwd_loss, dist_loss, edge_masks, kd_loss
+from rdd_pipeline.losses.bpkd import bpkd_losses, edge_masks
+from rdd_pipeline.losses.cwd import cwd_loss
+from rdd_pipeline.losses.dist import dist_loss
+from rdd_pipeline.losses.kd import kd_loss
 from tests.losses.reference import NAMES, Reference, assert_equal, features
 
 
@@ -35,7 +38,7 @@ def blocks():
 
 
 def bpkd_sum(student, teacher, labels=None):
-    terms = bpkd_terms(student, teacher, blocks() if labels is None else labels)
+    terms = bpkd_losses(student, teacher, blocks() if labels is None else labels)
     return 50 * terms.edge + 20 * terms.body
 
 
@@ -135,7 +138,7 @@ def test_bpkd_equals_a_loop_over_classes():
                 for z in (student, teacher)
             )
             body += t**2 / 5 * kl_divergence(q_t, q_s) / 2
-    terms = bpkd_terms(student, teacher, blocks())
+    terms = bpkd_losses(student, teacher, blocks())
     assert_close(terms.edge, torch.as_tensor(edge), rtol=1e-5, atol=1e-6)
     assert_close(terms.body, torch.as_tensor(body), rtol=1e-5, atol=1e-6)
 
@@ -146,17 +149,17 @@ def test_bpkd_is_never_negative_and_zero_for_the_teacher_itself(scale):
     teacher = logits(1)
     mask = edge_masks(blocks(), num_classes=5, size=(3, 4), kernel=7, ignore_index=255)
     for student in (logits(0) * scale, teacher + scale * mask):
-        terms = bpkd_terms(student, teacher, blocks())
+        terms = bpkd_losses(student, teacher, blocks())
         assert terms.edge > 0
         assert terms.body > 0
-    same = bpkd_terms(teacher, teacher, blocks())
+    same = bpkd_losses(teacher, teacher, blocks())
     assert_close(torch.stack([*same]), torch.zeros(2), atol=1e-4, rtol=0)
 
 
 def test_bpkd_without_any_edge_has_only_a_body():
     student, teacher = logits(0).requires_grad_(), logits(1)
     for value in (0, 255):  # one class everywhere; everything ignored
-        terms = bpkd_terms(student, teacher, torch.full((2, 24, 32), value))
+        terms = bpkd_losses(student, teacher, torch.full((2, 24, 32), value))
         assert terms.edge == 0
         assert (torch.autograd.grad(terms.edge, student)[0] == 0).all()
         assert_close(terms.body, cwd_loss(student, teacher))
@@ -216,9 +219,9 @@ def test_what_does_not_fit_is_named(loss):
 
 def test_bpkd_names_a_kernel_without_center_and_labels_out_of_range():
     with pytest.raises(UserError, match="side is 4; it must be odd"):
-        bpkd_terms(logits(0), logits(1), blocks(), kernel=4)
+        bpkd_losses(logits(0), logits(1), blocks(), kernel=4)
     with pytest.raises(UserError, match="label 9, expected 0 to 4"):
-        bpkd_terms(logits(0), logits(1), torch.full((2, 24, 32), 9))
+        bpkd_losses(logits(0), logits(1), torch.full((2, 24, 32), 9))
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2, 1.0])

@@ -5,9 +5,21 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdd_pipeline.losses import features, logits, relations
+from rdd_pipeline.losses.af_dcd import af_dcd_contrast_loss
+from rdd_pipeline.losses.at import at_loss
+from rdd_pipeline.losses.bpkd import bpkd_losses
+from rdd_pipeline.losses.cirkd import cirkd_minibatch_loss
+from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
+from rdd_pipeline.losses.cwd import cwd_feature_loss, cwd_loss
+from rdd_pipeline.losses.dist import dist_loss
+from rdd_pipeline.losses.dsd import csd_loss, psd_loss
+from rdd_pipeline.losses.fitnet import fitnet_loss
+from rdd_pipeline.losses.ifvd import ifvd_loss
+from rdd_pipeline.losses.kd import kd_loss
 from rdd_pipeline.losses.maps import full_precision, matrix_product
-from rdd_pipeline.losses.rdd import cross_entropy_task_loss, tfe_task_loss, tse_task_loss
+from rdd_pipeline.losses.mgd import mgd_loss
+from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
+from rdd_pipeline.losses.skd import skd_pairwise_loss
 
 CLASSES = 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -17,25 +29,25 @@ TEACHER, AUX = torch.randn(2, 2, CLASSES, 6, 8, generator=GENERATOR)
 STUDENT = torch.randn(2, CLASSES, 6, 8, generator=GENERATOR)
 
 MATRIX_PRODUCTS = {
-    "cross-entropy": lambda s: cross_entropy_task_loss(s, LABELS),
-    "tfe": lambda s: tfe_task_loss(s, LABELS, teacher_logits=TEACHER, teacher_aux_logits=AUX),
-    "tse": lambda s: tse_task_loss(s, LABELS, teacher_logits=TEACHER, min_kept=0.1),
-    "csd": lambda s: features.csd_loss(s, TEACHER),
-    "skd": lambda s: relations.skd_pairwise_loss(s, TEACHER),
-    "cirkd": lambda s: relations.cirkd_minibatch_loss(s, TEACHER),
+    "cross-entropy": lambda s: cross_entropy_loss(s, LABELS).loss,
+    "tfe": lambda s: tfe_loss(s, LABELS, teacher_logits=TEACHER, teacher_aux_logits=AUX).loss,
+    "tse": lambda s: tse_loss(s, LABELS, teacher_logits=TEACHER, min_kept=0.1).loss,
+    "csd": lambda s: csd_loss(s, TEACHER),
+    "skd": lambda s: skd_pairwise_loss(s, TEACHER),
+    "cirkd": lambda s: cirkd_minibatch_loss(s, TEACHER),
 }
 NONE = {
-    "fitnet": lambda s: features.fitnet_loss(s, TEACHER),
-    "at": lambda s: features.at_loss(s, TEACHER),
-    "ifvd": lambda s: features.ifvd_loss(s, TEACHER, LABELS, num_classes=CLASSES),
-    "cwd feature": lambda s: features.cwd_feature_loss(s, TEACHER),
-    "psd": lambda s: features.psd_loss([s, s * s], [TEACHER, TEACHER * TEACHER]),
-    "mgd": lambda s: features.mgd_loss(s, TEACHER),
-    "af-dcd": lambda s: features.af_dcd_contrast_loss(s, TEACHER, groups=5, pool=1),
-    "kd": lambda s: logits.kd_loss(s, TEACHER),
-    "cwd": lambda s: logits.cwd_loss(s, TEACHER),
-    "dist": lambda s: logits.dist_loss(s, TEACHER),
-    "bpkd": lambda s: logits.bpkd_terms(s, TEACHER, LABELS).edge,
+    "fitnet": lambda s: fitnet_loss(s, TEACHER),
+    "at": lambda s: at_loss(s, TEACHER),
+    "ifvd": lambda s: ifvd_loss(s, TEACHER, LABELS, num_classes=CLASSES),
+    "cwd feature": lambda s: cwd_feature_loss(s, TEACHER),
+    "psd": lambda s: psd_loss([s, s * s], [TEACHER, TEACHER * TEACHER]),
+    "mgd": lambda s: mgd_loss(s, TEACHER),
+    "af-dcd": lambda s: af_dcd_contrast_loss(s, TEACHER, groups=5, pool=1),
+    "kd": lambda s: kd_loss(s, TEACHER),
+    "cwd": lambda s: cwd_loss(s, TEACHER),
+    "dist": lambda s: dist_loss(s, TEACHER),
+    "bpkd": lambda s: bpkd_losses(s, TEACHER, LABELS).edge,
 }
 ALL = MATRIX_PRODUCTS | NONE
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mm.out", "addmm_", "baddbmm_", "_scaled_mm"}

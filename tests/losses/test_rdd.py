@@ -8,17 +8,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.rdd import (
-    chosen_pixels,
-    cross_entropy_task_loss,
-    cross_entropy_task_terms,
-    hard_pixels,
-    teacher_confidence,
-    tfe_task_loss,
-    tfe_task_terms,
-    tse_task_loss,
-    tse_task_terms,
-)
+from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
+from rdd_pipeline.losses.ohem import ohem_mask
+from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence, tfe_loss, tse_loss
 from tests.losses.reference import (
     CITYSCAPES_WEIGHTS,
     NAMES,
@@ -55,17 +47,17 @@ class Case:
         return self.student, self.student_aux
 
     def tfe(self, labels=None, **options):
-        return tfe_task_loss(
+        return tfe_loss(
             self.student,
             self.labels if labels is None else labels,
             teacher_logits=self.teacher,
             teacher_aux_logits=self.teacher_aux,
             student_aux_logits=self.student_aux,
             **options,
-        )
+        ).loss
 
     def tse(self, labels=None, **options):
-        return tse_task_loss(
+        return tse_loss(
             self.student,
             self.labels if labels is None else labels,
             **{
@@ -74,15 +66,15 @@ class Case:
                 "teacher_aux_logits": self.teacher_aux,
                 **options,
             },
-        )
+        ).loss
 
     def cross_entropy(self, labels=None, **options):
-        return cross_entropy_task_loss(
+        return cross_entropy_loss(
             self.student,
             self.labels if labels is None else labels,
             student_aux_logits=self.student_aux,
             **options,
-        )
+        ).loss
 
 
 def assert_zero_with_graph(loss, leaves):
@@ -133,12 +125,12 @@ def test_confidence_needs_heads_of_one_shape():
         teacher_confidence(Case().teacher, Case().teacher[:, :3], size=(4, 4))
 
 
-# --- hard_pixels and chosen_pixels ----------------------------------------------------------------
+# --- ohem_mask and selected_pixels ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("amount", ["few", "many"])
 def test_hard_pixels_equal_the_reference(reference, amount):
-    masks = chosen_pixels(
+    masks = selected_pixels(
         reference["student_logits"],
         reference["teacher_logits"],
         reference.labels,
@@ -147,7 +139,7 @@ def test_hard_pixels_equal_the_reference(reference, amount):
     )
     assert torch.equal(masks.hard_student, reference[f"tse/hard_student/min_kept_{amount}"])
     assert torch.equal(masks.hard_teacher, reference[f"tse/hard_teacher/min_kept_{amount}"])
-    assert torch.equal(masks.chosen, masks.hard_student ^ masks.hard_teacher)
+    assert torch.equal(masks.selected, masks.hard_student ^ masks.hard_teacher)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
@@ -160,14 +152,14 @@ def test_hard_pixels_equal_sorting_everything(threshold, min_kept):
     count = min_kept if isinstance(min_kept, int) else round(min_kept * p.numel())
     tau = max([threshold, *sorted(p.flatten().tolist())[:count][-1:]])
     expected = (case.labels != 255) & (p <= tau + 1e-6)
-    hard = hard_pixels(case.teacher, case.labels, threshold=threshold, min_kept=min_kept)
+    hard = ohem_mask(case.teacher, case.labels, threshold=threshold, min_kept=min_kept)
     assert torch.equal(hard, expected)
 
 
 def test_ties_are_kept():
     logits = torch.zeros(1, 4, 2, 2)  # p = 1/4 everywhere
     labels = torch.randint(0, 4, (1, 8, 8))
-    assert hard_pixels(logits, labels, threshold=0.0, min_kept=1).all()
+    assert ohem_mask(logits, labels, threshold=0.0, min_kept=1).all()
 
 
 def test_with_fewer_valid_pixels_than_min_kept_all_valid_ones_are_hard():
@@ -175,18 +167,18 @@ def test_with_fewer_valid_pixels_than_min_kept_all_valid_ones_are_hard():
     labels = torch.full_like(case.labels, 255)
     labels[0, 3, 4:9] = 1
     certain = F.one_hot(torch.ones(2, 5, 6, dtype=torch.long), 4).movedim(-1, 1) * 100.0
-    assert torch.equal(hard_pixels(certain, labels), labels != 255)
+    assert torch.equal(ohem_mask(certain, labels), labels != 255)
 
 
 def test_without_valid_pixel_nothing_is_hard():
     case = Case()
-    assert not hard_pixels(case.teacher, torch.full_like(case.labels, 255)).any()
+    assert not ohem_mask(case.teacher, torch.full_like(case.labels, 255)).any()
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_chosen_pixels_follow_the_truth_table(mode):
     case = Case()
-    masks = chosen_pixels(case.student, case.teacher, case.labels, mode=mode, min_kept=100)
+    masks = selected_pixels(case.student, case.teacher, case.labels, mode=mode, min_kept=100)
     table = {
         "xor": lambda s, t: s != t,
         "or": lambda s, t: s or t,
@@ -201,34 +193,34 @@ def test_chosen_pixels_follow_the_truth_table(mode):
             strict=True,
         )
     ]
-    assert masks.chosen.flatten().tolist() == expected
-    assert not masks.chosen[case.labels == 255].any()
+    assert masks.selected.flatten().tolist() == expected
+    assert not masks.selected[case.labels == 255].any()
 
 
 def test_hard_pixels_name_bad_settings():
     case = Case()
     with pytest.raises(UserError, match=r"threshold is 1\.5"):
-        hard_pixels(case.teacher, case.labels, threshold=1.5)
+        ohem_mask(case.teacher, case.labels, threshold=1.5)
     with pytest.raises(UserError, match="min_kept is -1"):
-        hard_pixels(case.teacher, case.labels, min_kept=-1)
+        ohem_mask(case.teacher, case.labels, min_kept=-1)
     with pytest.raises(UserError, match=r"min_kept is 2\.0"):
-        hard_pixels(case.teacher, case.labels, min_kept=2.0)
+        ohem_mask(case.teacher, case.labels, min_kept=2.0)
 
 
-# --- tfe_task_loss --------------------------------------------------------------------------------
+# --- tfe_loss --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_aux", [True, False])
 def test_tfe_equals_the_reference(reference, with_aux):
     student, aux = reference.leaf("student_logits"), reference.leaf("student_aux")
-    loss = tfe_task_loss(
+    loss = tfe_loss(
         student,
         reference.labels,
         teacher_logits=reference["teacher_logits"],
         teacher_aux_logits=reference["teacher_aux"],
         student_aux_logits=aux if with_aux else None,
         ignore_index=-1,
-    )
+    ).loss
     loss.backward()
     prefix = "tfe" if with_aux else "tfe_noaux"
     assert_equal(loss, reference[f"{prefix}/loss"])
@@ -254,7 +246,7 @@ def test_tfe_knows_its_reductions():
         Case().tfe(reduction="mean")
 
 
-# --- tse_task_loss --------------------------------------------------------------------------------
+# --- tse_loss --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -270,7 +262,7 @@ def test_tse_equals_the_reference(mode, amount, name, weighted):
         f"tse/{mode.upper()}/min_kept_{amount}/{'class_weighted' if weighted else 'unweighted'}"
     )
     student, aux = reference.leaf("student_logits"), reference.leaf("student_aux")
-    loss = tse_task_loss(
+    loss = tse_loss(
         student,
         reference.labels,
         teacher_logits=reference["teacher_logits"],
@@ -280,7 +272,7 @@ def test_tse_equals_the_reference(mode, amount, name, weighted):
         min_kept=int(reference[f"{prefix}/min_kept"]),
         class_weights=CITYSCAPES_WEIGHTS if weighted else None,
         ignore_index=-1,
-    )
+    ).loss
     loss.backward()
     assert_equal(loss, reference[f"{prefix}/loss"])
     assert_equal(student.grad, reference[f"{prefix}/grad_student_logits"])
@@ -290,14 +282,14 @@ def test_tse_equals_the_reference(mode, amount, name, weighted):
 def test_tse_is_the_mean_cross_entropy_of_the_chosen_pixels():
     case = Case()
     weights = torch.rand(4) + 0.5
-    loss = tse_task_loss(
+    loss = tse_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
         min_kept=0.3,
         class_weights=weights,
-    )
-    chosen = chosen_pixels(case.student, case.teacher, case.labels, min_kept=0.3).chosen
+    ).loss
+    chosen = selected_pixels(case.student, case.teacher, case.labels, min_kept=0.3).selected
     expected = F.cross_entropy(
         upsampled(case.student, case.labels),
         case.labels.masked_fill(~chosen, 255),
@@ -365,7 +357,7 @@ def test_networks_of_different_label_sets_are_named():
         case.tfe()
 
 
-# --- cross_entropy_task_loss ----------------------------------------------------------------------
+# --- cross_entropy_loss ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -486,7 +478,7 @@ def test_no_gradient_reaches_the_teacher(loss):
 
 def test_tse_statistics_count_what_the_masks_hold():
     case = Case()
-    loss, statistics, _ = tse_task_terms(
+    loss, statistics, _ = tse_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
@@ -500,8 +492,9 @@ def test_tse_statistics_count_what_the_masks_hold():
         ("", case.student, case.teacher),
         ("aux_", case.student_aux, case.teacher_aux),
     ):
-        masks = chosen_pixels(student, teacher, case.labels, min_kept=0.3)
-        for name, mask in masks._asdict().items():
+        masks = selected_pixels(student, teacher, case.labels, min_kept=0.3)
+        curves = ("hard_student", "hard_teacher", "chosen")
+        for name, mask in zip(curves, masks, strict=True):
             assert_close(statistics[prefix + name], mask.sum() / valid)
         for name, logits in (("student_ce", student), ("teacher_ce", teacher)):
             ce = F.cross_entropy(upsampled(logits, case.labels), case.labels, ignore_index=255)
@@ -512,14 +505,14 @@ def test_tse_statistics_count_what_the_masks_hold():
 
 def test_an_empty_choice_is_counted():
     case = Case()
-    terms = tse_task_terms(case.student, case.labels, teacher_logits=case.student.detach())
+    terms = tse_loss(case.student, case.labels, teacher_logits=case.student.detach())
     assert terms.statistics["chosen_none"] == 1
     assert terms.statistics["chosen"] == 0
 
 
 def test_tfe_and_cross_entropy_statistics():
     case = Case()
-    terms = tfe_task_terms(
+    terms = tfe_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
@@ -528,7 +521,7 @@ def test_tfe_and_cross_entropy_statistics():
     )
     weight = teacher_confidence(case.teacher, case.teacher_aux, size=(17, 21))
     assert_close(terms.statistics["teacher_confidence"], weight[case.labels != 255].mean())
-    plain = cross_entropy_task_terms(case.student, case.labels, student_aux_logits=case.student_aux)
+    plain = cross_entropy_loss(case.student, case.labels, student_aux_logits=case.student_aux)
     for name in ("student_ce", "student_aux_ce"):
         assert_close(terms.statistics[name], plain.statistics[name])
     total = plain.statistics["student_ce"] + 0.4 * plain.statistics["student_aux_ce"]
@@ -567,7 +560,7 @@ def _weighted_tfe(case, reduction):
 def test_tfe_with_class_weights_is_a_weighted_mean(reduction):
     case = Case()
     assert len(WEIGHTS) == case.student.shape[1]
-    loss, statistics, _ = tfe_task_terms(
+    loss, statistics, _ = tfe_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
@@ -577,7 +570,7 @@ def test_tfe_with_class_weights_is_a_weighted_mean(reduction):
         reduction=reduction,
     )
     assert float(loss.detach()) == pytest.approx(_weighted_tfe(case, reduction), rel=1e-5)
-    plain = tfe_task_terms(
+    plain = tfe_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
@@ -603,16 +596,16 @@ def test_tfe_survives_class_weights_of_zero():
 def test_the_class_floor_adds_what_is_least_hard_for_the_teacher(mode, floor):
     case = Case()
     settings = {"mode": mode, "min_kept": 0.3}
-    masks = chosen_pixels(case.student, case.teacher, case.labels, **settings)
+    masks = selected_pixels(case.student, case.teacher, case.labels, **settings)
     p = upsampled(case.teacher, case.labels).softmax(1)
     p = p.gather(1, torch.where(case.labels == 255, 0, case.labels).unsqueeze(1)).squeeze(1)
-    expected = masks.chosen.clone()
+    expected = masks.selected.clone()
     for label in range(4):
         here = case.labels == label
-        missing = math.ceil(floor * int(here.sum()) - 1e-9) - int((here & masks.chosen).sum())
+        missing = math.ceil(floor * int(here.sum()) - 1e-9) - int((here & masks.selected).sum())
         rest = [
             (float(p[i]), i)
-            for i in map(tuple, (here & masks.hard_student & ~masks.chosen).nonzero().tolist())
+            for i in map(tuple, (here & masks.hard_student & ~masks.selected).nonzero().tolist())
         ]
         if mode == "ohem":
             assert not rest
@@ -621,7 +614,7 @@ def test_the_class_floor_adds_what_is_least_hard_for_the_teacher(mode, floor):
     ce = F.cross_entropy(
         upsampled(case.student, case.labels), case.labels, ignore_index=255, reduction="none"
     )
-    terms = tse_task_terms(
+    terms = tse_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
@@ -637,12 +630,12 @@ def test_the_class_floor_adds_what_is_least_hard_for_the_teacher(mode, floor):
         all_masks = (case.labels != 255, masks.hard_student, teacher, expected)
         assert found == [int((mask & here).sum()) for mask in all_masks]
     if mode == "xor" and floor < 1:
-        assert int(expected.sum()) > int(masks.chosen.sum())
+        assert int(expected.sum()) > int(masks.selected.sum())
 
 
 def test_pixels_of_a_class_are_counted_when_asked_for():
     case = Case()
-    terms = tse_task_terms(case.student, case.labels, teacher_logits=case.teacher)
+    terms = tse_loss(case.student, case.labels, teacher_logits=case.teacher)
     assert terms.pixels_of_class is None
 
 

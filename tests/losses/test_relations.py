@@ -8,16 +8,11 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses import relations
-from rdd_pipeline.losses.relations import (
-    ChannelRelations,
-    CirkdMemory,
-    ProjectionHead,
-    SelfAttentionBlock,
-    cirkd_minibatch_loss,
-    pooled_positions,
-    skd_pairwise_loss,
-)
+from rdd_pipeline.losses import memory_bank
+from rdd_pipeline.losses.cirkd import CIRKDMemory, cirkd_minibatch_loss
+from rdd_pipeline.losses.cirkdv2 import ChannelRelations, SelfAttentionBlock, pooled_positions
+from rdd_pipeline.losses.layers import ProjectionHead
+from rdd_pipeline.losses.skd import skd_pairwise_loss
 from tests.losses.reference import NAMES, Reference, assert_equal, features
 from tests.losses.test_similarity import plain_similarity_kl
 
@@ -30,10 +25,10 @@ def reference(request):
 @pytest.fixture
 def in_order(monkeypatch):
     """Every random choice takes the first ones, as in the reference."""
-    monkeypatch.setattr(relations, "random_slots", lambda _, count, device: torch.arange(count))
+    monkeypatch.setattr(memory_bank, "random_slots", lambda _, count, device: torch.arange(count))
     monkeypatch.setattr(
-        relations,
-        "_random_order",
+        memory_bank,
+        "random_order",
         lambda shape, device: torch.arange(float(shape[-1])).expand(shape),
     )
 
@@ -46,7 +41,7 @@ LABELS[0, :4] = 255
 def memory(**options):
     settings = {"pixel_slots": 40, "region_slots": 6, "pixel_contrast": 20, "region_contrast": 8}
     torch.manual_seed(0)
-    return CirkdMemory(3, 4, 3, **(settings | options))
+    return CIRKDMemory(3, 4, 3, **(settings | options))
 
 
 # --- the published numbers ------------------------------------------------------------------------
@@ -68,7 +63,7 @@ def test_cirkd_memory_equals_the_reference(reference, in_order):
     prefix = "cirkd_memory"
     student, teacher = reference.leaf("student_feature"), reference["teacher_feature"]
     classes, slots, width = reference[f"{prefix}/pixel_queue_before"].shape
-    module = CirkdMemory(
+    module = CIRKDMemory(
         student.shape[1],
         width,
         classes,

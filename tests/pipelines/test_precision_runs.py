@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rdd_pipeline.distillation.methods import ABLATIONS, BASELINES, COMPANIONS
+from rdd_pipeline.distillation.methods import ABLATIONS, BASELINES, RDD_PLUS
 from rdd_pipeline.networks import load_checkpoint
 from rdd_pipeline.pipelines import _training
 from rdd_pipeline.training import device
@@ -117,7 +117,7 @@ def test_a_companion_and_an_ablation(run, project):
 @pytest.mark.usefixtures("main_job")
 def test_all_companions(run, project):
     run("distill_companions")
-    for method in COMPANIONS:
+    for method in RDD_PLUS:
         _assert_evaluated(project, method)
 
 

@@ -16,7 +16,7 @@ from kedro.pipeline import Pipeline
 from pydantic import BaseModel
 
 from rdd_pipeline.config import Params
-from rdd_pipeline.distillation.methods import ABLATIONS, BASELINES, COMPANIONS
+from rdd_pipeline.distillation.methods import ABLATIONS, BASELINES, RDD_PLUS
 from tests.kedro_project import CONF, ROOT, bootstrap
 
 NAMES = {
@@ -108,7 +108,7 @@ def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
     ("pipeline", "method"),
     [
         *[("distill_baselines", name) for name in BASELINES],
-        *[("distill_companions", name) for name in COMPANIONS],
+        *[("distill_companions", name) for name in RDD_PLUS],
         *[("ablations", name) for name in ("baseline", *ABLATIONS)],
     ],
 )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rdd_pipeline.data.labels import SCENES, LabelSet, make_lookup
-from rdd_pipeline.distillation.methods import COMPANIONS, METHODS
+from rdd_pipeline.distillation.methods import METHODS, RDD_PLUS
 from rdd_pipeline.reporting.figures import (
     RddRow,
     class_shares,
@@ -249,7 +249,7 @@ def test_losses_and_shares_have_panels_of_their_own() -> None:
 
 
 def test_every_loss_of_every_method_is_a_loss() -> None:
-    for method in (*METHODS.values(), *COMPANIONS.values()):
+    for method in (*METHODS.values(), *RDD_PLUS.values()):
         assert all(map(is_loss, method.weights)), method.title
 
 

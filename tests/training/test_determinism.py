@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rdd_pipeline.distillation.methods import METHODS
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses import rdd
+from rdd_pipeline.losses import ohem
 from rdd_pipeline.networks.backbones import Backbone
 from rdd_pipeline.networks.resizing import RepeatableResizing
 from rdd_pipeline.training.loop import train
@@ -28,9 +28,9 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         "rdd_pipeline.networks.backbones.repeatable_resizing", lambda device: RepeatableResizing()
     )
-    smallest = rdd._smallest
+    smallest = ohem._smallest
     monkeypatch.setattr(
-        rdd, "_smallest", lambda *args, on_cpu, **named: smallest(*args, on_cpu=False, **named)
+        ohem, "_smallest", lambda *args, on_cpu, **named: smallest(*args, on_cpu=False, **named)
     )
     with RefusesLikeCuda():
         yield

@@ -198,7 +198,7 @@ def test_class_weights_that_do_not_exist_are_refused(make_job):
 def test_an_unknown_method_and_a_weight_for_no_term_are_refused(make_job):
     with pytest.raises(ValidationError, match=r"There is no method 'kdd'. The methods are: .*kd"):
         make_job("kdd")
-    with pytest.raises(ValidationError, match=r"gives 'kd' weights for cwd, but its terms are kd"):
+    with pytest.raises(ValidationError, match=r"gives 'kd' weights for cwd, but its losses are kd"):
         make_job("kd", methods=MethodsParams(weights={"kd": {"cwd": 1.0}}))
 
 
@@ -206,7 +206,7 @@ def test_what_is_said_of_tse_reaches_its_tfe_stage(make_job):
     """Both are parts of one training; before, the TFE stage kept the weights of the table."""
     changes = MethodsParams(weights={"tse": {"kd": 0.5}})
     tfe, tse = (make_job(name, methods=changes).definition for name in ("tfe", "tse"))
-    assert tfe.terms == tse.terms
+    assert tfe.losses == tse.losses
     assert tfe.weights == {"kd": 0.5}
 
 

@@ -22,11 +22,11 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.data.loading import evaluation_batches, training_batches
-from rdd_pipeline.distillation import terms
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.losses.base import FunctionalLoss
 from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.loop import TrainingResult, train
@@ -564,18 +564,18 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
     job = make_job(recipe={"clip_norm": 1.0})
     whole = run(job)
     optimizers = []
-    build, kd_loss = loop.build_optimizer, terms.logits.kd_loss
+    build, kd = loop.build_optimizer, FunctionalLoss.forward
     calls = []
 
-    def spoiled(*inputs, **options):
+    def spoiled(*inputs):
         calls.append(1)
-        return kd_loss(*inputs, **options) * (value if len(calls) == 6 else 1)
+        return kd(*inputs) * (value if len(calls) == 6 else 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(
             loop, "build_optimizer", lambda *a: optimizers.append(build(*a)) or optimizers[-1]
         )
-        patch.setattr(terms.logits, "kd_loss", spoiled)
+        patch.setattr(FunctionalLoss, "forward", spoiled)
         with pytest.raises(
             NonFiniteLossError,
             match=rf"tse: non-finite at iteration 6: .*kd = {value}.* The step was not taken. "

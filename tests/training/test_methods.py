@@ -10,13 +10,12 @@ from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 
 from rdd_pipeline.config import MethodsParams, NetworkParams
-from rdd_pipeline.distillation.methods import ABLATIONS, COMPANIONS, METHODS, RDD_STAGES
-from rdd_pipeline.distillation.objective import check_terms
-from rdd_pipeline.distillation.terms import TERMS
+from rdd_pipeline.distillation.methods import ABLATIONS, LOSSES, METHODS, RDD_PLUS, RDD_STAGES
+from rdd_pipeline.distillation.objective import check_losses
 from rdd_pipeline.networks import build_network
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.loop import train
-from rdd_pipeline.training.preparation import job_fingerprint, term_context
+from rdd_pipeline.training.preparation import job_fingerprint, loss_context
 from rdd_pipeline.training.schedule import ADVERSARY_LR
 from rdd_pipeline.training.store import RunStore
 
@@ -71,7 +70,7 @@ def _every_training() -> list[ParameterSet]:
             if kind == "cnn" or (method in NAMES and precision == "float32")
             else pytest.mark.slow,
         )
-        for method in [*NAMES, *COMPANIONS]
+        for method in [*NAMES, *RDD_PLUS]
         for kind, network in networks.items()
         for precision in ("float32", "bfloat16")
     ]
@@ -177,7 +176,7 @@ def test_an_ablation_that_changes_nothing_shares_its_work(make_job, blocks, teac
     assert fingerprint("rdd_warmup_10") == fingerprint("tse", rdd={"tfe_length": 0.1})
 
 
-@pytest.mark.parametrize("method", [*NAMES, *COMPANIONS, *ABLATIONS])
+@pytest.mark.parametrize("method", [*NAMES, *RDD_PLUS, *ABLATIONS])
 def test_every_method_suits_networks_of_any_kind(method):
     """CNN and transformer as teacher and student, checked without computing."""
     from rdd_pipeline.config import RecipeParams
@@ -190,13 +189,13 @@ def test_every_method_suits_networks_of_any_kind(method):
     recipe = RecipeParams(augment={"crop": (160, 160)})
     for teacher in networks.values():
         for student in networks.values():
-            check_terms(
-                find_method(method, OPTIONS), term_context(student, teacher, recipe, LABELS)
+            check_losses(
+                find_method(method, OPTIONS), loss_context(student, teacher, recipe, LABELS)
             )
 
 
-def test_no_term_is_without_a_method():
-    used = {term.module for method in METHODS.values() for term in method.terms}
-    assert used == set(TERMS)
+def test_a_loss_is_the_same_in_all_methods():
+    for method in METHODS.values():
+        assert all(spec == LOSSES[spec.name] for spec in method.losses)
     assert set(RDD_STAGES) <= set(METHODS)
     assert TEACHER.name

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import find_method
 from rdd_pipeline.distillation.objective import Objective
-from rdd_pipeline.distillation.terms import TermContext
+from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import NetworkOutput, Preprocessing, network_from_params
 from rdd_pipeline.training.step import TrainingStep
 
@@ -16,7 +16,7 @@ from .conftest import STUDENT
 # Of terms without modules: no shape of it is looked at.
 _MAPS = torch.zeros(1, 3, 2, 2, device="meta")
 _OUTPUT = NetworkOutput(_MAPS, _MAPS, _MAPS, (_MAPS, _MAPS))
-CONTEXT = TermContext(_OUTPUT, _OUTPUT)
+CONTEXT = LossContext(_OUTPUT, _OUTPUT)
 
 
 def _objective(method: str) -> Objective:
@@ -28,7 +28,7 @@ def _objective(method: str) -> Objective:
         aux_weight=0.4,
         class_weights=None,
         ignore_index=255,
-        context=CONTEXT if find_method(method).terms else None,
+        context=CONTEXT if find_method(method).losses else None,
     )
 
 

@@ -1,36 +1,88 @@
-"""Every method as data: its task loss and its weighted distillation terms.
+"""Every method as data: its task loss and its weighted distillation losses.
 
 Weights are those of the CIRKD code base on Cityscapes; DIST's and MGD's those of their papers,
 which have no plain KD beside them. ``params:methods`` overrides weights and options by method.
-Nothing here computes: `terms.py` says what a term is, `objective.py` adds up.
+A new loss is one file in `rdd_pipeline.losses` and one entry in `METHODS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rdd_pipeline.config import MethodsParams, Option, RddParams
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.af_dcd import AfDCDLoss
+from rdd_pipeline.losses.at import at_loss
+from rdd_pipeline.losses.base import DistillationLoss, LossContext, compare, unit_map_scale
+from rdd_pipeline.losses.bpkd import build_bpkd
+from rdd_pipeline.losses.cirkd import CIRKDMemoryLoss, build_cirkd_minibatch
+from rdd_pipeline.losses.cirkdv2 import CIRKDv2Loss, channel_mse_scale
+from rdd_pipeline.losses.cwd import CWDFeatureLoss, cwd_loss
+from rdd_pipeline.losses.dist import build_dist
+from rdd_pipeline.losses.dsd import build_psd, csd_loss, csd_scale
+from rdd_pipeline.losses.fitnet import FitNetLoss
+from rdd_pipeline.losses.ifvd import build_ifvd
+from rdd_pipeline.losses.kd import kd_loss
+from rdd_pipeline.losses.mgd import MGDLoss, mgd_scale
+from rdd_pipeline.losses.skd import SKDHolisticLoss, skd_pairwise_loss
+
+T = TypeVar("T")
+Scale = Callable[[LossContext], float]
 
 
 @dataclass(frozen=True)
-class Term:
-    """One distillation module and the weights of the losses it returns.
+class LossSpec:
+    """A distillation loss of a method: how it is built, and how much it weighs.
+
+    A loss that returns one scalar is called as its spec; several have names of their own, by which
+    weights and scales are given and which are those of the curves.
 
     Attributes:
-        module: Key of `terms.TERMS`.
-        weights: Weight by name of a loss; the names are those of the curves.
-        options: Settings of the module.
-        published: Settings on top of `options` under ``methods.preset=reference_code``: where the
-            published code deviates from its paper.
+        name: What `params:methods` calls it.
+        build: Makes it from the `LossContext` and its options.
+        weight: Its weight, or the weights by name.
+        scale: For losses whose size depends on the number of positions: by what they are to be
+            multiplied to weigh what they weigh on the published maps of 64 x 128.
+        options: Settings of the loss.
+        reference_code: Settings on top of `options` under ``methods.preset=reference_code``: where
+            the published code deviates from its paper.
     """
 
-    module: str
-    weights: Mapping[str, float]
+    name: str
+    build: Callable[..., DistillationLoss]
+    weight: float | Mapping[str, float]
+    scale: Scale | Mapping[str, Scale] = field(default_factory=dict)
     options: Mapping[str, Option] = field(default_factory=dict)
-    published: Mapping[str, Option] = field(default_factory=dict)
+    reference_code: Mapping[str, Option] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every loss by its name."""
+        return self.by_name(self.weight)
+
+    def by_name(self, value: T | Mapping[str, T]) -> dict[str, T]:
+        """What is given for each of the losses; a single one has the spec's name."""
+        return dict(value) if isinstance(value, Mapping) else {self.name: value}
+
+    def module(self, context: LossContext) -> DistillationLoss:
+        """Build the loss for the networks of a training.
+
+        Raises:
+            UserError: There is no such option, or the networks' maps do not suit the loss.
+        """
+        try:
+            return self.build(context, **self.options)
+        except TypeError as error:
+            raise UserError(
+                f"params:methods.options does not suit the loss {self.name!r} ({error}). Its "
+                "options are the arguments in its file of rdd_pipeline/losses."
+            ) from error
+
+    def scales(self, context: LossContext) -> dict[str, float]:
+        """Factors beside the weights, by name; 1 where missing."""
+        return {name: scale(context) for name, scale in self.by_name(self.scale).items()}
 
 
 @dataclass(frozen=True)
@@ -40,89 +92,107 @@ class Method:
     Attributes:
         title: What tables and figures call it.
         task: `plain`: cross-entropy on all valid pixels; `rdd`: TFE, then TSE.
-        terms: Distillation losses added to the task loss; with any, a teacher is needed.
+        losses: Distillation losses added to the task loss; with any, a teacher is needed.
         rdd: Settings of RDD that make this method, by field of `RddParams`.
-        published: Terms under ``methods.preset=reference_code``, where the code behind published
-            tables has others.
+        reference_code: Losses under ``methods.preset=reference_code``, where the code behind the
+            published tables has others.
         weighted_tfe: Whether class weights, where the recipe has them, hold for TFE too.
     """
 
     title: str
+    losses: tuple[LossSpec, ...] = ()
     task: Literal["plain", "rdd"] = "plain"
-    terms: tuple[Term, ...] = ()
     rdd: Mapping[str, Any] = field(default_factory=dict)
-    published: tuple[Term, ...] | None = None
+    reference_code: tuple[LossSpec, ...] | None = None
     weighted_tfe: bool = True
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a frozen network has to see every batch."""
-        return self.task == "rdd" or bool(self.terms)
+        return self.task == "rdd" or bool(self.losses)
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of every loss by its name."""
-        return {name: weight for term in self.terms for name, weight in term.weights.items()}
+        return {name: weight for spec in self.losses for name, weight in spec.weights.items()}
 
     def settings(self, rdd: RddParams) -> RddParams:
         """The run's settings of RDD with those that make this method put on top."""
         return RddParams.model_validate({**rdd.model_dump(), **self.rdd})
 
 
-KD = Term("kd", {"kd": 1.0})
-ADVERSARIAL = Term("skd_holistic", {"skd_generator": 0.001, "skd_discriminator": 0.1})
-CWD_LOGITS = Term("cwd_logits", {"cwd_logits": 3.0})
+KD = LossSpec("kd", compare("logits", kd_loss), 1.0)
+ADVERSARIAL = LossSpec(
+    "skd_holistic", SKDHolisticLoss, {"skd_generator": 0.001, "skd_discriminator": 0.1}
+)
+CWD_LOGITS = LossSpec("cwd_logits", compare("logits", cwd_loss), 3.0)
 CWD = (
     KD,
     CWD_LOGITS,
-    Term(
+    LossSpec(
         "cwd_feature",
-        {"cwd_feature": 50.0},
-        published={"divisor": "student", "adapter": "unless_equal"},
+        CWDFeatureLoss,
+        50.0,
+        reference_code={"divisor": "student", "adapter": "unless_equal"},
     ),
 )
-IFVD = (KD, Term("ifvd", {"ifvd": 20.0}))
-MGD = Term("mgd", {"mgd": 2e-5}, published={"adapter": "unless_equal"})
+IFVD = (KD, LossSpec("ifvd", build_ifvd, 20.0))
+MGD = LossSpec("mgd", MGDLoss, 2e-5, scale=mgd_scale, reference_code={"adapter": "unless_equal"})
 
 METHODS: dict[str, Method] = {
     "baseline": Method("student alone"),
-    "kd": Method("KD", terms=(KD,)),
-    "fitnet": Method("FitNet", terms=(KD, Term("fitnet", {"fitnet": 10.0}))),
-    "at": Method("AT", terms=(KD, Term("at", {"at": 10_000.0}))),
+    "kd": Method("KD", (KD,)),
+    "fitnet": Method("FitNet", (KD, LossSpec("fitnet", FitNetLoss, 10.0))),
+    "at": Method(
+        "AT", (KD, LossSpec("at", compare("feature", at_loss), 10_000.0, scale=unit_map_scale))
+    ),
     "skd": Method(
         "SKD",
-        terms=(
-            KD,
-            Term("skd_pairwise", {"skd_pairwise": 10.0}),
-            ADVERSARIAL,
+        (KD, LossSpec("skd_pairwise", compare("feature", skd_pairwise_loss), 10.0), ADVERSARIAL),
+    ),
+    "ifvd": Method("IFVD", IFVD, reference_code=(*IFVD, ADVERSARIAL)),
+    "cwd": Method("CWD", CWD, reference_code=(*CWD, ADVERSARIAL)),
+    "dsd": Method(
+        "DSD",
+        (
+            LossSpec("psd", build_psd, 1000.0, scale=unit_map_scale),
+            LossSpec("csd", compare("logits", csd_loss), 10.0, scale=csd_scale),
         ),
     ),
-    "ifvd": Method("IFVD", terms=IFVD, published=(*IFVD, ADVERSARIAL)),
-    "cwd": Method("CWD", terms=CWD, published=(*CWD, ADVERSARIAL)),
-    "dsd": Method("DSD", terms=(Term("psd", {"psd": 1000.0}), Term("csd", {"csd": 10.0}))),
     "cirkd": Method(
         "CIRKD",
-        terms=(
+        (
             KD,
-            Term("cirkd_minibatch", {"cirkd_minibatch": 1.0}),
-            Term(
+            LossSpec("cirkd_minibatch", build_cirkd_minibatch, 1.0),
+            LossSpec(
                 "cirkd_memory",
+                CIRKDMemoryLoss,
                 {"cirkd_pixel": 0.1, "cirkd_region": 0.1},
-                published={"preset": "cirkd_published"},
+                reference_code={"preset": "cirkd_published"},
             ),
         ),
     ),
-    "dist": Method("DIST", terms=(Term("dist", {"dist": 1.0}),)),
-    "mgd": Method("MGD", terms=(MGD,), published=(MGD, CWD_LOGITS)),
+    "dist": Method("DIST", (LossSpec("dist", build_dist, 1.0),)),
+    "mgd": Method("MGD", (MGD,), reference_code=(MGD, CWD_LOGITS)),
     "af_dcd": Method(
-        "Af-DCD", terms=(KD, Term("af_dcd", {"af_dcd_feature": 2e-6, "af_dcd_contrast": 0.005}))
+        "Af-DCD",
+        (
+            KD,
+            LossSpec(
+                "af_dcd",
+                AfDCDLoss,
+                {"af_dcd_feature": 2e-6, "af_dcd_contrast": 0.005},
+                scale={"af_dcd_feature": mgd_scale},
+            ),
+        ),
     ),
     "cirkdv2": Method(
         "CIRKDv2",
-        terms=(
+        (
             KD,
-            Term(
+            LossSpec(
                 "cirkdv2",
+                CIRKDv2Loss,
                 {
                     "cirkd_minibatch": 1.0,
                     "cirkd_pixel": 0.1,
@@ -132,15 +202,23 @@ METHODS: dict[str, Method] = {
                     "channel_memory": 0.1,
                     "channel_mse": 100.0,
                 },
-                published={"preset": "cirkd_published", "attention_bias": False},
+                scale={"channel_mse": channel_mse_scale},
+                reference_code={"preset": "cirkd_published", "attention_bias": False},
             ),
         ),
     ),
     # Splits KD itself in edge and body, hence none beside it.
-    "bpkd": Method("BPKD", terms=(Term("bpkd", {"bpkd_edge": 50.0, "bpkd_body": 20.0}),)),
-    "tfe": Method("RDD, TFE stage", task="rdd", terms=(KD,)),
-    "tse": Method("RDD", task="rdd", terms=(KD,)),
+    "bpkd": Method("BPKD", (LossSpec("bpkd", build_bpkd, {"bpkd_edge": 50.0, "bpkd_body": 20.0}),)),
+    "tfe": Method("RDD, TFE stage", (KD,), task="rdd"),
+    "tse": Method("RDD", (KD,), task="rdd"),
 }
+
+LOSSES: dict[str, LossSpec] = {
+    spec.name: spec
+    for method in METHODS.values()
+    for spec in (*method.losses, *(method.reference_code or ()))
+}
+"""Every distillation loss by its name."""
 
 STAGES = ("tfe",)
 """Methods that end early in a run: weights on the way, no student to be compared with others."""
@@ -151,7 +229,7 @@ RDD_STAGES = ("tfe", "tse")
 BASELINES = tuple(name for name in METHODS if name not in RDD_STAGES)
 """The student alone and every method beside RDD."""
 
-COMPANIONS: dict[str, Method] = {
+RDD_PLUS: dict[str, Method] = {
     f"tse_{name}": replace(METHODS[name], title=f"RDD + {METHODS[name].title}", task="rdd")
     for name in BASELINES
     if name not in ("baseline", "kd")  # RDD's own form has KD
@@ -160,7 +238,7 @@ COMPANIONS: dict[str, Method] = {
 
 # What can be changed about RDD, as in the published ablations, and the class floor, which is ours.
 ABLATIONS: dict[str, Method] = {
-    f"rdd_{name}": Method(f"RDD, {title}", task="rdd", terms=(KD,), rdd=settings)
+    f"rdd_{name}": Method(f"RDD, {title}", (KD,), task="rdd", rdd=settings)
     for name, title, settings in (
         ("warmup_00", "warm-up 0 %", {"tfe_length": 0}),
         ("warmup_10", "warm-up 10 %", {"tfe_length": 0.1}),
@@ -184,24 +262,24 @@ ABLATIONS: dict[str, Method] = {
 
 
 def find_method(name: str, changes: MethodsParams | None = None) -> Method:
-    """Look a method up and put the run's weights and options on its terms.
+    """Look a method up and put the run's weights and options on its losses.
 
     Args:
-        name: Key of `METHODS`, `COMPANIONS` or `ABLATIONS`; ``teacher`` is the plain task without
+        name: Key of `METHODS`, `RDD_PLUS` or `ABLATIONS`; ``teacher`` is the plain task without
             distillation.
         changes: Other weights and options by method, and the preset. The TFE stage is the first
             part of ``tse`` and follows what is said of that.
 
     Raises:
-        UserError: Unknown method, or a weight or option of a term the method does not have.
+        UserError: Unknown method, or a weight or option of a loss the method does not have.
     """
     if name == "teacher":
         return Method("teacher")
-    every = METHODS | COMPANIONS | ABLATIONS
+    every = METHODS | RDD_PLUS | ABLATIONS
     if name not in every:
         raise UserError(
-            f"There is no method {name!r}. The methods are: {', '.join(sorted(METHODS))}; with RDD "
-            f"as companion: {', '.join(sorted(COMPANIONS))}; ablations of RDD: "
+            f"There is no method {name!r}. The methods are: {', '.join(sorted(METHODS))}; beside "
+            f"RDD: {', '.join(sorted(RDD_PLUS))}; ablations of RDD: "
             f"{', '.join(sorted(ABLATIONS))}."
         )
     method = every[name]
@@ -210,28 +288,28 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
     key = "tse" if name == "tfe" else name
     weights, options = changes.weights.get(key, {}), changes.options.get(key, {})
     everywhere = {"kd": changes.kd}
-    published = changes.preset == "reference_code"
-    if published:
-        method = replace(method, terms=method.published or method.terms, weighted_tfe=False)
+    reference_code = changes.preset == "reference_code"
+    if reference_code:
+        method = replace(method, losses=method.reference_code or method.losses, weighted_tfe=False)
     _require_known(name, "weights", weights, list(method.weights))
-    _require_known(name, "options", options, [term.module for term in method.terms])
-    terms = tuple(
+    _require_known(name, "options", options, [spec.name for spec in method.losses])
+    losses = tuple(
         replace(
-            term,
-            weights={
+            spec,
+            weight={
                 loss: weights.get(loss, everywhere.get(loss, weight))
-                for loss, weight in term.weights.items()
+                for loss, weight in spec.weights.items()
             },
             options={
-                **term.options,
-                **(term.published if published else {}),
-                **options.get(term.module, {}),
+                **spec.options,
+                **(spec.reference_code if reference_code else {}),
+                **options.get(spec.name, {}),
             },
-            published={},
+            reference_code={},
         )
-        for term in method.terms
+        for spec in method.losses
     )
-    return replace(method, terms=terms, published=None)
+    return replace(method, losses=losses, reference_code=None)
 
 
 def method_title(name: str, rdd: RddParams) -> str:
@@ -255,7 +333,7 @@ def method_title(name: str, rdd: RddParams) -> str:
 
 
 def check_changes(changes: MethodsParams) -> None:
-    """Refuse weights and options of methods that do not exist, or of terms they do not have.
+    """Refuse weights and options of methods that do not exist, or of losses they do not have.
 
     Raises:
         UserError: As `find_method`, or something was said of ``tfe``.
@@ -273,6 +351,6 @@ def _require_known(method: str, what: str, given: Mapping[str, Any], known: list
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise UserError(
-            f"params:methods gives {method!r} {what} for {', '.join(unknown)}, but its terms are "
+            f"params:methods gives {method!r} {what} for {', '.join(unknown)}, but its losses are "
             f"{', '.join(known) or '(none)'}."
         )

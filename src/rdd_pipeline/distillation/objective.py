@@ -1,4 +1,4 @@
-"""The objective of a method: task loss (plain or RDD) plus weighted distillation terms."""
+"""The objective of a method: task loss (plain or RDD) plus weighted distillation losses."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rdd_pipeline.collectives import ALONE, Ranks
+from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
-from rdd_pipeline.distillation.terms import LossTerm, TermContext, build_term, loss_scales
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.rdd import (
-    PixelsOfClass,
-    TaskTerms,
-    cross_entropy_task_terms,
-    tfe_task_terms,
-    tse_task_terms,
-)
+from rdd_pipeline.losses.base import DistillationLoss, LossContext
+from rdd_pipeline.losses.cross_entropy import PixelsOfClass, TaskLoss, cross_entropy_loss
+from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
 from rdd_pipeline.networks import NetworkOutput
 
 
@@ -29,7 +24,7 @@ class ObjectiveOutput:
     Attributes:
         total: Scalar that is minimized.
         parts: Every unweighted loss by name, detached scalars; `task` is always there.
-        statistics: Other scalars worth a curve (share of chosen pixels, ...), detached.
+        statistics: Other scalars worth a curve (share of selected pixels, ...), detached.
         pixels_of_class: What TSE found in each class, every `COUNT_EVERY` iterations.
     """
 
@@ -44,22 +39,22 @@ COUNT_EVERY = 5
 
 
 class Objective(nn.Module):
-    """Adds up a method's losses; holds the terms' trained modules and queues.
+    """Adds up a method's losses; holds what they train and their memory banks.
 
     Args:
-        method: Task loss and terms.
+        method: Task loss and distillation losses.
         rdd: Settings of the RDD task loss; unused by the plain task.
         warmup: First iteration of the TSE stage.
         iterations: Length of the whole run, TFE stage included.
         aux_weight: Weight of the auxiliary head in the task loss.
         class_weights: (C,) weights of the task loss, or None.
         ignore_index: Label that is not looked at.
-        context: What the terms are built for; None: the method has none.
-        scale_by_positions: Whether `terms.loss_scales` are on top of the weights.
+        context: What the distillation losses are built for; None: the method has none.
+        scale_by_positions: Whether `LossSpec.scales` are on top of the weights.
         ranks: Processes that share the batches.
 
     Raises:
-        UserError: A term does not suit the networks.
+        UserError: A loss does not suit the networks.
     """
 
     def __init__(
@@ -72,9 +67,9 @@ class Objective(nn.Module):
         aux_weight: float,
         class_weights: Tensor | None,
         ignore_index: int,
-        context: TermContext | None = None,
+        context: LossContext | None = None,
         scale_by_positions: bool = True,
-        ranks: Ranks = ALONE,
+        ranks: Collectives = ALONE,
     ) -> None:
         super().__init__()
         self.method = method
@@ -87,14 +82,15 @@ class Objective(nn.Module):
         self.class_weights: Tensor | None
         # Not persistent: the weights belong to the label set, not to the training state.
         self.register_buffer("class_weights", class_weights, persistent=False)
-        assert context is not None or not method.terms
+        assert context is not None or not method.losses
+        # Called `terms` in checkpoints.
         self.terms = nn.ModuleDict(
-            {term.module: build_term(term, context) for term in method.terms if context}
+            {spec.name: spec.module(context) for spec in method.losses if context}
         )
         scales: dict[str, float] = {}
         if scale_by_positions and context is not None:
-            for term in method.terms:
-                scales |= loss_scales(term, context)
+            for spec in method.losses:
+                scales |= spec.scales(context)
         self.weights = {
             name: weight * scales.get(name, 1.0) for name, weight in method.weights.items()
         }
@@ -113,9 +109,9 @@ class Objective(nn.Module):
         else:
             task, statistics, of_class = self._plain_task(student, labels)
         total, parts = task, {"task": task.detach()}
-        for spec in self.method.terms:
+        for spec in self.method.losses:
             assert teacher is not None
-            losses = self.terms[spec.module](student, teacher, labels)
+            losses = spec.by_name(self.terms[spec.name](student, teacher, labels))
             for name in spec.weights:
                 parts[name] = losses[name].detach()
                 total = total + self.weights[name] * losses[name]
@@ -125,13 +121,13 @@ class Objective(nn.Module):
         """Modules that learn against the student and have an optimizer of their own."""
         return [
             module
-            for term in self.terms.values()
-            if isinstance(term, LossTerm)
-            for module in term.adversaries()
+            for loss in self.terms.values()
+            if isinstance(loss, DistillationLoss)
+            for module in loss.adversaries()
         ]
 
-    def _plain_task(self, student: NetworkOutput, labels: Tensor) -> TaskTerms:
-        return cross_entropy_task_terms(
+    def _plain_task(self, student: NetworkOutput, labels: Tensor) -> TaskLoss:
+        return cross_entropy_loss(
             student.logits,
             labels,
             student_aux_logits=student.aux_logits,
@@ -143,7 +139,7 @@ class Objective(nn.Module):
 
     def _rdd_task(
         self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor, iteration: int
-    ) -> TaskTerms:
+    ) -> TaskLoss:
         """TFE before the warm-up ends; TSE, or a fade from TFE to TSE, after it."""
         fade = tfe_share(self.rdd, iteration, self.warmup, self.iterations)
         task = torch.zeros((), device=labels.device)
@@ -151,7 +147,7 @@ class Objective(nn.Module):
         of_class = None
         if fade > 0.0:
             assert teacher.aux_logits is not None, "checked before the training starts"
-            tfe, statistics, _ = tfe_task_terms(
+            tfe, statistics, _ = tfe_loss(
                 student.logits,
                 labels,
                 teacher_logits=teacher.logits,
@@ -165,7 +161,7 @@ class Objective(nn.Module):
             )
             task = task + fade * tfe
         if fade < 1.0:
-            tse, tse_statistics, of_class = tse_task_terms(
+            tse, tse_statistics, of_class = tse_loss(
                 student.logits,
                 labels,
                 teacher_logits=teacher.logits,
@@ -184,7 +180,7 @@ class Objective(nn.Module):
             )
             task = task + (1.0 - fade) * tse
             statistics |= tse_statistics
-        return TaskTerms(task, statistics, of_class)
+        return TaskLoss(task, statistics, of_class)
 
 
 def tfe_share(rdd: RddParams, iteration: int, warmup: int, iterations: int) -> float:
@@ -229,12 +225,12 @@ def check_auxiliary_heads(
         )
 
 
-def check_terms(method: Method, context: TermContext) -> None:
-    """Refuse a method whose terms do not suit the networks, before anything is trained.
+def check_losses(method: Method, context: LossContext) -> None:
+    """Refuse a method whose losses do not suit the networks, before anything is trained.
 
     Raises:
-        UserError: As `build_term`.
+        UserError: As `LossSpec.module`.
     """
     with torch.device("meta"):  # CIRKD's queues alone are hundreds of megabytes
-        for term in method.terms:
-            build_term(term, context)
+        for spec in method.losses:
+            spec.module(context)

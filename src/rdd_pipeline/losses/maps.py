@@ -1,4 +1,4 @@
-"""What every loss does with its maps first: check them and bring them to one precision and size."""
+"""What the losses share: maps checked, in one precision and of one size, and measures of them."""
 
 from __future__ import annotations
 
@@ -150,3 +150,32 @@ def paired_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             "Distillation of logits needs both networks on the same label set."
         )
     return paired_maps(student, teacher, "logits")
+
+
+def attention(maps_NDhw: Tensor) -> Tensor:
+    """Mean of the squared channels, (N, h * w), of unit length for each image."""
+    return F.normalize(maps_NDhw.square().mean(1).flatten(1), dim=1)
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Mean of the squares, 0 of nothing."""
+    return difference.square().sum() / max(1, difference.numel())
+
+
+def spatial_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """``T^2 / N * sum over images and channels of KL(teacher || student) over positions``, in nats.
+
+    Args:
+        student: (N, D, h, w), of one precision with the teacher's.
+        teacher: (N, D, h, w).
+        temperature: T of the softmax over the h * w positions.
+    """
+    total = kl_sum(student.flatten(2) / temperature, teacher.flatten(2) / temperature, dim=2)
+    return temperature**2 * total / max(1, teacher.shape[0])
+
+
+def kl_sum(student: Tensor, teacher: Tensor, *, dim: int) -> Tensor:
+    """Sum of KL(teacher || student) of the softmaxes along a dimension."""
+    return F.kl_div(
+        student.log_softmax(dim), teacher.log_softmax(dim), reduction="sum", log_target=True
+    )

@@ -225,7 +225,7 @@ class _Bilinear(NamedTuple):
     ) -> Iterator[tuple[slice, Tensor]]:
         """Upsampled bands of a part's rows: (rows of the label map, logits (R, C, W)).
 
-        On the CPU, bands in which `needed_HW` is zero throughout are left out: chosen pixels are
+        On the CPU, bands in which `needed_HW` is zero throughout are left out: selected pixels are
         often few. Elsewhere, looking would mean waiting for the device.
         """
         classes, width = logits_Chw.shape[0], len(self.horizontal)

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from rdd_pipeline.commands import kedro_command
-from rdd_pipeline.distillation.methods import ABLATIONS, COMPANIONS, METHODS, STAGES
+from rdd_pipeline.distillation.methods import ABLATIONS, METHODS, RDD_PLUS, STAGES
 from rdd_pipeline.reporting.comparison import (
     Metrics,
     Row,
@@ -27,7 +27,7 @@ from rdd_pipeline.reporting.comparison import (
 )
 from rdd_pipeline.reporting.report import gain_text, mean_text, millions
 
-_ORDER = ["teacher", *METHODS, *COMPANIONS, *ABLATIONS]
+_ORDER = ["teacher", *METHODS, *RDD_PLUS, *ABLATIONS]
 
 
 def summary_pipeline(pipeline: str, methods: Sequence[str], output: str | None = None) -> Pipeline:

@@ -28,7 +28,7 @@ from rdd_pipeline.config import (
 from rdd_pipeline.data.index import Sample, index_digest
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import find_method, method_title
-from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_terms
+from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_losses
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.scoring import score_splits
@@ -55,7 +55,7 @@ from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import Stage, TrainingJob
 from rdd_pipeline.training.loop import TrainingResult
 from rdd_pipeline.training.notes import training_notes
-from rdd_pipeline.training.preparation import job_fingerprint, prepare_job, term_context
+from rdd_pipeline.training.preparation import job_fingerprint, loss_context, prepare_job
 from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.store import RunStore
 
@@ -462,7 +462,7 @@ def make_check_node(method: str) -> Callable[..., Any]:
                 student=small.auxiliary is not None,
             )
         try:
-            check_terms(definition, term_context(small, big, recipe, labels))
+            check_losses(definition, loss_context(small, big, recipe, labels))
         except UserError as error:
             raise UserError(f"Method {method!r} cannot be trained. {error}") from error
         return {

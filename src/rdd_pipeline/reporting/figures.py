@@ -224,7 +224,7 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     left out, and a curve of one point is a point.
 
     Args:
-        history: Rows with `iteration` and any of `loss`, the loss terms, `lr`, `tfe_share`
+        history: Rows with `iteration` and any of `loss`, the losses, `lr`, `tfe_share`
             (1: TFE, 0: TSE), `val.miou` and statistics of the pixels (shares in [0, 1]); missing
             or NaN values are gaps.
     """
@@ -273,10 +273,10 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
 def is_loss(name: str) -> bool:
     """Whether a curve is a loss in the sense of the objective.
 
-    That is the total, the task loss, a loss that a method's terms name, or a cross-entropy that is
+    That is the total, the task loss, a method's distillation loss, or a cross-entropy that is
     watched. What else a training says of its pixels is a share.
     """
-    return name in {"loss", "task"} | _term_losses() or name.endswith("_ce")
+    return name in {"loss", "task"} | _distillation_losses() or name.endswith("_ce")
 
 
 def class_shares(statistics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -372,7 +372,7 @@ _SHARE_COLORS = {
 
 
 @cache
-def _term_losses() -> frozenset[str]:
+def _distillation_losses() -> frozenset[str]:
     return frozenset(name for method in METHODS.values() for name in method.weights)
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import rdd_pipeline
 from rdd_pipeline.commands import kedro_command
-from rdd_pipeline.distillation.methods import ABLATIONS, COMPANIONS, RDD_STAGES, STAGES
+from rdd_pipeline.distillation.methods import ABLATIONS, RDD_PLUS, RDD_STAGES, STAGES
 from rdd_pipeline.reporting.comparison import (
     Metrics,
     counted,
@@ -391,7 +391,7 @@ def _commands(results: Iterable[Metrics]) -> list[str]:
 def _pipeline_of(method: str) -> str:
     if method in RDD_STAGES:
         return "distill_tse"
-    if method in COMPANIONS:
+    if method in RDD_PLUS:
         return "distill_companions"
     return "ablations" if method in ABLATIONS else "distill_baselines"
 

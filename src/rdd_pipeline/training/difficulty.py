@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rdd_pipeline.losses.rdd import PixelsOfClass
+from rdd_pipeline.losses.cross_entropy import PixelsOfClass
 
 SEEN = PixelsOfClass._fields[1:]
 """What is counted of the pixels; a curve is called `chosen.CLASS`."""

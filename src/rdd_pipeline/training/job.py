@@ -71,7 +71,7 @@ class TrainingJob(Params):
 
     @property
     def definition(self) -> Method:
-        """The method's task loss and terms, with this job's weights and options."""
+        """The method's task loss and distillation losses, with this job's weights and options."""
         return find_method(self.method, self.methods)
 
     @property
@@ -111,8 +111,8 @@ class TrainingJob(Params):
         facts["definition"] = {
             "task": definition.task,
             "terms": [
-                {"module": t.module, "weights": t.weights, "options": t.options}
-                for t in definition.terms
+                {"module": s.name, "weights": s.weights, "options": s.options}
+                for s in definition.losses
             ],
         }
         if not self.methods.scale_by_positions:

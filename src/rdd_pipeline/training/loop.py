@@ -51,8 +51,8 @@ from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import (
     check_inputs,
     job_fingerprint,
+    loss_context,
     network_of,
-    term_context,
     title_of,
 )
 from rdd_pipeline.training.progress import TrainingProgress
@@ -271,7 +271,7 @@ class Trainer:
             ignore_index=job.labels.ignore_index,
             context=None
             if teacher_network is None
-            else term_context(
+            else loss_context(
                 self.student,
                 teacher_network,
                 job.recipe,

@@ -12,8 +12,8 @@ from rdd_pipeline.data.delivery import check_shared_memory
 from rdd_pipeline.data.index import Sample, index_digest, of_split
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.data.loading import crop_bytes
-from rdd_pipeline.distillation.terms import TermContext
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     NetworkHeader,
@@ -103,7 +103,7 @@ def check_inputs(
             )
 
 
-def term_context(
+def loss_context(
     student: SegmentationNetwork,
     teacher: SegmentationNetwork,
     recipe: RecipeParams,
@@ -111,10 +111,10 @@ def term_context(
     *,
     ranks: Collectives = ALONE,
     cross_image: Literal["global", "local"] = "global",
-) -> TermContext:
-    """What distillation terms are built for: both networks' maps of a training sample."""
+) -> LossContext:
+    """What distillation losses are built for: both networks' maps of a training sample."""
     crop = recipe.augment.crop
-    return TermContext(
+    return LossContext(
         student=output_shapes(student, crop),
         teacher=output_shapes(teacher, crop),
         ignore_index=labels.ignore_index,

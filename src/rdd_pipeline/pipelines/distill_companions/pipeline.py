@@ -4,7 +4,7 @@ from typing import Any
 
 from kedro.pipeline import Pipeline
 
-from rdd_pipeline.distillation.methods import COMPANIONS
+from rdd_pipeline.distillation.methods import RDD_PLUS
 from rdd_pipeline.pipelines import train_teacher
 from rdd_pipeline.pipelines._summary import summary_pipeline
 from rdd_pipeline.pipelines._wiring import methods_pipeline
@@ -14,6 +14,6 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     """The teacher and every method with RDD as its task loss."""
     return (
         train_teacher.teacher_pipeline()
-        + methods_pipeline(tuple(COMPANIONS))
-        + summary_pipeline("distill_companions", tuple(COMPANIONS))
+        + methods_pipeline(tuple(RDD_PLUS))
+        + summary_pipeline("distill_companions", tuple(RDD_PLUS))
     )

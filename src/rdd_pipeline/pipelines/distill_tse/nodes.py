@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from rdd_pipeline.config import DataParams, EvaluationParams, RddParams
 from rdd_pipeline.data.index import of_split
-from rdd_pipeline.losses.rdd import chosen_pixels, teacher_confidence
+from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence
 from rdd_pipeline.networks import NetworkCheckpoint
 from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
 from rdd_pipeline.reporting.figures import RddRow, rdd_figure
@@ -50,7 +50,7 @@ def draw_pixels(
             confidence = None
             if seen.aux_logits is not None:
                 confidence = teacher_confidence(seen.logits, seen.aux_logits, size=size)[0]
-            pixels = chosen_pixels(
+            pixels = selected_pixels(
                 given.logits,
                 seen.logits,
                 label_maps,
@@ -72,7 +72,7 @@ def draw_pixels(
                 confidence=confidence,
                 hard_student=pixels.hard_student[0],
                 hard_teacher=pixels.hard_teacher[0],
-                chosen=pixels.chosen[0],
+                chosen=pixels.selected[0],
             )
         )
     return rdd_figure(rows, labels)

@@ -1,6 +1,8 @@
-"""Terms name the right tensors of both networks, and RDD as companion weighs pixels."""
+"""Losses look at the right maps of both networks, and RDD beside another method weighs pixels."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +11,20 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rdd_pipeline.config import RddParams
-from rdd_pipeline.distillation.methods import COMPANIONS, METHODS, Term, find_method
+from rdd_pipeline.distillation.methods import LOSSES, METHODS, RDD_PLUS, find_method
 from rdd_pipeline.distillation.objective import Objective
-from rdd_pipeline.distillation.terms import TermContext, build_term
-from rdd_pipeline.losses import features, logits, relations
-from rdd_pipeline.losses.adversarial import discriminator_loss, generator_loss
+from rdd_pipeline.losses.af_dcd import af_dcd_contrast_loss
+from rdd_pipeline.losses.at import at_loss
+from rdd_pipeline.losses.base import DistillationLoss, LossContext
+from rdd_pipeline.losses.cirkd import cirkd_minibatch_loss
+from rdd_pipeline.losses.cwd import cwd_feature_loss, cwd_loss
+from rdd_pipeline.losses.dist import dist_loss
+from rdd_pipeline.losses.dsd import csd_loss, psd_loss
+from rdd_pipeline.losses.fitnet import fitnet_loss
+from rdd_pipeline.losses.ifvd import ifvd_loss
+from rdd_pipeline.losses.kd import kd_loss
+from rdd_pipeline.losses.mgd import mgd_loss
+from rdd_pipeline.losses.skd import discriminator_loss, generator_loss, skd_pairwise_loss
 from rdd_pipeline.networks import NetworkOutput
 
 CLASSES, SIZE = 4, (32, 32)
@@ -35,55 +46,53 @@ def _output(
 
 
 STUDENT, TEACHER = _output(1, 8), _output(2, 12)
-CONTEXT = TermContext(STUDENT, TEACHER)
+CONTEXT = LossContext(STUDENT, TEACHER)
 LABELS = torch.randint(0, CLASSES, (2, *SIZE), generator=torch.Generator().manual_seed(3))
 LABELS[:, :5] = 255
 
 
-def _term(name: str, context: TermContext = CONTEXT, **options):
+def _module(name: str, context: LossContext = CONTEXT, **options) -> DistillationLoss:
     torch.manual_seed(0)
-    return build_term(Term(name, {}, options), context)
+    return replace(LOSSES[name], options=options).module(context)
 
 
 def _losses(name: str, **options) -> dict[str, Tensor]:
-    return _term(name, **options)(STUDENT, TEACHER, LABELS)
+    return LOSSES[name].by_name(_module(name, **options)(STUDENT, TEACHER, LABELS))
 
 
 STATELESS = {
-    "kd": lambda: logits.kd_loss(STUDENT.logits, TEACHER.logits),
-    "at": lambda: features.at_loss(STUDENT.feature, TEACHER.feature),
-    "skd_pairwise": lambda: relations.skd_pairwise_loss(STUDENT.feature, TEACHER.feature),
-    "ifvd": lambda: features.ifvd_loss(
-        STUDENT.feature, TEACHER.feature, LABELS, num_classes=CLASSES
-    ),
-    "cwd_logits": lambda: logits.cwd_loss(STUDENT.logits, TEACHER.logits),
-    "psd": lambda: features.psd_loss(
+    "kd": lambda: kd_loss(STUDENT.logits, TEACHER.logits),
+    "at": lambda: at_loss(STUDENT.feature, TEACHER.feature),
+    "skd_pairwise": lambda: skd_pairwise_loss(STUDENT.feature, TEACHER.feature),
+    "ifvd": lambda: ifvd_loss(STUDENT.feature, TEACHER.feature, LABELS, num_classes=CLASSES),
+    "cwd_logits": lambda: cwd_loss(STUDENT.logits, TEACHER.logits),
+    "psd": lambda: psd_loss(
         [STUDENT.aux_logits, STUDENT.feature, STUDENT.logits],
         [TEACHER.aux_logits, TEACHER.feature, TEACHER.logits],
     ),
-    "csd": lambda: features.csd_loss(STUDENT.logits, TEACHER.logits),
-    "cirkd_minibatch": lambda: relations.cirkd_minibatch_loss(STUDENT.feature, TEACHER.feature),
+    "csd": lambda: csd_loss(STUDENT.logits, TEACHER.logits),
+    "cirkd_minibatch": lambda: cirkd_minibatch_loss(STUDENT.feature, TEACHER.feature),
     "dist": lambda: (
-        logits.dist_loss(STUDENT.logits, TEACHER.logits)
-        + 0.4 * logits.dist_loss(STUDENT.aux_logits, TEACHER.aux_logits)
+        dist_loss(STUDENT.logits, TEACHER.logits)
+        + 0.4 * dist_loss(STUDENT.aux_logits, TEACHER.aux_logits)
     ),
 }
 
 
 @pytest.mark.parametrize("name", STATELESS)
-def test_a_term_without_state_is_its_function_of_the_right_maps(name):
+def test_a_loss_without_state_is_its_function_of_the_right_maps(name):
     assert_close(_losses(name), {name: STATELESS[name]()})
 
 
 def test_adapters_bring_the_student_to_the_teachers_width():
     for name, function in (
-        ("fitnet", features.fitnet_loss),
-        ("cwd_feature", features.cwd_feature_loss),
+        ("fitnet", fitnet_loss),
+        ("cwd_feature", cwd_feature_loss),
     ):
-        term = _term(name)
-        assert term.adapter.weight.shape == (12, 8, 1, 1)
-        expected = function(term.adapter(STUDENT.feature), TEACHER.feature)
-        assert_close(term(STUDENT, TEACHER, LABELS), {name: expected})
+        loss = _module(name)
+        assert loss.adapter.weight.shape == (12, 8, 1, 1)
+        expected = function(loss.adapter(STUDENT.feature), TEACHER.feature)
+        assert_close(loss(STUDENT, TEACHER, LABELS), expected)
 
 
 def test_the_published_divisor_of_cwd_is_the_students_width():
@@ -94,43 +103,43 @@ def test_the_published_divisor_of_cwd_is_the_students_width():
 
 
 def test_masked_generation_sees_the_last_stages():
-    term = _term("mgd", mask_ratio=0.0)  # no randomness
-    completed = term.generator(STUDENT.stages[1], (8, 8))
+    loss = _module("mgd", mask_ratio=0.0)  # no randomness
+    completed = loss.generator(STUDENT.stages[1], (8, 8))
     assert completed.shape == TEACHER.stages[1].shape
     expected = (completed - TEACHER.stages[1]).square().sum() / 2
-    assert_close(term(STUDENT, TEACHER, LABELS)["mgd"], expected)
+    assert_close(loss(STUDENT, TEACHER, LABELS), expected)
 
 
 def test_af_dcd_takes_as_many_groups_as_divide_the_width():
-    term = _term("af_dcd", mask_ratio=0.0)
-    assert term.groups == 16  # the last stage has 16 channels
-    odd = TermContext(
+    loss = _module("af_dcd", mask_ratio=0.0)
+    assert loss.groups == 16  # the last stage has 16 channels
+    odd = LossContext(
         STUDENT, TEACHER._replace(stages=(TEACHER.stages[0], torch.zeros(2, 14, 8, 8)))
     )
-    assert _term("af_dcd", odd).groups == 14
-    losses = term(STUDENT, TEACHER, LABELS)
-    completed = term.generator(STUDENT.stages[1], (8, 8))
+    assert _module("af_dcd", odd).groups == 14
+    losses = loss(STUDENT, TEACHER, LABELS)
+    completed = loss.generator(STUDENT.stages[1], (8, 8))
     assert_close(
         losses["af_dcd_contrast"],
-        features.af_dcd_contrast_loss(completed, TEACHER.stages[1], groups=16),
+        af_dcd_contrast_loss(completed, TEACHER.stages[1], groups=16),
     )
-    assert_close(losses["af_dcd_feature"], features.mgd_loss(completed, TEACHER.stages[1]))
+    assert_close(losses["af_dcd_feature"], mgd_loss(completed, TEACHER.stages[1]))
 
 
 def test_dsd_and_dist_do_without_auxiliary_heads():
     student = _output(1, 8, auxiliary=False)
-    psd = _term("psd")(student, TEACHER, LABELS)["psd"]
+    psd = _module("psd")(student, TEACHER, LABELS)
     maps = [[n.feature, n.logits] for n in (student, TEACHER)]
-    assert_close(psd, features.psd_loss(*maps))
-    dist = _term("dist")(student, TEACHER, LABELS)["dist"]
-    assert_close(dist, logits.dist_loss(student.logits, TEACHER.logits))
+    assert_close(psd, psd_loss(*maps))
+    dist = _module("dist")(student, TEACHER, LABELS)
+    assert_close(dist, dist_loss(student.logits, TEACHER.logits))
 
 
 def test_each_side_of_the_adversary_learns_from_its_own_loss_only():
     student = _output(1, 8, gradient=True)
-    term = _term("skd_holistic")
-    weights = dict(term.discriminator.named_parameters())
-    losses = term(student, TEACHER, LABELS)
+    loss = _module("skd_holistic")
+    weights = dict(loss.discriminator.named_parameters())
+    losses = loss(student, TEACHER, LABELS)
 
     losses["skd_generator"].backward(retain_graph=True)
     assert student.logits.grad.abs().sum() > 0
@@ -144,40 +153,41 @@ def test_each_side_of_the_adversary_learns_from_its_own_loss_only():
 
 def test_the_adversary_plays_the_hinge_game():
     """In evaluation mode, where scoring changes nothing, against the plain functions."""
-    term = _term("skd_holistic").eval()
-    score = term.discriminator
-    losses = term(STUDENT, TEACHER, LABELS)
+    loss = _module("skd_holistic").eval()
+    score = loss.discriminator
+    losses = loss(STUDENT, TEACHER, LABELS)
     assert_close(losses["skd_generator"], generator_loss(score(STUDENT.logits)))
     expected = discriminator_loss(score(TEACHER.logits), score(STUDENT.logits))
     assert_close(losses["skd_discriminator"], expected)
 
 
 def test_cirkdv2_sees_the_refined_feature():
-    term = _term("cirkdv2", pixel_slots=20, region_slots=10, channel_slots=9).eval()
-    refined = term.refine(STUDENT.feature)
-    losses = term(STUDENT, TEACHER, LABELS)
-    expected = relations.cirkd_minibatch_loss(refined, TEACHER.feature)
+    loss = _module("cirkdv2", pixel_slots=20, region_slots=10, channel_slots=9).eval()
+    refined = loss.refine(STUDENT.feature)
+    losses = loss(STUDENT, TEACHER, LABELS)
+    expected = cirkd_minibatch_loss(refined, TEACHER.feature)
     assert_close(losses["cirkd_minibatch"], expected)
-    assert_close(losses["fitnet"], features.fitnet_loss(term.adapter(refined), TEACHER.feature))
+    assert_close(losses["fitnet"], fitnet_loss(loss.adapter(refined), TEACHER.feature))
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(8, 16), (16, 8), (10, 8)])
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].terms])
-def test_networks_of_other_stride_and_width_suit_every_term(name, ours, theirs):
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].losses])
+def test_networks_of_other_stride_and_width_suit_every_module(name, ours, theirs):
     student, teacher = _output(1, 10, ours, gradient=True), _output(2, 24, theirs)
-    context = TermContext(student, teacher)
+    context = LossContext(student, teacher)
     memory = {"pixel_slots": 20, "region_slots": 10}
-    for term in METHODS[name].terms:
-        options = {"cirkd_memory": memory, "cirkdv2": memory}.get(term.module, {})
-        losses = _term(term.module, context, **options)(student, teacher, LABELS)
-        assert set(losses) == set(term.weights)
+    for spec in METHODS[name].losses:
+        options = {"cirkd_memory": memory, "cirkdv2": memory}.get(spec.name, {})
+        found = _module(spec.name, context, **options)(student, teacher, LABELS)
+        losses = spec.by_name(found)
+        assert set(losses) == set(spec.weights)
         for loss in losses.values():
             assert loss.dim() == 0
             assert loss.isfinite()
             loss.backward(retain_graph=True)
 
 
-# ---- RDD as companion
+# ---- RDD beside another method
 
 
 def _pixel_gradient(name: str, iteration: int) -> Tensor:
@@ -200,24 +210,24 @@ def _pixel_gradient(name: str, iteration: int) -> Tensor:
 
 @pytest.mark.parametrize("iteration", [1, 7], ids=["TFE", "TSE"])
 @pytest.mark.parametrize("name", ["cwd", "at", "dsd", "cirkd", "dist"])
-def test_rdd_as_companion_weighs_pixels_and_does_not_only_scale(name, iteration):
-    plain, companion = (_pixel_gradient(n, iteration) for n in (name, f"tse_{name}"))
-    # The terms are the same in both: what is left is the gradient of the task loss. The first
+def test_rdd_beside_a_method_weighs_pixels_and_does_not_only_scale(name, iteration):
+    plain, plus = (_pixel_gradient(n, iteration) for n in (name, f"tse_{name}"))
+    # The losses are the same in both: what is left is the gradient of the task loss. The first
     # rows of positions hold no label. A task loss that is only scaled has the same direction.
     task = _pixel_gradient("baseline", iteration)[:, :, 2:]
-    weighed = companion[:, :, 2:] - (plain[:, :, 2:] - task)
+    weighed = plus[:, :, 2:] - (plain[:, :, 2:] - task)
     norms = weighed.norm(dim=1) / task.norm(dim=1)
     assert norms.max() > 1.5 * norms.min()
     assert F.cosine_similarity(weighed.flatten(), task.flatten(), dim=0) < 0.99
 
 
-def test_the_tfe_weight_of_a_companion_is_that_of_each_pixel():
+def test_the_tfe_weight_beside_a_method_is_that_of_each_pixel():
     """In the published scripts the cross-entropy was a number already when it was weighed."""
     sure, unsure = TEACHER.aux_logits.clone(), TEACHER.aux_logits.clone()
     sure[..., :4] = TEACHER.logits[..., :4]  # heads agree on the left half of the image
     student = _output(1, 8, gradient=True)
     objective = Objective(
-        COMPANIONS["tse_cwd"],
+        RDD_PLUS["tse_cwd"],
         rdd=RddParams(tfe_length=5),
         warmup=5,
         iterations=10,
@@ -236,10 +246,10 @@ def test_the_tfe_weight_of_a_companion_is_that_of_each_pixel():
 
 # --- half precision -------------------------------------------------------------------------------
 
-EVERY_TERM = {
+WITH_LOSSES = {
     name: method
-    for name, method in (METHODS | COMPANIONS).items()
-    if method.terms and not name.startswith("tse_")  # companions have the same terms
+    for name, method in (METHODS | RDD_PLUS).items()
+    if method.losses and not name.startswith("tse_")  # beside RDD they are the same
 }
 
 
@@ -265,19 +275,19 @@ def _float32(output: NetworkOutput) -> NetworkOutput:
     )
 
 
-@pytest.mark.parametrize("name", EVERY_TERM)
+@pytest.mark.parametrize("name", WITH_LOSSES)
 def test_outputs_in_bfloat16_are_computed_in_float32(name):
     student = _bfloat16(_output(4, 8, 16))
     teacher = _bfloat16(_output(5, 12, 16))
-    context = TermContext(student, teacher)
+    context = LossContext(student, teacher)
 
     def losses(of: NetworkOutput, against: NetworkOutput) -> dict[str, Tensor]:
         values = {}
-        for term in EVERY_TERM[name].terms:
+        for spec in WITH_LOSSES[name].losses:
             torch.manual_seed(0)
-            module = build_term(term, context)
+            module = spec.module(context)
             torch.manual_seed(1)
-            values |= module(of, against, LABELS)
+            values |= spec.by_name(module(of, against, LABELS))
         return values
 
     leaves = [

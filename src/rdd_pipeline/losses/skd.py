@@ -1,24 +1,54 @@
-"""SKD's holistic term: a discriminator tells the teacher's logits from the student's.
+"""SKD, structured knowledge distillation: pair-wise and holistic (adversarial).
 
-Liu et al., CVPR 2019, arXiv 1903.04197, section 3.1. The discriminator has an optimizer of its own
-(Adam, 4e-4, betas .9 and .99). A step of the student uses `generator_loss(D(student_logits))`, a
-step of the discriminator `discriminator_loss(D(teacher_logits), D(student_logits.detach()))`; the
-gradient that the first leaves in D has to be cleared before the second.
+Liu et al., CVPR 2019, arXiv 1903.04197, section 3.1. The discriminator of the holistic loss has an
+optimizer of its own (Adam, 4e-4, betas .9 and .99). A step of the student uses
+`generator_loss(D(student_logits))`, a step of the discriminator
+`discriminator_loss(D(teacher_logits), D(student_logits.detach()))`; the gradient that the first
+leaves in D has to be cleared before the second.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.maps import as_float, rows_of
+from rdd_pipeline.losses.base import DistillationLoss, LossContext
+from rdd_pipeline.losses.maps import as_float, matrix_product, paired_maps, rows_of
+from rdd_pipeline.networks import NetworkOutput
 
 _WIDTHS = (64, 128, 256, 512)
 _ATTENTION_FROM = 256
 _KERNEL = 4
+
+
+def skd_pairwise_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    """SKD's pair-wise loss: mean squared difference of the cosines between all positions.
+
+    Features are max-pooled 2x2 first. Mean over images and pairs. Liu et al., CVPR 2019,
+    arXiv 1903.04197, section 3.1.
+
+    Args:
+        student_feature: (N, Ds, h, w).
+        teacher_feature: (N, Dt, h', w').
+
+    Raises:
+        UserError: Batches differ.
+    """
+    student, teacher = paired_maps(student_feature, teacher_feature, "features")
+
+    def cosines(feature: Tensor) -> Tensor:
+        pooled = F.max_pool2d(feature, 2, ceil_mode=True)
+        unit_NDP = F.normalize(pooled, dim=1).flatten(2)
+        return matrix_product(unit_NDP.mT, unit_NDP)
+
+    difference = cosines(student) - cosines(teacher)
+    return difference.square().sum() / max(1, difference.numel())
 
 
 def discriminator_loss(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
@@ -40,6 +70,41 @@ def generator_loss(student_scores: Tensor) -> Tensor:
         student_scores: Scores of the student's logits, any shape.
     """
     return -as_float(student_scores).sum() / max(1, student_scores.numel())
+
+
+class SKDHolisticLoss(DistillationLoss):
+    """SKD's holistic loss: student and discriminator learn in one backward pass.
+
+    The student's loss goes through a discriminator whose parameters count as constants, the
+    discriminator's through detached logits, so each gradient reaches one of them only. The
+    published code alternates two passes; with plain gradient steps of both it is the same.
+    """
+
+    def __init__(self, context: LossContext) -> None:
+        super().__init__()
+        height, width = (
+            min(context.student.logits.shape[axis], context.teacher.logits.shape[axis])
+            for axis in (2, 3)
+        )
+        self.discriminator = HolisticDiscriminator(context.num_classes, (height, width))
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `DistillationLoss.forward`."""
+        constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        fooled = functional_call(self.discriminator, constant, (student.logits,))
+        return {
+            "skd_generator": generator_loss(fooled),
+            "skd_discriminator": discriminator_loss(
+                self.discriminator(teacher.logits.detach()),
+                self.discriminator(student.logits.detach()),
+            ),
+        }
+
+    def adversaries(self) -> Iterator[nn.Module]:
+        """The discriminator."""
+        yield self.discriminator
 
 
 class HolisticDiscriminator(nn.Module):
@@ -66,7 +131,7 @@ class HolisticDiscriminator(nn.Module):
         if depth == 0:
             raise UserError(
                 f"SKD's discriminator needs logits of at least 8 x 8 positions, got {size[0]} x "
-                f"{size[1]}. Use a larger crop, or leave the holistic term out."
+                f"{size[1]}. Use a larger crop, or leave the holistic loss out."
             )
         layers: list[nn.Module] = [nn.BatchNorm2d(num_classes)]
         width = num_classes
