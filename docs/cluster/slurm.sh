@@ -15,14 +15,14 @@ set -euo pipefail
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 40000))"
-export PATIENCE=600
+export TIMEOUT=600
 
 # shellcheck disable=SC2016  # expanded on each machine
 srun --kill-on-bad-exit=0 bash -c '
     if [ "$SLURM_NODEID" = 0 ]; then
         exec .venv/bin/kedro run --pipeline=distill_tse --env=camvid_published \
-            --params="trainer.devices=auto,trainer.nodes=$SLURM_NNODES,trainer.rendezvous=$RENDEZVOUS,trainer.timeout=$PATIENCE" "$@"
+            --params="trainer.devices=auto,trainer.nodes=$SLURM_NNODES,trainer.rendezvous=$RENDEZVOUS,trainer.timeout=$TIMEOUT" "$@"
     else
-        exec .venv/bin/python -m rdd_pipeline.launching.join "$RENDEZVOUS" --patience "$PATIENCE"
+        exec .venv/bin/python -m rdd_pipeline.launching.join "$RENDEZVOUS" --timeout "$TIMEOUT"
     fi
 ' rdd "$@"

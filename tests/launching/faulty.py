@@ -24,7 +24,7 @@ def _before_each_step(act: Callable[[int], None]) -> None:
     TrainingStep.forward = patched
 
 
-def killed_once(path: str) -> None:
+def killed_once(*task) -> None:
     """Process 1 is gone in iteration 3, as if by `kill -9`; the second time all goes well."""
 
     def act(iteration: int) -> None:
@@ -32,10 +32,10 @@ def killed_once(path: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     _before_each_step(act)
-    worker.work(path)
+    worker.train_worker(*task)
 
 
-def always_fails(path: str) -> None:
+def always_fails(*task) -> None:
     """Process 1 has a fault of its own in iteration 3, every time."""
 
     def act(iteration: int) -> None:
@@ -43,10 +43,10 @@ def always_fails(path: str) -> None:
             raise ZeroDivisionError("a fault of its own")
 
     _before_each_step(act)
-    worker.work(path)
+    worker.train_worker(*task)
 
 
-def wrong_input(path: str) -> None:
+def wrong_input(*task) -> None:
     """Process 1 meets something that is the user's to mend."""
 
     def act(iteration: int) -> None:
@@ -54,10 +54,10 @@ def wrong_input(path: str) -> None:
             raise UserError("image 7 is not what it was. Put it back.")
 
     _before_each_step(act)
-    worker.work(path)
+    worker.train_worker(*task)
 
 
-def slow(path: str) -> None:
+def slow(*task) -> None:
     """Takes long enough for a signal to come in between."""
     _before_each_step(lambda iteration: time.sleep(0.5))
-    worker.work(path)
+    worker.train_worker(*task)

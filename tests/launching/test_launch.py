@@ -24,7 +24,7 @@ from rdd_pipeline.data.loading import evaluation_batches
 from rdd_pipeline.errors import DataProblem, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
-from rdd_pipeline.launching import launch, machines, worker
+from rdd_pipeline.launching import exchange, launch, worker
 from rdd_pipeline.launching.join import join
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training import loop
@@ -102,13 +102,24 @@ def test_several_devices_need_a_work_folder(job, blocks, teacher, no_processes):
         launch.train(job, blocks.samples, trainer=TWO, teacher=teacher)
 
 
-def test_an_error_names_its_kind_through_the_folder(tmp_path):
-    for number, (kind, when) in enumerate([("NonFiniteLossError", 2.0), ("DataProblem", 1.0)]):
-        (tmp_path / f"fault-0-{number}.json").write_text(
-            f'{{"final": "{kind}", "message": "{kind}!", "time": {when}}}'
+def test_an_error_names_its_kind_through_the_exchange():
+    here = exchange.host(None)
+    training = here.publish({}, {})
+    for rank, (kind, final) in enumerate(
+        [("RuntimeError", None), ("DataProblem", "DataProblem"), ("UserError", "UserError")]
+    ):
+        failure = exchange.Failure(
+            rank=rank,
+            attempt=0,
+            kind=kind,
+            message=f"{kind}!",
+            traceback="",
+            final=final,
+            lost_peer=False,
         )
+        exchange.Exchange.connect(here.endpoint).report(training, failure)
     with pytest.raises(DataProblem, match=r"^DataProblem!$"):
-        launch._raise_fault(tmp_path)
+        launch.raise_final(here.failures(training))
 
 
 def test_several_machines_need_a_place_to_meet():
@@ -133,7 +144,7 @@ def test_an_address_of_another_machine_is_refused(run, job, tmp_path, no_process
 
 def test_a_machine_that_finds_no_training_says_so():
     with pytest.raises(UserError, match=r"no training at 127.0.0.1:1 after 0.1 seconds. Start it"):
-        join("127.0.0.1:1", patience=0.1)
+        join("127.0.0.1:1", timeout=0.1)
 
 
 # ---- in two processes
@@ -183,7 +194,7 @@ def test_what_is_done_is_loaded_and_the_way_there_is_cleared(undisturbed, run, j
 def test_killed_once_it_ends_as_if_nothing_had_happened(
     undisturbed, run, job, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(worker, "work", faulty.killed_once)
+    monkeypatch.setattr(worker, "train_worker", faulty.killed_once)
     with caplog.at_level(logging.INFO):
         result = run(job, tmp_path)
     _same(result, undisturbed[1])
@@ -195,7 +206,7 @@ def test_killed_once_it_ends_as_if_nothing_had_happened(
 def test_failing_again_and_again_it_ends_with_the_error_of_the_process(
     run, job, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(worker, "work", faulty.always_fails)
+    monkeypatch.setattr(worker, "train_worker", faulty.always_fails)
     with pytest.raises(WorkerFailedError) as info:
         run(job, tmp_path)
     message = str(info.value)
@@ -206,7 +217,7 @@ def test_failing_again_and_again_it_ends_with_the_error_of_the_process(
 
 
 def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, blocks):
-    monkeypatch.setattr(worker, "work", faulty.slow)
+    monkeypatch.setattr(worker, "train_worker", faulty.slow)
     before = [signal.getsignal(number) for number in launch.STOP_SIGNALS]
     sent = []
 
@@ -227,7 +238,7 @@ def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, bloc
 
 @pytest.mark.slow
 def test_what_the_user_has_to_mend_is_not_tried_again(run, job, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(worker, "work", faulty.wrong_input)
+    monkeypatch.setattr(worker, "train_worker", faulty.wrong_input)
     with pytest.raises(UserError, match=r"^image 7 is not what it was. Put it back.$"):
         run(job, tmp_path)
     assert "start again" not in caplog.text
@@ -242,7 +253,7 @@ class Machine:
     def __init__(self, endpoint: str, images: Path) -> None:
         self._command = [
             *(sys.executable, "-m", "rdd_pipeline.launching.join", endpoint),
-            *("--data", str(images), "--patience", "60"),
+            *("--data", str(images), "--timeout", "60"),
         ]
         self.images = images
         self.start()
@@ -284,7 +295,7 @@ def two_machines(blocks, tmp_path_factory):
     machine = Machine(endpoint, images)
     updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "timeout": 60}
     yield TWO.model_copy(update=updates), machine
-    machines.close(endpoint)
+    exchange.close(endpoint)
     output, _ = machine.process.communicate(timeout=60)
     assert machine.process.returncode == 0, output
 
@@ -301,7 +312,7 @@ def test_a_process_of_the_second_machine_is_killed(
     undisturbed, run, job, two_machines, tmp_path, monkeypatch, caplog
 ):
     trainer, machine = two_machines
-    monkeypatch.setattr(worker, "work", faulty.slow)  # on this one; the other waits for it
+    monkeypatch.setattr(worker, "train_worker", faulty.slow)  # on this one; the other waits for it
     killed = []
 
     def on_log(iteration, values):
@@ -335,7 +346,7 @@ def test_the_second_machine_is_lost_and_comes_back(
     undisturbed, run, job, two_machines, tmp_path, monkeypatch
 ):
     trainer, machine = two_machines
-    monkeypatch.setattr(worker, "work", faulty.slow)
+    monkeypatch.setattr(worker, "train_worker", faulty.slow)
     lost = []
 
     def on_log(iteration, values):
@@ -354,7 +365,7 @@ def test_a_signal_to_the_second_machine_saves_and_stops_all(
     run, job, two_machines, tmp_path, monkeypatch
 ):
     trainer, machine = two_machines
-    monkeypatch.setattr(worker, "work", faulty.slow)
+    monkeypatch.setattr(worker, "train_worker", faulty.slow)
 
     def on_log(iteration, values):
         if iteration == 3:
@@ -379,7 +390,7 @@ def test_without_the_second_machine_the_first_gives_up_in_time(run, job, tmp_pat
     updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "timeout": 5}
     with pytest.raises(WorkerFailedError, match=r"2 machines did not come together .* 5 seconds"):
         run(job, tmp_path, trainer=TWO.model_copy(update=updates))
-    machines.close(endpoint)
+    exchange.close(endpoint)
 
 
 @pytest.mark.slow
@@ -393,8 +404,8 @@ def test_the_first_machine_is_killed_and_starts_again(
         writer.writeheader()
         writer.writerows(to_rows(blocks.samples))
     save_checkpoint(teacher, tmp_path / "teacher.safetensors")
-    if trainer.rendezvous in machines._hosted:  # the port is the command's now
-        machines.close(trainer.rendezvous)
+    if trainer.rendezvous in exchange._hosted:  # the port is the command's now
+        exchange.close(trainer.rendezvous)
         machine.process.wait(30)
         machine.start()
     content = {

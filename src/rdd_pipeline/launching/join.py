@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -29,10 +28,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from rdd_pipeline.errors import INTERRUPTED, UserError
-from rdd_pipeline.launching import machines
+from rdd_pipeline.launching.exchange import FORMAT, Exchange, parse_endpoint
 from rdd_pipeline.launching.launch import run_workers, write_task
-from rdd_pipeline.launching.machines import FORMAT, Exchange
-from rdd_pipeline.launching.worker import Task, any_final, faults
+from rdd_pipeline.launching.worker import Task
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.preparation import title_of
 
@@ -40,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def join(
-    endpoint: str, *, data: Path | None = None, address: str | None = None, patience: float = 600.0
+    endpoint: str, *, data: Path | None = None, address: str | None = None, timeout: float = 600.0
 ) -> None:
     """Take part in all trainings of the first machine's command.
 
@@ -48,15 +46,15 @@ def join(
         endpoint: HOST:PORT of the first machine.
         data: Folder of the images here; None: the same path as there.
         address: Name or address under which the others reach this machine; None: its own name.
-        patience: Seconds to wait for the first machine, at the start or when it is lost.
+        timeout: Seconds to wait for the first machine, at the start or when it is lost.
 
     Raises:
         UserError: It cannot be reached, is of another version, or the images are not here.
         SignalException: A signal asked this process to stop.
     """
-    machines.parse_endpoint(endpoint)
+    parse_endpoint(endpoint)
     while True:
-        exchange = _connect(endpoint, patience)
+        exchange = _connect(endpoint, timeout)
         if exchange.format() != FORMAT:
             raise UserError(
                 f"The first machine trains by version {exchange.format()} of rdd_pipeline's "
@@ -66,21 +64,21 @@ def join(
             _take_part_in_all(exchange, endpoint, data, address)
         except dist.DistError:
             logger.warning(
-                "The first machine is gone. Waiting %g seconds for it to come back.", patience
+                "The first machine is gone. Waiting %g seconds for it to come back.", timeout
             )
             continue
         return
 
 
-def _connect(endpoint: str, patience: float) -> Exchange:
-    until = time.monotonic() + patience
+def _connect(endpoint: str, timeout: float) -> Exchange:
+    until = time.monotonic() + timeout
     while True:
         try:
-            return Exchange.connect(endpoint, timedelta(seconds=max(1.0, min(60.0, patience))))
+            return Exchange.connect(endpoint, timedelta(seconds=max(1.0, min(60.0, timeout))))
         except dist.DistError as error:
             if time.monotonic() >= until:
                 raise UserError(
-                    f"There is no training at {endpoint} after {patience:g} seconds. Start it "
+                    f"There is no training at {endpoint} after {timeout:g} seconds. Start it "
                     f"there with --params=trainer.nodes=N,trainer.rendezvous={endpoint}, or look "
                     "whether this machine reaches that address."
                 ) from error
@@ -90,7 +88,7 @@ def _connect(endpoint: str, patience: float) -> Exchange:
 def _take_part_in_all(
     exchange: Exchange, endpoint: str, data: Path | None, address: str | None
 ) -> None:
-    exchange.arrive()
+    exchange.register()
     logger.info("Joined %s.", endpoint)
     seen = 0
     while not exchange.is_over():
@@ -99,43 +97,27 @@ def _take_part_in_all(
             seen = number
             _take_part(exchange, endpoint, number, data, address)
         time.sleep(0.3)
-    exchange.leave()
+    exchange.deregister()
 
 
 def _take_part(
     exchange: Exchange, endpoint: str, training: int, data: Path | None, address: str | None
 ) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="rdd-join-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="rdd-join-") as name:
+        folder = Path(name)
         exchange.fetch(training, folder)
-        about = exchange.about(training)
         task = _local(folder, endpoint, data, address)
-        title, processes = title_of(task.job), int(about["processes"])
+        title, processes = title_of(task.job), int(exchange.about(training)["processes"])
         _check_devices(task, processes)
         write_task(task, folder, processes)
         logger.info("%s: taking part with %d process(es).", title, processes)
-        watching, sent = Exchange.connect(endpoint), 0
-
-        def look() -> bool:
-            nonlocal sent
-            sent = _send_faults(watching, training, folder, sent)
-            return any_final(folder) or watching.is_over(training)
-
-        watch = machines.Watch(folder, look)
         try:
-            with watch:
-                run_workers(folder, processes, task.trainer, about["run"])
-        except SignalException:
-            if not watch.fired:
-                raise
+            run_workers(exchange, training, folder, processes, task.trainer)
         except (ChildFailedError, RendezvousError) as error:
-            logger.warning("%s: %s", title, str(error).splitlines()[0])
-        _send_faults(exchange, training, folder, sent)
-        for fault in faults(folder)[-1:]:
-            logger.warning("%s: %s", title, fault["message"])
+            logger.warning("%s: %s", title, str(error).strip().splitlines()[0])
+        for failure in exchange.failures(training)[-1:]:
+            logger.warning("%s: %s", title, failure.message)
         logger.info("%s: done here.", title)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _local(folder: Path, endpoint: str, data: Path | None, address: str | None) -> Task:
@@ -162,14 +144,6 @@ def _check_devices(task: Task, processes: int) -> None:
             )
 
 
-def _send_faults(exchange: Exchange, training: int, folder: Path, sent: int) -> int:
-    """Send the faults of this machine that have not been sent; returns how many there are."""
-    found = faults(folder)
-    for fault in sorted(found, key=lambda fault: float(fault["time"]))[sent:]:
-        exchange.send_fault(training, fault)
-    return len(found)
-
-
 def main() -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -180,7 +154,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the images here")
     parser.add_argument("--address", help="name or address of this machine for the others")
     parser.add_argument(
-        "--patience", type=float, default=600.0, metavar="SECONDS", help="(default: %(default)g)"
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="(default: %(default)g)"
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -189,7 +163,7 @@ def main() -> int:
             arguments.endpoint,
             data=arguments.data,
             address=arguments.address,
-            patience=arguments.patience,
+            timeout=arguments.timeout,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

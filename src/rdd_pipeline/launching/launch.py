@@ -2,7 +2,7 @@
 
 `train` is `loop.train` that first starts `trainer.devices` processes (see `worker`), by torch's
 elastic launcher. The result comes back as the work's final state. Nobody but this process talks to
-Kedro or MLflow. With `trainer.nodes` the other machines join it (see `machines`, `join`).
+Kedro or MLflow. With `trainer.nodes` the other machines join it (see `exchange`, `join`).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import os
 import shutil
 import signal
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import Sample, usable_cores
 from rdd_pipeline.data.processes import hidden_main
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.files import write_atomically
-from rdd_pipeline.launching import machines, worker
-from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, faults, train_in_group
+from rdd_pipeline.launching import worker
+from rdd_pipeline.launching.exchange import Exchange, Failure, host
+from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, train_in_group
 from rdd_pipeline.networks import NetworkCheckpoint, save_checkpoint
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.device import resolve_device, resolve_devices
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.2
 """Seconds between looks at what the processes have written."""
+_PARTING = 5.0
+"""Seconds for which a machine that is done waits for the others, which a signal may have ended."""
 
 
 def train(
@@ -103,7 +105,6 @@ def _launch(
     on_log: OnLog | None,
     processes: int,
 ) -> TrainingResult:
-    title = title_of(job)
     begun = store.latest() or initial_state
     folder = store.path.resolve() / "launch"
     shutil.rmtree(folder, ignore_errors=True)
@@ -124,28 +125,19 @@ def _launch(
             write_atomically(folder / "start.ckpt", initial_state.to_bytes())
         logger.info(
             "%s: %d processes%s train together.",
-            title,
+            title_of(job),
             processes * trainer.nodes,
             f" on {trainer.nodes} machines" if trainer.nodes > 1 else "",
         )
-        try:
-            with _Relay(folder, on_log):
-                if trainer.nodes == 1:
-                    run_workers(folder, processes, trainer)
-                else:
-                    _run_with_others(folder, processes, trainer)
-        except (SignalException, ChildFailedError, RunInterrupted, RendezvousError) as error:
-            _raise_fault(folder)
-            world = processes * trainer.nodes
-            _raise_otherwise(error, title, store, folder, world, trainer)
-        _raise_fault(folder)
+        with _Relay(folder, on_log):
+            _run(task, store, folder, processes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     state = store.finished_state()
     if state is None:
         raise WorkerFailedError(
-            f"{title}: all processes came to their end, but {store.path} holds no final state. "
-            "Look at the disk and repeat the command."
+            f"{title_of(job)}: all processes came to their end, but {store.path} holds no final "
+            "state. Look at the disk and repeat the command."
         )
     return TrainingResult(
         state=state,
@@ -165,45 +157,44 @@ def write_task(task: Task, folder: Path, processes: int) -> None:
     write_atomically(folder / "task.json", task.model_dump_json().encode())
 
 
-def _run_with_others(folder: Path, processes: int, trainer: TrainerParams) -> None:
-    """Hand the training out to the other machines and take part in it."""
-    assert trainer.rendezvous is not None, "a rule of TrainerParams"
-    exchange = machines.host(trainer.rendezvous)
-    files = {
-        path.name: path.read_bytes()
-        for path in (folder / "task.json", folder / "teacher.safetensors")
-        if path.exists()
-    }
-    run = uuid.uuid4().hex
-    training = exchange.hand_out(files, {"run": run, "processes": processes})
-    watching, known = machines.Exchange.connect(trainer.rendezvous), 0
-
-    def look() -> bool:
-        nonlocal known
-        known = watching.fetch_faults(training, folder, known)
-        return worker.any_final(folder)
-
+def _run(task: Task, store: RunStore, folder: Path, processes: int) -> None:
+    """Publish a training and take part in it."""
+    trainer = task.trainer
+    several = trainer.nodes > 1
+    exchange = host(trainer.rendezvous if several else None)
+    shared = [folder / name for name in ("task.json", "teacher.safetensors")] if several else []
+    files = {path.name: path.read_bytes() for path in shared if path.exists()}
+    training = exchange.publish(files, {"processes": processes})
+    error: Exception | None = None
     try:
-        with machines.Watch(folder, look):
-            run_workers(folder, processes, trainer, run)
+        run_workers(exchange, training, folder, processes, trainer)
+    except (SignalException, ChildFailedError, RunInterrupted, RendezvousError) as caught:
+        error = caught
     finally:
-        exchange.call_off(training)
-        watching.fetch_faults(training, folder, known)
+        exchange.retract(training)
+    failures = exchange.failures(training)
+    raise_final(failures)
+    if error is not None:
+        raise _explained(error, failures, task, store, processes) from error
 
 
-def run_workers(folder: Path, processes: int, trainer: TrainerParams, run: str = "") -> None:
+def run_workers(
+    exchange: Exchange, training: int, folder: Path, processes: int, trainer: TrainerParams
+) -> None:
     """Start the processes of this machine and wait for their end.
 
     Args:
-        folder: Where they find their task.
+        exchange: Where the machines meet.
+        training: Number of the training there.
+        folder: Where the processes find their task.
         processes: How many.
-        trainer: How often they are started again, and where several machines meet.
-        run: Name of a training on several machines, the same on all of them.
+        trainer: How often they are started again, and how long machines wait for one another.
 
     Raises:
         SignalException: This process got a signal; the others have ended.
         ChildFailedError: A process failed too often.
-        RendezvousError: The machines do not find one another.
+        RendezvousError: The machines do not find one another, or another one has ended the
+            training.
     """
     # Otherwise processes that are started again read the addresses of dead ones, and hang
     # (pytorch#135712).
@@ -212,28 +203,39 @@ def run_workers(folder: Path, processes: int, trainer: TrainerParams, run: str =
     multiprocessing.set_forkserver_preload(
         ["torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", worker.__name__]
     )
-    endpoint, meeting = "localhost:0", {}
-    address = "localhost" if worker.on_one_machine(trainer) else None
-    if trainer.nodes > 1 and trainer.rendezvous is not None:
-        endpoint, address = trainer.rendezvous, trainer.address or address
-        # The store is there already.
-        meeting = {"is_host": "false", "join_timeout": str(round(trainer.timeout))}
-    config = LaunchConfig(
-        min_nodes=trainer.nodes,
-        max_nodes=trainer.nodes,
-        nproc_per_node=processes,
-        run_id=run or uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint=endpoint,
-        rdzv_configs=meeting,
-        local_addr=address,  # the host's own name may not resolve
+    # The host's own name may not resolve.
+    address = trainer.address or ("localhost" if worker.on_one_machine(trainer) else None)
+    rendezvous = exchange.rendezvous(training, trainer.nodes, address, trainer.timeout)
+    spec = WorkerSpec(
+        role="trainer",
+        local_world_size=processes,
+        entrypoint=worker.train_worker,
+        args=(str(folder), exchange.endpoint, training),
+        rdzv_handler=rendezvous,
         max_restarts=trainer.max_restarts,
         monitor_interval=0.1,
-        start_method="forkserver",
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "elastic")),
+        local_addr=address,
     )
+    agent = LocalElasticAgent(
+        spec,
+        DefaultLogsSpecs(log_dir=str(folder / "elastic")),
+        start_method="forkserver",
+        exit_barrier_timeout=_PARTING,
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")),
+    )
+    closes = True
     with hidden_main(), _own_signal_handlers(), _elastic_is_quiet():
-        elastic_launch(config, worker.work)(str(folder))
+        try:
+            result = agent.run()
+        except SignalException:
+            closes = exchange.is_host  # without another machine, they can wait for it to come back
+            raise
+        finally:
+            # The agents of other machines end then, where they would wait for this one.
+            if closes:
+                rendezvous.shutdown()
+    if result.is_failed():
+        raise ChildFailedError(spec.role, result.failures)
 
 
 class _Relay:
@@ -241,7 +243,7 @@ class _Relay:
 
     def __init__(self, folder: Path, on_log: OnLog | None) -> None:
         self._path = folder / "events.jsonl"
-        self._observe = on_log
+        self._on_log = on_log
         self._position = 0
         self._over = threading.Event()
         # Whoever listens to the curves listens in this context.
@@ -276,8 +278,8 @@ class _Relay:
                 event = json.loads(line)
             except ValueError:  # cut short by the end of its process
                 continue
-            if "values" in event and self._observe is not None:
-                self._observe(event["iteration"], event["values"])
+            if "values" in event and self._on_log is not None:
+                self._on_log(event["iteration"], event["values"])
             elif "message" in event:
                 logging.getLogger(event["logger"]).log(event["level"], "%s", event["message"])
 
@@ -298,7 +300,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _elastic_is_quiet() -> Iterator[None]:
-    """What matters of the launcher's many lines is said by this module, in one."""
+    """Silence torch elastic; this module reports the outcome in one line."""
     silence = logging.NullHandler()
     names = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
     before = {name: logging.getLogger(name).propagate for name in names}
@@ -313,23 +315,18 @@ def _elastic_is_quiet() -> Iterator[None]:
             logging.getLogger(name).removeHandler(silence)
 
 
-def _raise_fault(folder: Path) -> None:
+def raise_final(failures: Sequence[Failure]) -> None:
     """Raise what a process ended the run with, as the same kind of error."""
-    final = [fault for fault in faults(folder) if fault["final"]]
-    if final:
-        first = min(final, key=lambda fault: float(fault["time"]))
-        raise FINAL[first["final"]](first["message"])
+    for failure in failures:
+        if failure.final:
+            raise FINAL[failure.final](failure.message)
 
 
-def _raise_otherwise(
-    error: Exception,
-    title: str,
-    store: RunStore,
-    folder: Path,
-    processes: int,
-    trainer: TrainerParams,
-) -> NoReturn:
-    """Raise what became of processes that could not finish their task."""
+def _explained(
+    error: Exception, failures: Sequence[Failure], task: Task, store: RunStore, processes: int
+) -> Exception:
+    """What became of processes that could not finish their task."""
+    trainer, title, processes = task.trainer, title_of(task.job), processes * task.trainer.nodes
     state = store.latest()
     kept = (
         f"The last checkpoint (iteration {state.iteration}) is whole; the same command goes on "
@@ -338,30 +335,32 @@ def _raise_otherwise(
         else "Nothing had been saved yet."
     )
     if isinstance(error, SignalException | RunInterrupted):
-        raise TrainingInterruptedError(f"{title} was asked to stop. {kept}") from error
-    restarts = trainer.max_restarts
-    again = f"after {restarts} restart{'s' if restarts != 1 else ''}"
-    found = faults(folder)
-    attempt = max((fault["attempt"] for fault in found), default=0)
-    found = [fault for fault in found if fault["attempt"] == attempt]
-    causes = [fault for fault in found if not fault["peer"]]
-    if causes:
-        first = min(causes, key=lambda fault: float(fault["time"]))
-        raise WorkerFailedError(
-            f"{first['kind']}: {first['message']}\n{title}: process {first['rank']} of {processes} "
-            f"failed with it {again}. {kept}\n\n{first['traceback']}"
-        ) from None
-    if not isinstance(error, ChildFailedError):
-        raise WorkerFailedError(
+        return TrainingInterruptedError(f"{title} was asked to stop. {kept}")
+    again = f"after {trainer.max_restarts} restart{'s' if trainer.max_restarts != 1 else ''}"
+    attempt = max((failure.attempt for failure in failures), default=0)
+    last = [failure for failure in failures if failure.attempt == attempt]
+    for cause in last:
+        if not cause.lost_peer:
+            return WorkerFailedError(
+                f"{cause.kind}: {cause.message}\n{title}: process {cause.rank} of {processes} "
+                f"failed with it {again}. {kept}\n\n{cause.traceback}"
+            )
+    if isinstance(error, RendezvousError) and not isinstance(error, RendezvousClosedError):
+        return WorkerFailedError(
             f"{title}: {trainer.nodes} machines did not come together at {trainer.rendezvous} "
             f"within {trainer.timeout:g} seconds (trainer.timeout). On each of the others run: "
             f"python -m rdd_pipeline.launching.join {trainer.rendezvous}. {kept}"
-        ) from error
-    silent = sorted(set(range(processes)) - {fault["rank"] for fault in found})
-    rank, failure = error.get_first_failure()
-    by = f" by {failure.signal_name()}" if failure.exitcode < 0 else ""
-    raise WorkerFailedError(
-        f"{title}: process {(silent or [rank])[0]} of {processes} was ended from outside{by}, "
+        )
+    silent = sorted(set(range(processes)) - {failure.rank for failure in last})
+    by = ""
+    if isinstance(error, ChildFailedError):
+        rank, failure = error.get_first_failure()
+        silent = silent or [rank]
+        by = f" by {failure.signal_name()}" if failure.exitcode < 0 else ""
+        if isinstance(failure.message, dict) and rank in silent:  # it failed before its report
+            by = f" ({failure.message['message']})"
+    return WorkerFailedError(
+        f"{title}: process {silent[0] if silent else 0} of {processes} was ended from outside{by}, "
         f"{again}, perhaps by the system for want of memory (trainer.workers and "
         f"recipe.batch_size decide how much is needed). {kept}"
-    ) from error
+    )
