@@ -37,9 +37,10 @@ class Project:
             session.run(pipeline_names=list(pipelines), **options)
 
     def versions(self, path: str) -> list[Path]:
-        """Files of all versions of a catalog entry, oldest first."""
+        """Files of all versions of a catalog entry, or of one seed in it, oldest first."""
         place = self.folder / "data" / path
-        return sorted(place.glob(f"*/{place.name}"))
+        by_seed = place.parent.glob(f"*/{place.parent.name}/{place.name}")
+        return sorted([*place.glob(f"*/{place.name}"), *by_seed])
 
     def newest(self, path: str) -> Path:
         """File of the newest version."""

@@ -528,6 +528,27 @@ def test_a_child_run_starts_with_its_first_node(tmp_path: Path) -> None:
     assert sender.names() == {run.id: "whole", run.of("kd"): "kd"}
 
 
+@pytest.mark.parametrize("namespaces", [("kd",), ("kd", "cwd")])
+def test_each_of_several_seeds_has_a_run_with_equal_keys(tmp_path: Path, namespaces) -> None:
+    sender, run = _open_run(tmp_path, *namespaces)
+    run.params("kd", "train", {"recipe.iterations": "6", "seed": "0"})
+    listener = run.listener("kd")
+    for seed in ("0", "1"):
+        listener(1, {"loss": 2.0}, seed)
+        run.metrics("kd", {"val.miou": 0.5}, seed)
+    run.close("FINISHED", timeout=5.0)
+    for seed in ("0", "1"):
+        own = [r for r in sender.records if r.run_id == run.of("kd", seed) and r.kind != "run"]
+        assert {(r.kind, r.key): r.value for r in own} == {
+            ("param", "recipe.iterations"): "6",
+            ("param", "seed"): seed,
+            ("metric", "loss"): 2.0,
+            ("metric", "val.miou"): 0.5,
+            ("status", "status"): "FINISHED",
+        }
+    assert sender.names()[run.of("kd", "1")] == "kd seed 1"
+
+
 def test_threads_that_start_together_make_one_child(tmp_path: Path) -> None:
     sender, run = _open_run(tmp_path, "kd", "cwd")
     threads = [threading.Thread(target=run.of, args=("kd",)) for _ in range(8)]

@@ -32,7 +32,7 @@ from tests.kedro_project import CONF, ROOT, Project, bootstrap
 from tests.mlflow_store import new_store
 from tests.typist import Typist
 
-STUDENT = "06_models/test/student_tse.safetensors"
+STUDENT = "06_models/test/student_tse/0.safetensors"
 METRICS = "07_model_output/test/metrics"
 
 
@@ -136,8 +136,12 @@ def test_the_main_job_trains_teacher_and_both_stages(story):
 
 def test_the_main_job_leaves_weights_metrics_figures_and_a_summary(story):
     expected = {
-        "06_models/test": ["teacher.safetensors", "student_tfe.safetensors", "state_tfe.ckpt"],
-        METRICS: ["teacher.json", "tfe.json", "tse.json", "baseline.json"],
+        "06_models/test": [
+            "teacher/0.safetensors",
+            "student_tfe/0.safetensors",
+            "state_tfe/0.ckpt",
+        ],
+        METRICS: ["teacher/0.json", "tfe/0.json", "tse/0.json", "baseline/0.json"],
         "07_model_output/test/history": ["teacher.csv", "tse.csv"],
         "08_reporting/test": [
             "confusion_teacher.png",
@@ -163,11 +167,12 @@ def test_the_student_can_be_used_without_this_project_s_configuration(story):
 
 
 def test_metrics_hold_scores_of_every_split_cost_and_origin(story):
-    metrics = story.project.json(f"{METRICS}/tse.json")
-    assert set(metrics) == {"about", "val", "test", "cost"}
-    for split in ("val", "test"):
-        assert 0 <= metrics[split]["miou"] <= 1
-        assert sum(map(sum, metrics[split]["confusion"])) <= 2 * 48 * 64
+    metrics = story.project.json(f"{METRICS}/tse/0.json")
+    assert set(metrics) == {"digest", "about", "cost", "splits"}
+    assert set(metrics["splits"]) == {"val", "test"}
+    for scores in metrics["splits"].values():
+        assert 0 <= scores["miou"] <= 1
+        assert sum(map(sum, scores["confusion"])) <= 2 * 48 * 64
     assert metrics["cost"]["images_per_second"] > 0
     assert metrics["about"]["seed"] == "0"
     checkpoint = load_checkpoint(story.project.newest(STUDENT))
@@ -203,9 +208,9 @@ def test_the_second_run_trains_nothing(story):
 @pytest.mark.parametrize(
     "path",
     [
-        "06_models/test/teacher.safetensors",
-        "06_models/test/student_tfe.safetensors",
-        "06_models/test/state_tfe.ckpt",
+        "06_models/test/teacher/0.safetensors",
+        "06_models/test/student_tfe/0.safetensors",
+        "06_models/test/state_tfe/0.ckpt",
         STUDENT,
     ],
 )
@@ -216,7 +221,7 @@ def test_its_versions_are_the_same_files_as_before(story, path):
 
 def test_its_scores_are_the_same(story):
     first, second = (
-        json.loads(path.read_text()) for path in story.project.versions(f"{METRICS}/tse.json")
+        json.loads(path.read_text()) for path in story.project.versions(f"{METRICS}/tse/0.json")
     )
     assert first == second
 
@@ -239,9 +244,9 @@ def test_the_comparison_has_a_row_for_everything_trained(story):
     by_method = table.set_index("method")
     for split in ("val", "test"):
         for method in ("baseline", "kd", "tse"):
-            metrics = story.project.json(f"{METRICS}/{method}.json")
+            metrics = story.project.json(f"{METRICS}/{method}/0.json")
             assert by_method.loc[method, f"{split}_miou"] == pytest.approx(
-                100 * metrics[split]["miou"]
+                100 * metrics["splits"][split]["miou"]
             )
         gain = by_method[f"{split}_miou"] - by_method.loc["baseline", f"{split}_miou"]
         for method in ("kd", "tse"):
@@ -318,6 +323,37 @@ def test_the_loss_curve_is_in_the_run(story, recorder):
     assert {point.step: point.value for point in history} == pytest.approx(expected)
 
 
+def test_several_seeds_have_files_and_runs_of_equal_names(story, recorder, tmp_path):
+    shutil.copytree(story.project.folder, tmp_path, dirs_exist_ok=True)
+    project = Project(tmp_path)
+    done = recorder.run(
+        project, "distill_baselines", to_outputs=["metrics_baseline"], params={"seeds": 2}
+    )
+    students = [one for one in done.trained if one.method == "baseline"]
+    assert [one.iterations for one in students] == [0, 6]  # seed 0 is there already
+    weights = [f"06_models/test/student_baseline/{seed}.safetensors" for seed in (0, 1)]
+    digests = {load_checkpoint(project.newest(path)).digest() for path in weights}
+    assert len(digests) == 2
+    assert project.versions(weights[0])[-2].samefile(project.newest(weights[0]))
+    seeds = {run.data.tags["seed"]: run for run in done.runs if "seed" in run.data.tags}
+    (method,) = (
+        run
+        for run in done.runs
+        if run.data.tags.get("method") == "baseline" and "seed" not in run.data.tags
+    )
+    for seed, run in seeds.items():
+        assert run.data.tags["method"] == "baseline"
+        assert run.data.tags["mlflow.parentRunId"] == method.info.run_id
+        assert run.info.status == "FINISHED"
+        metrics = project.json(f"{METRICS}/baseline/{seed}.json")
+        assert run.data.metrics["test.miou"] == metrics["splits"]["test"]["miou"]
+        assert run.data.params["seed"] == seed
+        assert run.data.params["recipe.iterations"] == "6"
+    assert set(seeds) == {"0", "1"}
+    assert "test.miou" not in method.data.metrics
+    assert "loss" in seeds["1"].data.metrics
+
+
 # ---- one run or two
 
 
@@ -335,7 +371,7 @@ def test_two_commands_for_the_two_stages_give_the_same_student(story, recorder, 
 
 
 def test_the_state_between_the_stages_is_whole(story):
-    path = story.project.newest("06_models/test/state_tfe.ckpt")
+    path = story.project.newest("06_models/test/state_tfe/0.ckpt")
     state = loads(path.read_bytes())
     assert state["iteration"] == 3
     assert state["optimizer"]["state"]
@@ -390,7 +426,7 @@ def test_a_signal_during_the_training_is_a_killed_run_and_the_next_one_goes_on(
     shutil.copytree(story.project.folder / "data/01_raw", tmp_path / "data/01_raw")
     project = Project(tmp_path)
 
-    def emit(iteration, values):
+    def emit(iteration, values, **seed):
         if iteration == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -399,9 +435,9 @@ def test_a_signal_during_the_training_is_a_killed_run_and_the_next_one_goes_on(
         with pytest.raises(RunInterrupted, match="teacher was asked to stop after iteration 3"):
             recorder.run(project, "train_teacher")
     assert {run.info.status for run in recorder.new_runs()} == {"KILLED"}
-    assert not list(tmp_path.rglob("teacher.safetensors"))
+    assert not list(tmp_path.rglob("*.safetensors"))
     assert recorder.run(project, "train_teacher").trained == [Trained("teacher", "whole", 1)]
-    weights = "06_models/test/teacher.safetensors"
+    weights = "06_models/test/teacher/0.safetensors"
     mine, other = (load_checkpoint(p.newest(weights)) for p in (project, story.project))
     assert_close(mine.tensors, other.tensors, rtol=0, atol=0)
 

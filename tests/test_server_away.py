@@ -98,7 +98,7 @@ def test_a_run_ends_without_its_server_and_all_of_it_can_be_sent_later(
     recipe = {"iterations": ITERATIONS, "validate_every": 30}
     project.run("train_teacher", params={"teacher_recipe": recipe})  # raises nothing
 
-    assert project.newest("06_models/test/teacher.safetensors").exists()
+    assert project.newest("06_models/test/teacher/0.safetensors").exists()
     unsent = project.folder / "data/07_model_output/untracked"
     assert list(unsent.glob("*.jsonl"))
     if name == "SIGKILL":

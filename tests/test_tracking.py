@@ -114,7 +114,7 @@ def test_emit_without_a_listener_does_nothing() -> None:
 
 
 def test_emitted_points_reach_the_run(client: FakeClient, writer: TrackingWriter) -> None:
-    tracking.listen(lambda step, values: writer.metrics("run", values, step=step))
+    tracking.listen(lambda step, values, seed: writer.metrics("run", values, step=step))
     for step in (1, 2):
         tracking.emit(step, {"loss": 1.0 / step, "lr": 0.02})
     tracking.listen(None)
@@ -125,7 +125,7 @@ def test_emitted_points_reach_the_run(client: FakeClient, writer: TrackingWriter
 
 def test_listeners_belong_to_a_thread(client: FakeClient, writer: TrackingWriter) -> None:
     def train(run_id: str) -> None:
-        tracking.listen(lambda step, values: writer.metrics(run_id, values, step=step))
+        tracking.listen(lambda step, values, seed: writer.metrics(run_id, values, step=step))
         time.sleep(0.01)
         tracking.emit(1, {"loss": float(len(run_id))})
 

@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import rich
+from kedro.io import Version
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from rich.console import Console
 
+from rdd_pipeline.datasets import MetricsDataset
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.pipelines.evaluation.nodes import (
     compare_by_class,
@@ -43,23 +45,21 @@ def _result(
             "data_digest": DIGEST,
             "fingerprint": f"{method}{seed}",
         },
-        "val": scores,
-        "test": scores,
+        "splits": {"val": scores, "test": scores},
         "cost": {"parameters": 519_000, "macs": 5, "images_per_second": 10.0},
     }
 
 
-def _repeated(method: str, scores: list[float], **more: Any) -> dict[str, Any]:
-    first, *others = (_result(method, s, seed=str(i), **more) for i, s in enumerate(scores))
-    return {**first, "repeats": others, "method": method, "version": "2026"}
+def _of_seeds(method: str, scores: list[float], **more: Any) -> list[dict[str, Any]]:
+    return [_result(method, s, seed=str(i), **more) for i, s in enumerate(scores)]
 
 
 RESULTS = [
     _result("teacher", 0.9),
-    _repeated("baseline", [0.40, 0.50, 0.60]),
-    _repeated("kd", [0.50, 0.61, 0.70]),
-    _repeated("tse", [0.30, 0.51, 0.70]),
-    _repeated("baseline", [0.40], comparison="x"),
+    *_of_seeds("baseline", [0.40, 0.50, 0.60]),
+    *_of_seeds("kd", [0.50, 0.61, 0.70]),
+    *_of_seeds("tse", [0.30, 0.51, 0.70]),
+    *_of_seeds("baseline", [0.40], comparison="x"),
 ]
 
 
@@ -78,8 +78,8 @@ def console(monkeypatch) -> io.StringIO:
 
 
 def test_the_printed_table_fits_100_columns_and_explains_itself(console):
-    long = _repeated("cwd", [0.5, 0.6], title="RDD + channel-wise KD")
-    compare_methods([*RESULTS, long])
+    long = _of_seeds("cwd", [0.5, 0.6], title="RDD + channel-wise KD")
+    compare_methods([*RESULTS, *long])
     text = console.getvalue()
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
@@ -98,7 +98,7 @@ def test_the_printed_table_fits_100_columns_and_explains_itself(console):
 
 def test_means_over_fewer_classes_and_notes_of_trainings_are_named_below_the_table(console):
     absent, noted = _result("kd", 0.5), _result("tse", 0.4)
-    absent["test"] = {"miou": 0.5, "iou": {"Car": 0.5, "Pole": None}}
+    absent["splits"]["test"] = {"miou": 0.5, "iou": {"Car": 0.5, "Pole": None}}
     noted["about"]["notes"] = ["class [Pole] got no chosen pixels"]
     compare_methods([_result("baseline", 0.3), absent, noted])
     rows = {line.split()[0]: line for line in console.getvalue().splitlines() if line.split()}
@@ -117,7 +117,7 @@ def test_means_over_fewer_classes_and_notes_of_trainings_are_named_below_the_tab
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_cells(monkeypatch, width, columns):
     out = io.StringIO()
     monkeypatch.setattr(rich, "_console", Console(file=out, width=width))
-    compare_methods([*RESULTS, _repeated("cwd", [0.5, 0.6], title="RDD + channel-wise KD")])
+    compare_methods([*RESULTS, *_of_seeds("cwd", [0.5, 0.6], title="RDD + channel-wise KD")])
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -127,18 +127,9 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_cells(monkeypatch, width
         assert "+10.33 ± 1.43" in text
 
 
-def test_results_that_do_not_say_what_they_are_are_left_out_with_a_warning(console, caplog):
-    broken = {"method": "kd", "version": "2026", "val": {"miou": 0.5}}
-    table = compare_methods([broken, _result("tse", 0.5)])
-    assert list(table["method"]) == ["tse"]
-    assert "Metrics of kd, version 2026, are left out: they do not say comparison" in caplog.text
-    with pytest.raises(UserError, match="Nothing has been trained"):
-        compare_methods([broken])
-
-
 def test_old_metrics_without_cost_or_classes_are_compared_and_drawn(console, tmp_path):
     old = _result("kd", 0.5)
-    del old["cost"], old["val"]["iou"]
+    del old["cost"], old["splits"]["val"]["iou"]
     table, classes = _again(compare_methods([old])), _again(compare_by_class([old]))
     for figure in (draw_comparison(table), draw_classes(classes), draw_cost(table)):
         assert isinstance(figure, Figure)
@@ -169,23 +160,44 @@ def project(tmp_path, monkeypatch) -> Project:
     return Project(tmp_path / "project")
 
 
-def _save(project: Project, result: dict[str, Any], version: str) -> None:
-    name = f"{result['about']['method']}.json"
-    path = project.folder / "data/07_model_output/test/metrics" / name / version / name
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(result))
+def _save(project: Project, results: list[dict[str, Any]]) -> None:
+    for number, result in enumerate(results):
+        folder = project.folder / "data/07_model_output/test/metrics" / result["about"]["method"]
+        version = f"2026-01-01T00.00.{number:02d}.000Z"
+        MetricsDataset(filepath=str(folder), version=Version(None, version)).save(
+            {result["about"]["seed"]: result}
+        )
+
+
+def test_metrics_that_cannot_be_believed_are_left_out_with_a_warning(project, caplog):
+    _save(project, [_result("tse", 0.5), _result("kd", 0.4)])
+    folder = project.folder / "data/07_model_output/test/metrics"
+    (changed,) = folder.glob("kd/*/kd/0.json")
+    changed.write_text(changed.read_text().replace("0.4", "0.9"))
+    for version in ("2025-01-01T00.00.00.000Z", "2025-01-02T00.00.00.000Z"):
+        old = folder / "cwd.json" / version / "cwd.json"
+        old.parent.mkdir(parents=True)
+        old.write_text(json.dumps({"about": {"method": "cwd"}, "val": {"miou": 0.5}}))
+    project.run("evaluation")
+    table = pd.read_csv(project.newest("08_reporting/test/comparison.csv"))
+    assert list(table["method"]) == ["tse"]
+    assert f"{changed} was changed: its digest does not fit" in caplog.text
+    assert "2 metrics files of an older rdd_pipeline, of cwd, are left out." in caplog.text
+    for path in folder.glob("tse/*/tse/0.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="Nothing has been trained"):
+        project.run("evaluation")
 
 
 def test_the_pipeline_makes_tables_figures_and_a_report_and_mlflow_has_them(project):
-    for number, result in enumerate(RESULTS):
-        _save(project, result, f"2026-01-01T00.00.0{number}.000Z")
+    _save(project, RESULTS)
     project.run("evaluation")
     names = {"comparison.csv", "comparison_classes.csv", "comparison.html"}
     names |= {"comparison.png", "comparison_classes.png", "comparison_cost.png"}
     for name in names:
         assert project.newest(f"08_reporting/test/{name}").stat().st_size > 0
     table = pd.read_csv(project.newest("08_reporting/test/comparison.csv"))
-    assert len(table) == len(RESULTS)
+    assert len(table) == 5
     assert table.set_index("method").loc["tse", "seeds"] == "0,1,2"
     page = project.newest("08_reporting/test/comparison.html").read_text()
     assert "2 comparisons" in page

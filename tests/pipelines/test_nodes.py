@@ -56,6 +56,7 @@ from rdd_pipeline.pipelines.train_teacher.nodes import (
     train_teacher,
 )
 from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.state import TrainState
 
 
 @pytest.fixture(autouse=True)
@@ -667,7 +668,7 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
         "data": FOLDER,
         "trainer": CPU,
     }
-    weights, history, cost = train_teacher(
+    weights, history, training = train_teacher(
         **shared,
         network_plan=plan,
         teacher=teacher,
@@ -678,11 +679,12 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
         seed=0,
     )
     metrics, figure = evaluate_teacher(
-        **shared, weights=weights, cost=cost, evaluation=EvaluationParams()
+        **shared, weights=weights, training=training, evaluation=EvaluationParams()
     )
+    (metrics,) = metrics.values()
     assert isinstance(figure, Figure)
     assert metrics["about"]["method"] == "teacher"
-    assert set(metrics) == {"about", "val", "test", "cost"}
+    assert set(metrics["splits"]) == {"val", "test"}
     history.to_csv(tmp_path / "history.csv", index=False)
     assert isinstance(draw_history(pd.read_csv(tmp_path / "history.csv")), Figure)
 
@@ -772,8 +774,8 @@ def test_masks_that_mean_something_else_are_scored_anew(
     after = score_network(teacher, samples, labels=labels, **arguments)
     val = [sample for sample in samples if sample.split == "val"]
     expected = _confusion(teacher, images, val, np.array(labels.lookup))
-    assert np.array_equal(after["val"]["confusion"], expected)
-    assert not np.array_equal(before["val"]["confusion"], expected)
+    assert np.array_equal(after["splits"]["val"]["confusion"], expected)
+    assert not np.array_equal(before["splits"]["val"]["confusion"], expected)
     assert after["about"]["data_digest"] != before["about"]["data_digest"]
 
 
@@ -812,7 +814,7 @@ def test_splits_that_are_not_there_are_left_out_and_one_must_be_there(
     metrics = score_network(
         teacher, samples, evaluation=EvaluationParams(splits=("val", "later")), **arguments
     )
-    assert set(metrics) == {"about", "cost", "val"}
+    assert set(metrics["splits"]) == {"val"}
     with pytest.raises(UserError, match="None of the splits later has images"):
         score_network(teacher, samples, evaluation=EvaluationParams(splits=("later",)), **arguments)
 
@@ -888,7 +890,7 @@ def test_students_scored_with_other_labels_are_not_compared(images, ingested, te
     assert math.isnan(rows.loc["tse", "val_gain"])
     everything = list(scored.values())
     text = make_summarize_node("distill_tse")(
-        _metrics("teacher", 0.5, comparison=""), everything, tmp_path, scored["tse"]
+        {"0": _metrics("teacher", 0.5, comparison="")}, everything, tmp_path, {"0": scored["tse"]}
     )
     assert "student alone" not in text
     assert "student by RDD" in text
@@ -917,8 +919,8 @@ def test_pixels_are_drawn_for_any_teacher_and_number_of_images(images, ingested,
         figure = draw_pixels(
             images,
             *ingested,
-            one,
-            student,
+            {"0": one},
+            {"0": student, "1": None},
             FOLDER,
             RddParams(min_kept=100),
             EvaluationParams(figure_images=count, splits=splits),
@@ -936,22 +938,25 @@ def _metrics(method: str, miou: float, *, seed: str = "0", comparison: str = "c"
             "comparison": comparison,
             "data_digest": "d",
         },
-        "val": {"miou": miou},
+        "splits": {"val": {"miou": miou}},
         "cost": {"parameters": 1_234_567, "macs": 5, "images_per_second": 10.0},
     }
 
 
+TEACHER_METRICS = {"0": _metrics("teacher", 0.5, comparison="")}
+
+
 def test_the_table_shows_the_student_alone_only_of_the_same_recipe_and_seed(tmp_path, capsys):
     summarize = make_summarize_node("distill_tse")
-    teacher, student = _metrics("teacher", 0.5, comparison=""), _metrics("tse", 0.4)
+    teacher, student = TEACHER_METRICS, _metrics("tse", 0.4)
     others = [
         _metrics("baseline", 0.1, seed="1"),
         _metrics("baseline", 0.2, comparison="other"),
     ]
-    text = summarize(teacher, [*others, student], tmp_path, student)
+    text = summarize(teacher, [*others, student], tmp_path, {"0": student})
     assert "BASELINE" not in text
     assert "train the student alone" in capsys.readouterr().out
-    text = summarize(teacher, [*others, _metrics("baseline", 0.3)], tmp_path, student)
+    text = summarize(teacher, [*others, _metrics("baseline", 0.3)], tmp_path, {"0": student})
     assert text.splitlines() == [
         "| network |  | parameters | val | vs. alone (val) |",
         "|---|---|---|---|---|",
@@ -964,21 +969,20 @@ def test_the_table_shows_the_student_alone_only_of_the_same_recipe_and_seed(tmp_
 
 
 def test_the_table_shows_everything_trained_alike_with_all_seeds_and_the_paired_interval(tmp_path):
-    def repeated(method: str, *scores: float, **more: str) -> dict:
-        first, *others = (_metrics(method, s, seed=str(i), **more) for i, s in enumerate(scores))
-        return {**first, "repeats": others}
+    def of_seeds(method: str, *scores: float, **more: str) -> dict[str, dict]:
+        return {str(i): _metrics(method, s, seed=str(i), **more) for i, s in enumerate(scores)}
 
-    alone, student = repeated("baseline", 0.3, 0.4, 0.5), repeated("tse", 0.31, 0.44, 0.53)
-    student["about"]["notes"] = ["class pole got no chosen pixels"]
+    alone, student = of_seeds("baseline", 0.3, 0.4, 0.5), of_seeds("tse", 0.31, 0.44, 0.53)
+    student["0"]["about"]["notes"] = ["class pole got no chosen pixels"]
     trained = [
-        repeated("cwd", 0.35, 0.45, 0.55),
-        repeated("kd", 0.35, 0.45),  # lacks a seed
-        repeated("at", 0.35, 0.45, 0.55, comparison="other"),
-        repeated("tfe", 0.2, 0.2, 0.2),  # weights on the way
-        alone,
+        *of_seeds("cwd", 0.35, 0.45, 0.55).values(),
+        *of_seeds("kd", 0.35, 0.45).values(),  # lacks a seed
+        *of_seeds("at", 0.35, 0.45, 0.55, comparison="other").values(),
+        *of_seeds("tfe", 0.2, 0.2, 0.2).values(),  # weights on the way
+        *alone.values(),
     ]
-    teacher = _metrics("teacher", 0.5, comparison="")
-    text = make_summarize_node("distill_tse")(teacher, trained, tmp_path, alone, student)
+    summarize = make_summarize_node("distill_tse")
+    text = summarize(TEACHER_METRICS, trained, tmp_path, alone, student)
     rows = {line.split(" | ")[0]: line.split(" | ")[3:] for line in text.splitlines()}
     differences = np.array([1.0, 4.0, 3.0])
     half = stats.t.interval(0.95, 2, scale=stats.sem(differences))[1]
@@ -1002,8 +1006,8 @@ def test_the_table_keeps_its_cells_whole_in_a_narrow_terminal(tmp_path, monkeypa
     monkeypatch.setattr(rich, "_console", Console(file=out, width=width))
     metrics = [_metrics("baseline", 0.3), _metrics("tse", 0.4)]
     metrics[1]["about"]["title"] = "RDD variant OR"
-    teacher = _metrics("teacher", 0.5, comparison="")
-    make_summarize_node("distill_tse")(teacher, [], tmp_path, *metrics)
+    by_seed = [{"0": result} for result in metrics]
+    make_summarize_node("distill_tse")(TEACHER_METRICS, [], tmp_path, *by_seed)
     (line,) = [line for line in out.getvalue().splitlines() if "RDD variant OR" in line]
     assert ("net of tse" in line) is shown
     assert " ".join(line.replace("net of tse", "").split()).startswith("student by RDD variant OR")
@@ -1029,9 +1033,10 @@ def test_the_table_keeps_its_cells_whole_in_a_narrow_terminal(tmp_path, monkeypa
 def test_every_pipeline_ends_with_its_table_and_a_next_step(
     tmp_path, capsys, pipeline, trained, commands
 ):
-    teacher = _metrics("teacher", 0.5, comparison="")
     metrics = [_metrics(method, 0.4) for method in trained]
-    text = make_summarize_node(pipeline)(teacher, [teacher, *metrics], tmp_path, *metrics)
+    everything = [*TEACHER_METRICS.values(), *metrics]
+    by_seed = [{"0": result} for result in metrics]
+    text = make_summarize_node(pipeline)(TEACHER_METRICS, everything, tmp_path, *by_seed)
     assert text.count("| net of ") == 1 + len(trained)
     printed = [line for line in capsys.readouterr().out.splitlines() if ": kedro run" in line]
     assert len(printed) == len(commands)
@@ -1040,11 +1045,11 @@ def test_every_pipeline_ends_with_its_table_and_a_next_step(
 
 
 def test_the_hint_is_a_command_of_this_session_in_one_line(tmp_path, capsys):
-    teacher, student = _metrics("teacher", 0.5, comparison=""), _metrics("tse", 0.4)
+    student = _metrics("tse", 0.4)
     folder = "/data/a folder of a long name/" + "x" * 80
     remember_session(Session("fruit", {"data": {"path": folder}, "seeds": 1}))
     try:
-        make_summarize_node("distill_tse")(teacher, [student], tmp_path, student)
+        make_summarize_node("distill_tse")(TEACHER_METRICS, [student], tmp_path, {"0": student})
     finally:
         remember_session(Session())
     command = (
@@ -1086,7 +1091,7 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     monkeypatch.setattr(_training, "train", spy)
     node = _training.make_train_node("baseline", "whole")
     assert node.__name__ == "train_baseline"
-    weights, history, cost, notes, repeats = node(
+    weights, history, training = node(
         raw_images=images,
         raw_index=ingested[0],
         label_set=ingested[1],
@@ -1104,12 +1109,13 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         trainer=CPU,
     )
     (job,) = jobs
-    assert (notes, repeats) == ([], [])
+    assert list(training) == list(weights) == ["5"]
+    assert training["5"]["notes"] == []
     assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
     assert job.packs == images.parent / "cache"
-    assert weights.header.provenance["seed"] == "5"
+    assert weights["5"].header.provenance["seed"] == "5"
     assert list(history["iteration"])[-1] == 2
-    assert cost["images_per_second"] > 0
+    assert training["5"]["cost"]["images_per_second"] > 0
 
 
 def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ingested, tmp_path):
@@ -1134,42 +1140,39 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
         "rdd": RddParams(tfe_length=2, min_kept=0.1),
         "methods": MethodsParams(),
         "evaluation": EvaluationParams(),
-        "teacher_weights": teacher,
+        "teacher_weights": {"0": teacher},
     }
     tfe = _training.make_train_node("tfe", "tfe", keep_state=True)
     tse = _training.make_train_node("tse", "tse")
-    *_, start = tfe(**training, seed=4, seeds=2)
-    assert start["iteration"] == start["repeats"][0]["iteration"] == 1
-    weights, history, cost, notes, repeats = tse(**training, seed=4, seeds=2, start=start)
-    assert weights.header.provenance["seed"] == "4"
-    assert [repeat.network.header.provenance["seed"] for repeat in repeats] == ["5"]
+    *_, states = tfe(**training, seed=4, seeds=2)
+    assert {seed: state.iteration for seed, state in states.items()} == {"4": 1, "5": 1}
+    weights, history, record = tse(**training, seed=4, seeds=2, initial_states=states)
+    assert {s: w.header.provenance["seed"] for s, w in weights.items()} == {"4": "4", "5": "5"}
     assert set(history["seed"]) == {4, 5}
 
     # The same seed in a folder of its own, nothing to look up.
     training["work_folder"] = tmp_path / "other"
-    *_, start = tfe(**training, seed=5, seeds=1)
-    alone, *_ = tse(**training, seed=5, seeds=1, start=start)
-    assert alone.digest() == repeats[0].network.digest() != weights.digest()
+    *_, states = tfe(**training, seed=5, seeds=1)
+    alone, *_ = tse(**training, seed=5, seeds=1, initial_states=states)
+    assert alone["5"].digest() == weights["5"].digest() != weights["4"].digest()
 
     metrics, _ = _training.make_evaluate_node("tse")(
         **shared,
         weights=weights,
-        cost=cost,
-        notes=["a note"],
-        repeats=repeats,
+        training={**record, "4": {**record["4"], "notes": ["a note"]}},
         rdd=RddParams(mode="or"),
         methods=MethodsParams(),
         evaluation=EvaluationParams(),
     )
-    assert notes == []
-    assert metrics["about"]["seed"] == "4"
-    assert metrics["about"]["notes"] == ["a note"]
-    assert metrics["about"]["title"] == "RDD variant OR"
-    (other,) = metrics["repeats"]
-    assert other["about"]["seed"] == "5"
-    assert other["about"]["comparison"] == metrics["about"]["comparison"]
-    assert set(other) == set(metrics) - {"repeats"}
-    assert other["cost"]["images_per_second"] > 0
+    assert record["4"]["notes"] == []
+    about = {seed: result["about"] for seed, result in metrics.items()}
+    assert {seed: one["seed"] for seed, one in about.items()} == {"4": "4", "5": "5"}
+    assert [one["notes"] for one in about.values()] == [["a note"], []]
+    assert {one["title"] for one in about.values()} == {"RDD variant OR"}
+    assert about["4"]["comparison"] == about["5"]["comparison"]
+    for result in metrics.values():
+        assert set(result) == {"about", "cost", "splits"}
+        assert result["cost"]["images_per_second"] > 0
 
 
 def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested, tmp_path):
@@ -1190,12 +1193,14 @@ def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested
             seed=4,
             seeds=1,
             trainer=CPU,
-            teacher_weights=NetworkCheckpoint.from_network(
-                network_from_params(TEACHER, num_classes=11),
-                params=TEACHER,
-                label_names=CAMVID.names,
-            ),
-            start=None,
+            teacher_weights={
+                "0": NetworkCheckpoint.from_network(
+                    network_from_params(TEACHER, num_classes=11),
+                    params=TEACHER,
+                    label_names=CAMVID.names,
+                )
+            },
+            initial_states={"0": TrainState()},
         )
 
 

@@ -81,11 +81,11 @@ def main_job(run: Run) -> list[list[str]]:
 
 def _assert_evaluated(project: Project, method: str) -> None:
     """Weights in float32, as in any precision, and scores."""
-    network = load_checkpoint(project.newest(f"06_models/test/student_{method}.safetensors"))
+    network = load_checkpoint(project.newest(f"06_models/test/student_{method}/0.safetensors"))
     assert {str(t.dtype) for t in network.tensors.values()} <= {"torch.float32", "torch.int64"}
-    metrics = project.json(f"07_model_output/test/metrics/{method}.json")
+    metrics = project.json(f"07_model_output/test/metrics/{method}/0.json")
     for split in ("val", "test"):
-        assert 0 <= metrics[split]["miou"] <= 1
+        assert 0 <= metrics["splits"][split]["miou"] <= 1
 
 
 def test_the_main_job(main_job, project):

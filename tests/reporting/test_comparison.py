@@ -13,7 +13,6 @@ from rdd_pipeline.reporting.comparison import (
     compare,
     compare_classes,
     counted,
-    flatten,
     holds_among_all,
     holm,
     latest_by_seed,
@@ -24,7 +23,6 @@ from rdd_pipeline.reporting.comparison import (
     seed_values,
     side_by_side,
     split_names,
-    splits_of,
     verdict,
 )
 
@@ -41,8 +39,7 @@ def _result(
             "comparison": "" if method == "teacher" else comparison,
             "data_digest": data,
         },
-        "val": {"miou": miou},
-        **{name: {"miou": value} for name, value in splits.items()},
+        "splits": {name: {"miou": value} for name, value in {"val": miou, **splits}.items()},
         "cost": {"parameters": 10, "macs": 20, "images_per_second": 3.0},
     }
 
@@ -129,40 +126,37 @@ def test_nothing_gives_no_rows():
     assert compare([]) == []
 
 
-def test_splits_are_all_blocks_of_scores():
-    assert splits_of({**_result("kd", 0.1, test=0.2), "version": "2026", "method": "kd"}) == [
-        "val",
-        "test",
-    ]
+def test_splits_are_those_that_any_seed_was_evaluated_on():
+    rows = compare([_result("kd", 0.1), _result("kd", 0.3, seed=1, test=0.2)])
+    assert split_names(rows) == ["val", "test"]
+    assert rows[0]["val_miou"] == pytest.approx(20)
+    assert rows[0]["test_miou"] == pytest.approx(20)
 
 
 def test_results_of_one_comparison_by_method_and_seed():
     old, new, other = _result("kd", 0.1), _result("kd", 0.2), _result("kd", 0.3, comparison="x")
-    found = latest_by_seed(comparable([old, new, other, {}], "c"))
+    found = latest_by_seed(comparable([old, new, other], "c"))
     assert found == {("kd", "0"): new}
 
 
-# ---- repeats
+# ---- seeds
 
 
-def _with_repeats(method: str, scores: list[float], **more) -> dict:
-    first, *others = (_result(method, s, seed=i, **more) for i, s in enumerate(scores))
-    return {**first, "repeats": others, "method": method, "version": "2026"}
+def _of_seeds(method: str, scores: list[float], **more) -> list[dict]:
+    return [_result(method, score, seed=seed, **more) for seed, score in enumerate(scores)]
 
 
-def test_repeats_are_results_of_their_own():
-    results = list(flatten([_with_repeats("kd", [0.5, 0.6, 0.7])]))
-    assert [result["about"]["seed"] for result in results] == ["1", "2", "0"]
-    assert {result["version"] for result in results} == {"2026"}
-    assert not any("repeats" in result for result in results)
-    assert list(flatten([{**_result("kd", 0.1), "repeats": []}])) == [_result("kd", 0.1)]
-    assert "repeats" not in splits_of({**_result("kd", 0.1), "repeats": {"miou": 1}})
+def test_seeds_are_results_of_their_own():
+    results = _of_seeds("kd", [0.5, 0.6, 0.7])
+    found = latest_by_seed(comparable(results, "c"))
+    assert list(found) == [("kd", "0"), ("kd", "1"), ("kd", "2")]
+    assert counted(results) == results
 
 
-def test_repeats_give_the_same_rows_as_runs_of_one_seed():
-    together = [_with_repeats("baseline", [0.4, 0.5, 0.7]), _with_repeats("kd", [0.5, 0.6, 0.6])]
-    apart = list(flatten(together))
-    assert compare(together) == compare(apart)
+def test_seeds_give_the_same_rows_whichever_was_trained_first():
+    together = [*_of_seeds("baseline", [0.4, 0.5, 0.7]), *_of_seeds("kd", [0.5, 0.6, 0.6])]
+    turned = [together[place] for place in (2, 0, 1, 4, 5, 3)]
+    assert compare(together) == compare(turned)
     assert _rows(*together)["kd"]["seed_count"] == 3
     assert len(comparable(together, "c")) == 6
 
@@ -176,7 +170,7 @@ def test_cost_is_that_of_the_newest_even_when_a_seed_is_run_again():
 def test_only_the_newest_of_a_seed_counts():
     old, other, new = _result("kd", 0.1), _result("kd", 0.2, seed=1), _result("kd", 0.3)
     assert counted([old, other, new]) == [new, other]
-    assert len(counted([_with_repeats("kd", [0.5, 0.6])])) == 2
+    assert len(counted(_of_seeds("kd", [0.5, 0.6]))) == 2
 
 
 # ---- intervals
@@ -270,7 +264,7 @@ def test_a_result_without_cost_or_title_is_still_compared():
 
 def _scored(method: str, seed: int = 0, **iou) -> dict:
     result = _result(method, 0.5, seed=seed, test=0.5)
-    result["test"]["iou"] = iou
+    result["splits"]["test"]["iou"] = iou
     return result
 
 
@@ -296,7 +290,7 @@ def test_classes_are_averaged_over_the_seeds_that_have_them():
 
 def test_classes_are_those_of_the_last_split_and_only_of_methods_that_have_it():
     old = _result("kd", 0.4)
-    old["val"]["iou"] = {"Car": 0.4}
+    old["splits"]["val"]["iou"] = {"Car": 0.4}
     rows = compare_classes([old, _scored("baseline", Car=0.5)])
     assert [(row["method"], row["split"]) for row in rows] == [("baseline", "test")]
     assert compare_classes([]) == []

@@ -77,7 +77,7 @@ def _result(
             "data_digest": "d",
             "fingerprint": f"{method}-{seed}",
         },
-        "val": {"miou": miou, "iou": {"Car": miou, "Pole": None}},
+        "splits": {"val": {"miou": miou, "iou": {"Car": miou, "Pole": None}}},
         "cost": {
             "parameters": 519_000,
             "macs": 2_500_000_000,

@@ -8,12 +8,19 @@ from typing import Any
 
 _MODULES = {
     "FolderDataset": "folder",
-    "NetworkDataset": "network",
-    "TrainingStateDataset": "training_state",
-    "VersionsDataset": "versions",
+    "MetricsDataset": "metrics",
+    "NetworksDataset": "networks",
+    "TrainedMetricsDataset": "metrics",
+    "TrainingStatesDataset": "training_states",
 }
 
-__all__ = ["FolderDataset", "NetworkDataset", "TrainingStateDataset", "VersionsDataset"]
+__all__ = [
+    "FolderDataset",
+    "MetricsDataset",
+    "NetworksDataset",
+    "TrainedMetricsDataset",
+    "TrainingStatesDataset",
+]
 
 
 def __getattr__(name: str) -> Any:

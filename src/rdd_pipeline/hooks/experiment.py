@@ -243,15 +243,20 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
         """Mirror a saved dataset as its `metadata.mlflow` says.
 
-        `metrics: true` logs the numbers of a nested dict, `artifact_path: FOLDER` uploads the
-        file, `tags: true` tags all runs with the items of a flat dict.
+        `metrics: true` logs the numbers of a nested dict, `metrics: by_seed` those of one for each
+        seed, `artifact_path: FOLDER` uploads the file or folder, `tags: true` tags all runs with
+        the items of a flat dict.
         """
         with self._guard(f"log {dataset_name}") as run:
             dataset = self._dataset(dataset_name)
             options = _options(dataset)
             if run is None or not options:
                 return
-            if options.get("metrics"):
+            if options.get("metrics") == "by_seed":
+                for seed, metrics in data.items():
+                    numbers = numeric_leaves({"cost": metrics["cost"], **metrics["splits"]})
+                    run.metrics(node.namespace, numbers, seed if len(data) > 1 else None)
+            elif options.get("metrics"):
                 run.metrics(node.namespace, numeric_leaves(data))
             path = _saved_path(dataset) if "artifact_path" in options else None
             if path is not None:

@@ -1,4 +1,4 @@
-"""The MLflow run of one Kedro run, with a child for each namespace when there are several."""
+"""The MLflow run of one Kedro run, with a child for each namespace and for each seed of several."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class OpenRun:
         self._tags = dict(tags)
         self._left = Counter(namespaces)
         self._nested = len(namespaces) > 1
-        self._children: dict[str, str] = {}
+        self._children: dict[tuple[str | None, str | None], str] = {}
         self._params: dict[str, dict[str, str]] = {}
         self._lock = threading.RLock()
         self._owned = given is None
@@ -61,24 +61,32 @@ class OpenRun:
         if given is not None:
             writer.tags(given, all_tags)
 
-    def of(self, namespace: str | None) -> str:
-        """Id of the run in which a node of this namespace logs."""
-        if namespace is None or not self._nested:
+    def of(self, namespace: str | None, seed: str | None = None) -> str:
+        """Id of the run in which a node of this namespace logs, or one of the node's seeds.
+
+        Where a node works with several seeds each has a run below that of the namespace, with the
+        same names of parameters, curves and metrics.
+        """
+        if seed is None and (namespace is None or not self._nested):
             return self.id
         with self._lock:
-            if namespace not in self._children:
-                self._children[namespace] = self.writer.start(
-                    namespace,
-                    self._experiment,
-                    {**self._tags, "method": namespace},
-                    parent=self.id,
+            if (namespace, seed) not in self._children:
+                parent = self.id if seed is None else self.of(namespace)
+                tags = {"method": namespace or ""} | ({} if seed is None else {"seed": seed})
+                name = namespace or "" if seed is None else f"{namespace or ''} seed {seed}".strip()
+                child = self.writer.start(
+                    name, self._experiment, {**self._tags, **tags}, parent=parent
                 )
-            return self._children[namespace]
+                self._children[namespace, seed] = child
+                if seed is not None:
+                    self.writer.params(child, {**self._params.get(parent, {}), "seed": seed})
+            return self._children[namespace, seed]
 
     def listener(self, namespace: str | None) -> Listener:
         """What a node of this namespace emits to."""
-        run_id = self.of(namespace)
-        return lambda step, values: self.writer.metrics(run_id, values, step=step)
+        return lambda step, values, seed: self.writer.metrics(
+            self.of(namespace, seed), values, step=step
+        )
 
     def params(self, namespace: str | None, node: str, values: Mapping[str, str]) -> None:
         """Log a node's parameters, each key once; a second value for a key gets the node's name."""
@@ -93,9 +101,11 @@ class OpenRun:
             known.update(fresh)
         self.writer.params(run_id, fresh)
 
-    def metrics(self, namespace: str | None, values: Mapping[str, float]) -> None:
+    def metrics(
+        self, namespace: str | None, values: Mapping[str, float], seed: str | None = None
+    ) -> None:
         """Log final numbers."""
-        self.writer.metrics(self.of(namespace), values)
+        self.writer.metrics(self.of(namespace, seed), values)
 
     def artifact(self, namespace: str | None, path: Path, folder: str) -> None:
         """Upload a file."""
@@ -135,8 +145,8 @@ class OpenRun:
                 Children that were complete are FINISHED, others KILLED.
             timeout: Seconds until unsent records are written to a file instead.
         """
-        for namespace, run_id in self._children.items():
-            complete = status == "FINISHED" or self._left[namespace] <= 0
+        for (namespace, _), run_id in self._children.items():
+            complete = status == "FINISHED" or self._left[namespace or ""] <= 0
             if namespace == failed:
                 self.writer.tags(run_id, problem or {})
             end = status if namespace == failed else "FINISHED" if complete else "KILLED"

@@ -18,7 +18,6 @@ from rdd_pipeline.reporting.comparison import (
     Row,
     comparable,
     compare,
-    flatten,
     has_gain,
     latest_by_seed,
     notes_on,
@@ -60,14 +59,16 @@ def make_summarize_node(pipeline: str) -> Callable[..., str]:
     """Node function that prints and returns the table of a pipeline."""
 
     def summarize(
-        metrics_teacher: dict[str, Any],
-        trained_metrics: list[dict[str, Any]],
+        metrics_teacher: Mapping[str, Metrics],
+        trained_metrics: Sequence[Metrics],
         reporting_folder: Path,
-        *trained: dict[str, Any],
+        *metrics: Mapping[str, Metrics],
     ) -> str:
-        results = _side_by_side(metrics_teacher, trained_metrics, trained)
+        teacher = list(metrics_teacher.values())
+        trained = [result for by_seed in metrics for result in by_seed.values()]
+        seeds = _seeds_of(trained or teacher)
+        results = [*teacher, *_side_by_side(trained_metrics, trained, seeds)]
         rows = sorted(compare(results), key=lambda row: _ORDER.index(row["method"]))
-        seeds = _seeds_of(trained or [metrics_teacher])
         head, body = _cells(rows)
         notes = notes_on(results)
         if (caveat := _caveat(rows, seeds)) is not None:
@@ -93,27 +94,24 @@ def make_summarize_node(pipeline: str) -> Callable[..., str]:
 
 
 def _side_by_side(
-    teacher: Metrics, everything: Sequence[Metrics], trained: Sequence[Metrics]
+    everything: Sequence[Metrics], trained: Sequence[Metrics], seeds: Sequence[str]
 ) -> list[Metrics]:
-    """The teacher, what this run trained, and what was trained like it with all of its seeds."""
-    own = list(flatten(trained))
-    if not own:
-        return [teacher]
-    seeds = set(_seeds_of(own))
-    names = {result["about"]["method"] for result in own}
-    comparison = own[0]["about"]["comparison"]
-    newest = latest_by_seed([*comparable(everything, comparison), *own])
+    """What this run trained, and what was trained like it with all of its seeds."""
+    if not trained:
+        return []
+    names = {result["about"]["method"] for result in trained}
+    comparison = trained[0]["about"]["comparison"]
+    newest = latest_by_seed([*comparable(everything, comparison), *trained])
     methods = {method for method, _ in newest}
     whole = {m for m in methods if all((m, seed) in newest for seed in seeds)}
     shown = {method for method in whole if method in names or method not in STAGES}
-    students = [
+    return [
         result for (method, seed), result in newest.items() if method in shown and seed in seeds
     ]
-    return [teacher, *students]
 
 
 def _seeds_of(results: Sequence[Metrics]) -> list[str]:
-    return sorted({str(r["about"]["seed"]) for r in flatten(results)}, key=seed_order)
+    return sorted({result["about"]["seed"] for result in results}, key=seed_order)
 
 
 def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -49,7 +50,7 @@ from rdd_pipeline.pipelines._shared import (
     rows_of,
     samples_of,
 )
-from rdd_pipeline.reporting.comparison import splits_of
+from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import Stage, TrainingJob
@@ -62,12 +63,11 @@ from rdd_pipeline.training.store import RunStore
 logger = logging.getLogger(__name__)
 
 
-class Repeat(NamedTuple):
-    """One training of a method with one of the further seeds of `params:seeds`."""
+Networks = Mapping[str, NetworkCheckpoint]
+"""Networks by seed; the teacher's is alone."""
 
-    network: NetworkCheckpoint
-    cost: dict[str, float]
-    notes: list[str]
+IMPORTED = "imported"
+"""In the place of the seed for a network that was not trained here."""
 
 
 def run_training(
@@ -89,11 +89,11 @@ def run_training(
     trainer: TrainerParams,
     teacher: NetworkCheckpoint | None,
     initial_state: TrainState | None = None,
-    prefix: str = "",
+    curves: str | None = None,
 ) -> TrainingResult:
     """Build the job, find its work folder, and train, resume or load.
 
-    `prefix` is what the names of the curves begin with.
+    `curves` is the seed that the curves are filed under; None: under the method itself.
 
     Raises:
         UserError: Parameters that do not fit together.
@@ -134,9 +134,7 @@ def run_training(
         teacher=teacher,
         initial_state=initial_state,
         store=store,
-        on_log=lambda iteration, values: tracking.emit(
-            iteration, {prefix + name: value for name, value in values.items()}
-        ),
+        on_log=partial(tracking.emit, seed=curves),
     )
 
 
@@ -171,14 +169,14 @@ def score_network(
     title: str | None = None,
     notes: Sequence[str] = (),
     packs: Path | None = None,
-) -> dict[str, Any]:
+) -> Metrics:
     """Scores and cost of one network; looked up when the same network was scored before.
 
     `title` is what tables call it, the method's own where it is None; `notes` is what its training
     noted (`training.notes`).
 
     Returns:
-        ``about`` (texts), one block of scores for each split, ``cost`` (numbers).
+        ``about`` (texts), ``cost`` (numbers) and ``splits``: the scores by split.
     """
     weights, scored = network.digest(), data_digest(samples, labels, data, evaluation)
     key = json_digest([weights, scored, evaluation.splits])
@@ -212,8 +210,8 @@ def score_network(
             "session": session_text(),
             "notes": list(notes),
         },
-        **scores,
         "cost": size_of(network.build(), size),
+        "splits": scores,
     }
 
 
@@ -265,14 +263,29 @@ def comparison_key(
     )
 
 
-def training_cost(state: TrainState) -> dict[str, float]:
-    """Speed and memory of the training a state came from."""
-    cost = state.cost
+def training_record(result: TrainingResult, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """What a result's metrics say of its training: ``cost`` (numbers) and ``notes``."""
+    cost = result.state.cost
     return {
-        "images_per_second": cost.images / cost.seconds if cost.seconds else 0.0,
-        "training_seconds": cost.seconds,
-        "peak_memory_bytes": cost.peak_memory,
+        "cost": {
+            "images_per_second": cost.images / cost.seconds if cost.seconds else 0.0,
+            "training_seconds": cost.seconds,
+            "peak_memory_bytes": cost.peak_memory,
+        },
+        "notes": list(notes),
     }
+
+
+def the_only(networks: Networks) -> NetworkCheckpoint:
+    """The one network of an entry with one."""
+    (network,) = networks.values()
+    return network
+
+
+def joined_history(results: Mapping[str, TrainingResult]) -> pd.DataFrame:
+    """Curves of all seeds in one table, with a column for the seed."""
+    tables = [pd.DataFrame(r.history).assign(seed=int(seed)) for seed, r in results.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> Callable[..., Any]:
@@ -298,13 +311,11 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
         seed: int,
         seeds: int,
         trainer: TrainerParams,
-        teacher_weights: NetworkCheckpoint | None = None,
-        start: dict[str, Any] | None = None,
+        teacher_weights: Networks | None = None,
+        initial_states: Mapping[str, TrainState] | None = None,
     ) -> tuple[Any, ...]:
-        given = [] if start is None else [start, *start.get("repeats", [])]
-        starts = [TrainState.from_dict(state) for state in given]
-        results = [
-            run_training(
+        results = {
+            str(number): run_training(
                 method=method,
                 stage=stage,
                 raw_images=raw_images,
@@ -320,33 +331,26 @@ def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> C
                 evaluation=evaluation,
                 seed=number,
                 trainer=trainer,
-                teacher=teacher_weights,
-                initial_state=starts[number - seed] if number - seed < len(starts) else None,
-                prefix="" if number == seed else f"seed_{number}.",
+                teacher=None if teacher_weights is None else the_only(teacher_weights),
+                initial_state=(initial_states or {}).get(str(number)),
+                curves=str(number) if seeds > 1 else None,
             )
             for number in seeds_from(seed, seeds)
-        ]
-        labels = label_set_of(label_set)
-        noted = [
-            training_notes(r.history, method=find_method(method, methods), labels=labels)
-            for r in results
-        ]
-        first, *others = results
-        history = pd.concat(
-            [pd.DataFrame(r.history).assign(seed=seed + n) for n, r in enumerate(results)],
-            ignore_index=True,
+        }
+        labels, definition = label_set_of(label_set), find_method(method, methods)
+        outputs = (
+            {seed: result.network for seed, result in results.items()},
+            joined_history(results),
+            {
+                seed: training_record(
+                    result, training_notes(result.history, method=definition, labels=labels)
+                )
+                for seed, result in results.items()
+            },
         )
-        repeats = [
-            Repeat(other.network, training_cost(other.state), notes)
-            for other, notes in zip(others, noted[1:], strict=True)
-        ]
-        outputs = (first.network, history, training_cost(first.state), noted[0], repeats)
         if not keep_state:
             return outputs
-        return (
-            *outputs,
-            first.state.to_dict() | {"repeats": [other.state.to_dict() for other in others]},
-        )
+        return (*outputs, {seed: result.state for seed, result in results.items()})
 
     train_student.__name__ = f"train_{method}"
     return train_student
@@ -361,10 +365,8 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         label_set: dict[str, Any],
         packed_images: dict[str, Any],
         work_folder: Path,
-        weights: NetworkCheckpoint,
-        cost: dict[str, float],
-        notes: list[str],
-        repeats: list[Repeat],
+        weights: Networks,
+        training: Mapping[str, dict[str, Any]],
         data: DataParams,
         student: NetworkParams,
         recipe: RecipeParams,
@@ -372,24 +374,20 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         methods: MethodsParams,
         evaluation: EvaluationParams,
         trainer: TrainerParams,
-    ) -> tuple[dict[str, Any], Figure]:
+    ) -> tuple[dict[str, Metrics], Figure]:
         labels = label_set_of(label_set)
         samples = samples_of(raw_index)
         comparison = comparison_key(
             samples, labels, data, student, recipe, methods, evaluation, trainer
         )
-
-        title = method_title(method, rdd)
-
-        def score(
-            network: NetworkCheckpoint, cost: dict[str, float], notes: list[str]
-        ) -> dict[str, Any]:
-            metrics = score_network(
+        metrics = {}
+        for seed, network in weights.items():
+            metrics[seed] = score_network(
                 network,
                 samples,
                 name=method,
-                title=title,
-                notes=notes,
+                title=method_title(method, rdd),
+                notes=training[seed]["notes"],
                 root=images_root(raw_images, data),
                 labels=labels,
                 data=data,
@@ -399,31 +397,25 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
                 work_folder=work_folder,
                 packs=packs_folder(packed_images),
             )
-            metrics["cost"] |= cost
-            _log_scores(metrics)
-            return metrics
-
-        metrics = score(weights, cost, notes)
-        if repeats:
-            metrics["repeats"] = [score(*repeat) for repeat in repeats]
+            metrics[seed]["cost"] |= training[seed]["cost"]
+            _log_scores(metrics[seed])
         return metrics, confusion_of(metrics, labels)
 
     evaluate_student.__name__ = f"evaluate_{method}"
     return evaluate_student
 
 
-def _log_scores(metrics: dict[str, Any]) -> None:
+def _log_scores(metrics: Metrics) -> None:
     """One line, for runs that end before any table."""
     about = metrics["about"]
-    scores = (f"{split} {100 * metrics[split]['miou']:.1f}" for split in splits_of(metrics))
+    scores = (f"{split} {100 * found['miou']:.1f}" for split, found in metrics["splits"].items())
     logger.info("%s, seed %s: mIoU in %%: %s", about["title"], about["seed"], ", ".join(scores))
 
 
-def confusion_of(metrics: dict[str, Any], labels: LabelSet) -> Figure:
-    """Confusion matrix of the last split that was evaluated (the test split where there is one)."""
-    split = splits_of(metrics)[-1]
-    matrix = torch.tensor(metrics[split]["confusion"], dtype=torch.int64)
-    return confusion_figure(matrix, labels.names)
+def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Figure:
+    """Confusion matrix of the first seed on the last split (the test split where there is one)."""
+    *_, scores = next(iter(metrics.values()))["splits"].values()
+    return confusion_figure(torch.tensor(scores["confusion"], dtype=torch.int64), labels.names)
 
 
 def draw_history(history: pd.DataFrame) -> Figure:

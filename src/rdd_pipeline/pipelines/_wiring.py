@@ -46,8 +46,8 @@ def method_pipeline(
     Args:
         method: Key of `distillation.methods.METHODS`.
         stage: Stage of an RDD run.
-        start: Data set with the training state of the stage before.
-        keep_state: Put the training state into the catalog as ``state_{method}``.
+        start: Data set with the training states of the stage before.
+        keep_state: Put the training states into the catalog as ``state_{method}``.
     """
     inputs = {
         "raw_images": "raw_images",
@@ -74,7 +74,7 @@ def method_pipeline(
         training_inputs["teacher_weights"] = "teacher_weights"
         upstream.add("teacher_weights")
     if start is not None:
-        training_inputs["start"] = start
+        training_inputs["initial_states"] = start
         upstream.add(start)
     nodes = Pipeline(
         [
@@ -97,8 +97,7 @@ def method_pipeline(
                 make_train_node(method, stage, keep_state=keep_state),
                 name=f"train_{method}_node",
                 inputs=training_inputs,
-                outputs=["weights", "history", "training_cost", "notes", "repeats"]
-                + (["state"] if keep_state else []),
+                outputs=["weights", "history", "training"] + (["state"] if keep_state else []),
                 tags=["gpu", "training"],
             ),
             Node(
@@ -107,9 +106,7 @@ def method_pipeline(
                 inputs={
                     **inputs,
                     "weights": "weights",
-                    "cost": "training_cost",
-                    "notes": "notes",
-                    "repeats": "repeats",
+                    "training": "training",
                     "data": "params:data",
                     "student": "params:student",
                     "recipe": "params:recipe",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rdd_pipeline.distillation.methods import STAGES
 
 Metrics = dict[str, Any]
+"""Of one network: ``about`` (texts), ``cost`` (numbers), ``splits`` (scores by split)."""
+
 Row = dict[str, Any]
 
-NOT_SPLITS = ("about", "cost", "repeats")
 NOT_TRAINED = ("seed", "root", "packs", "labels.name", "labels.colors", "evaluation.")
 """Beginnings of the names of what is in a job and makes no two repeats of it unlike."""
 
@@ -21,36 +22,9 @@ CONFIDENCE = 0.95
 """Of the intervals of differences."""
 
 
-def splits_of(metrics: Mapping[str, Any]) -> list[str]:
-    """Names of the splits that were evaluated."""
-    return [
-        name
-        for name, value in metrics.items()
-        if name not in NOT_SPLITS and isinstance(value, Mapping)
-    ]
-
-
-def flatten(results: Iterable[Metrics]) -> Iterator[Metrics]:
-    """Every result on its own: further seeds of one run (``repeats``), then the run's first one.
-
-    A repeat belongs to the same file, so it takes over its ``version``.
-    """
-    for result in results:
-        if "repeats" not in result:
-            yield result
-            continue
-        own = {name: value for name, value in result.items() if name != "repeats"}
-        shared: Metrics = {name: own[name] for name in ("method", "version") if name in own}
-        for repeat in result["repeats"] or ():
-            yield {**shared, **repeat}
-        yield own
-
-
 def comparable(results: Iterable[Metrics], key: str) -> list[Metrics]:
     """Students trained on the same data, with the same network and recipe as `key` stands for."""
-    return [
-        result for result in flatten(results) if result.get("about", {}).get("comparison") == key
-    ]
+    return [result for result in results if result["about"]["comparison"] == key]
 
 
 def latest_by_seed(results: Iterable[Metrics]) -> dict[tuple[str, str], Metrics]:
@@ -98,7 +72,8 @@ def compare_classes(results: Iterable[Metrics]) -> list[Row]:
     groups = _groups(results)
     splits: dict[str, list[str]] = {}
     for (data, _, _), by_seed in groups.items():
-        splits[data] = max(splits.get(data, []), *map(splits_of, by_seed.values()), key=len)
+        named = (list(result["splits"]) for result in by_seed.values())
+        splits[data] = max(splits.get(data, []), *named, key=len)
     rows = []
     for (data, comparison, method), by_seed in groups.items():
         split = splits[data][-1] if splits[data] else ""
@@ -234,8 +209,8 @@ def notes_on(results: Iterable[Metrics]) -> list[str]:
         seed = f", seed {about['seed']}" if several and about.get("seed") else ""
         for note in about.get("notes") or ():
             sentences.setdefault(f"{title}: {note}", []).append(seed.removeprefix(", "))
-        for split in splits_of(result):
-            scores = result[split].get("iou") or {}
+        for split, found in result["splits"].items():
+            scores = found.get("iou") or {}
             absent = tuple(name for name, value in scores.items() if value is None)
             if absent:
                 without.setdefault((split, absent, len(scores)), {})[title] = None
@@ -352,7 +327,7 @@ _Groups = dict[tuple[str, str, str], dict[str, Metrics]]
 def _groups(results: Iterable[Metrics]) -> _Groups:
     """Results by (data, comparison, method), then by seed, the newest last."""
     groups: _Groups = {}
-    for result in flatten(results):
+    for result in results:
         about = result["about"]
         # A teacher is not compared by recipe; its own work tells one from another.
         which = about["comparison"] or f"{about['network']}"
@@ -375,12 +350,13 @@ def _rows(groups: _Groups) -> list[Row]:
             "seeds": ",".join(seeds),
             "seed_count": len(seeds),
         }
-        for split in dict.fromkeys(name for r in by_seed.values() for name in splits_of(r)):
-            values = {s: _percent(by_seed[s][split]["miou"]) for s in seeds if split in by_seed[s]}
+        for split in dict.fromkeys(name for r in by_seed.values() for name in r["splits"]):
+            found = {s: by_seed[s]["splits"][split] for s in seeds if split in by_seed[s]["splits"]}
+            values = {seed: _percent(scores["miou"]) for seed, scores in found.items()}
             gains = [
-                value - _percent(alone[seed][split]["miou"])
+                value - _percent(alone[seed]["splits"][split]["miou"])
                 for seed, value in values.items()
-                if seed in alone and split in alone[seed]
+                if seed in alone and split in alone[seed]["splits"]
             ]
             row[f"{split}_miou"] = statistics.fmean(values.values())
             row[f"{split}_miou_sd"] = _deviation(list(values.values()))
@@ -390,11 +366,11 @@ def _rows(groups: _Groups) -> list[Row]:
             row[f"{split}_gain_p"] = paired_p(gains)
             row[f"{split}_gain_p_holm"] = math.nan
             row[f"{split}_gain_seeds"] = len(gains)
-            scores = [by_seed[s][split].get("iou") or {} for s in seeds if split in by_seed[s]]
-            if any(scores):
-                row[f"{split}_classes"] = max(map(len, scores))
+            classes = [scores["iou"] for scores in found.values() if scores.get("iou")]
+            if classes:
+                row[f"{split}_classes"] = max(map(len, classes))
                 row[f"{split}_classes_in_mean"] = min(
-                    sum(value is not None for value in found.values()) for found in scores if found
+                    sum(value is not None for value in scores.values()) for scores in classes
                 )
         costs = [result.get("cost") or {} for result in by_seed.values()]
         row |= {
@@ -471,7 +447,7 @@ def _known(costs: Iterable[Mapping[str, Any]], name: str) -> list[float]:
 
 def _class_scores(result: Metrics, split: str) -> dict[str, float]:
     """IoU by class in percent, NaN for a class that does not occur."""
-    scores = result.get(split, {}).get("iou", {})
+    scores = result["splits"].get(split, {}).get("iou", {})
     return {name: _percent(value) for name, value in scores.items()}
 
 

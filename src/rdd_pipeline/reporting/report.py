@@ -26,7 +26,6 @@ from rdd_pipeline.reporting.comparison import (
     seed_order,
     side_by_side,
     split_names,
-    splits_of,
     verdict,
 )
 
@@ -133,7 +132,7 @@ def render_report(
         splits=[(name, SPLIT_ROLES.get(name, "")) for name in split_names(rows)],
         commands=_commands(results),
         singles=_singles(results),
-        single_splits=list(dict.fromkeys(name for r in results for name in splits_of(r))),
+        single_splits=list(dict.fromkeys(name for r in results for name in r["splits"])),
         versions=[
             ("rdd_pipeline", rdd_pipeline.__version__),
             ("torch", torch.__version__),
@@ -406,7 +405,7 @@ def _seed_params(seeds: Sequence[str]) -> list[dict[str, int]]:
 
 def _singles(results: Sequence[Metrics]) -> list[list[str]]:
     """One line for each result: what the tables are made of."""
-    splits = list(dict.fromkeys(name for result in results for name in splits_of(result)))
+    splits = list(dict.fromkeys(name for result in results for name in result["splits"]))
     lines = []
     for result in results:
         about = result["about"]
@@ -415,7 +414,7 @@ def _singles(results: Sequence[Metrics]) -> list[list[str]]:
                 str(about.get("title", about["method"])),
                 str(about["network"]),
                 str(about["seed"]),
-                *(number(100 * _float(result.get(s, {}).get("miou"))) for s in splits),
+                *(number(100 * _float(result["splits"].get(s, {}).get("miou"))) for s in splits),
                 str(about.get("iteration", "")),
                 str(about.get("fingerprint", "")),
                 str(result.get("version", "")),

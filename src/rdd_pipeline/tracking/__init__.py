@@ -26,21 +26,22 @@ __all__ = [
     "listen",
 ]
 
-Listener = Callable[[int, Mapping[str, float]], None]
+Listener = Callable[[int, Mapping[str, float], str | None], None]
 
 _LISTENER: ContextVar[Listener | None] = ContextVar("rdd_pipeline_listener", default=None)
 
 
-def emit(step: int, values: Mapping[str, float]) -> None:
+def emit(step: int, values: Mapping[str, float], *, seed: str | None = None) -> None:
     """Report named numbers of a training step to whoever listens in this context.
 
     Args:
         step: Iteration the values belong to, counted from 1.
         values: Python floats; a GPU tensor would be synchronized here.
+        seed: Of the training, where a node trains several that go by the same names.
     """
     listener = _LISTENER.get()
     if listener is not None:
-        listener(step, values)
+        listener(step, values, seed)
 
 
 def listen(listener: Listener | None) -> None:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from rdd_pipeline.config import DataParams, EvaluationParams, RddParams
 from rdd_pipeline.data.index import of_split
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence
-from rdd_pipeline.networks import NetworkCheckpoint
 from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
+from rdd_pipeline.pipelines._training import Networks, the_only
 from rdd_pipeline.reporting.figures import RddRow, rdd_figure
 
 
@@ -21,15 +21,16 @@ def draw_pixels(
     raw_images: Path,
     raw_index: pd.DataFrame,
     label_set: dict[str, Any],
-    teacher_weights: NetworkCheckpoint,
-    student_weights: NetworkCheckpoint,
+    teacher_weights: Networks,
+    student_weights: Networks,
     data: DataParams,
     rdd: RddParams,
     evaluation: EvaluationParams,
 ) -> Figure:
     """Show for a few images what both networks find hard and which pixels RDD chooses.
 
-    Images come from the first split of `evaluation.splits` that has any, evenly spaced.
+    The student is that of the first seed. Images come from the first split of `evaluation.splits`
+    that has any, evenly spaced.
     """
     labels = label_set_of(label_set)
     samples = samples_of(raw_index)
@@ -37,7 +38,9 @@ def draw_pixels(
     candidates = of_split(samples, split)
     count = min(evaluation.figure_images, len(candidates))
     root = images_root(raw_images, data)
-    teacher, student = teacher_weights.build(), student_weights.build()
+    trained = the_only(teacher_weights), next(iter(student_weights.values()))
+    teacher, student = (network.build() for network in trained)
+    teacher_input, student_input = (network.header.preprocessing for network in trained)
     rows = []
     for number in range(count):
         sample = candidates[(2 * number + 1) * len(candidates) // (2 * count)]
@@ -45,8 +48,8 @@ def draw_pixels(
         images, label_maps = image.unsqueeze(0), label.unsqueeze(0)
         size = (label.shape[0], label.shape[1])
         with torch.inference_mode():
-            seen = teacher(teacher_weights.header.preprocessing.normalize(images))
-            given = student(student_weights.header.preprocessing.normalize(images))
+            seen = teacher(teacher_input.normalize(images))
+            given = student(student_input.normalize(images))
             confidence = None
             if seen.aux_logits is not None:
                 confidence = teacher_confidence(seen.logits, seen.aux_logits, size=size)[0]

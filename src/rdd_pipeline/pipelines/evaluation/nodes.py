@@ -21,7 +21,6 @@ from rdd_pipeline.reporting.comparison import (
     compare,
     compare_classes,
     counted,
-    flatten,
     mixed_settings,
     notes_on,
     side_by_side,
@@ -47,9 +46,6 @@ from rdd_pipeline.training.store import RunStore
 
 logger = logging.getLogger(__name__)
 
-ORIGIN = {"method", "network", "seed", "comparison", "data_digest"}
-"""What ``about`` must say for a result to be compared."""
-
 
 def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     """One row for each method: mean and spread of the mIoU over seeds, gain, cost.
@@ -57,20 +53,19 @@ def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     Raises:
         UserError: Nothing has been trained.
     """
-    results = _with_origin(trained_metrics)
-    rows = compare(results)
+    rows = compare(trained_metrics)
     if not rows:
         raise UserError(
             "Nothing has been trained for this data set yet. Run "
             f"{kedro_command('distill_tse')} or {kedro_command('distill_baselines')} first."
         )
-    _print(rows, notes_on(counted(results)))
+    _print(rows, notes_on(counted(trained_metrics)))
     return pd.DataFrame(rows)
 
 
 def compare_by_class(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     """One row for each method: IoU of every class on the last split, mean over seeds."""
-    rows = compare_classes(_with_origin(trained_metrics))
+    rows = compare_classes(trained_metrics)
     # Without rows a file would have no header and could not be read again.
     return pd.DataFrame(rows, columns=None if rows else ["method", "comparison", "data_digest"])
 
@@ -100,10 +95,9 @@ def write_report(
 
     Results that share a table but were not trained alike are named there and in the log.
     """
-    results = _with_origin(trained_metrics)
     rows, class_rows = _rows(comparison_table), _rows(class_table)
-    jobs = _jobs(results, work_folder)
-    for sentence in mixed_settings(results, jobs):
+    jobs = _jobs(trained_metrics, work_folder)
+    for sentence in mixed_settings(trained_metrics, jobs):
         logger.warning("%s", sentence)
     pictures = [
         Picture(
@@ -124,27 +118,10 @@ def write_report(
             as_svg(cost_figure(rows)),
         ),
     ]
-    return render_report(rows, class_rows, results=results, jobs=jobs, pictures=pictures)
+    return render_report(rows, class_rows, results=trained_metrics, jobs=jobs, pictures=pictures)
 
 
 # ---- parts
-
-
-def _with_origin(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results, repeats on their own, that say what they are; others are named in a warning."""
-    known = []
-    for result in flatten(results):
-        missing = ORIGIN - set(result.get("about") or {})
-        if missing:
-            logger.warning(
-                "Metrics of %s, version %s, are left out: they do not say %s.",
-                result.get("method", "an unknown method"),
-                result.get("version", "unknown"),
-                ", ".join(sorted(missing)),
-            )
-            continue
-        known.append(result)
-    return known
 
 
 def _jobs(results: list[dict[str, Any]], work_folder: Path) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ from rdd_pipeline.pipelines._shared import (
     samples_of,
 )
 from rdd_pipeline.pipelines._training import (
+    IMPORTED,
+    Networks,
     confusion_of,
+    joined_history,
     run_training,
     score_network,
     seeds_from,
     size_of,
     teacher_network,
-    training_cost,
+    training_record,
 )
+from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.training.device import resolve_device
 
 
@@ -123,16 +128,18 @@ def train_teacher(
     evaluation: EvaluationParams,
     seed: int,
     trainer: TrainerParams,
-) -> tuple[NetworkCheckpoint, pd.DataFrame, dict[str, float]]:
+) -> tuple[dict[str, NetworkCheckpoint], pd.DataFrame, dict[str, dict[str, Any]]]:
     """Train the teacher on the task alone, or import the checkpoint that `teacher.weights` names.
 
     Returns:
-        Its weights, the training history (empty when imported) and the cost of the training.
+        By its one seed the weights, the history (empty when imported) and the training's record.
     """
     teacher = local_teacher(teacher)
     if teacher.weights is not None:
         labels = label_set_of(label_set)
-        return import_teacher(teacher, labels.names), pd.DataFrame({"iteration": []}), {}
+        network = import_teacher(teacher, labels.names)
+        record: dict[str, Any] = {"cost": {}, "notes": []}
+        return {IMPORTED: network}, pd.DataFrame({"iteration": []}), {IMPORTED: record}
     result = run_training(
         method="teacher",
         stage="whole",
@@ -151,7 +158,12 @@ def train_teacher(
         trainer=trainer,
         teacher=None,
     )
-    return result.network, pd.DataFrame(result.history), training_cost(result.state)
+    results = {str(seed): result}
+    return (
+        {str(seed): result.network},
+        joined_history(results),
+        {str(seed): training_record(result)},
+    )
 
 
 def evaluate_teacher(
@@ -160,16 +172,17 @@ def evaluate_teacher(
     label_set: dict[str, Any],
     packed_images: dict[str, Any],
     work_folder: Path,
-    weights: NetworkCheckpoint,
-    cost: dict[str, float],
+    weights: Networks,
+    training: Mapping[str, dict[str, Any]],
     data: DataParams,
     evaluation: EvaluationParams,
     trainer: TrainerParams,
-) -> tuple[dict[str, Any], Figure]:
+) -> tuple[dict[str, Metrics], Figure]:
     """Score the teacher on the splits of `evaluation.splits`."""
     labels = label_set_of(label_set)
+    ((seed, network),) = weights.items()
     metrics = score_network(
-        weights,
+        network,
         samples_of(raw_index),
         name="teacher",
         root=images_root(raw_images, data),
@@ -181,5 +194,5 @@ def evaluate_teacher(
         work_folder=work_folder,
         packs=packs_folder(packed_images),
     )
-    metrics["cost"] |= cost
-    return metrics, confusion_of(metrics, labels)
+    metrics["cost"] |= training[seed]["cost"]
+    return {seed: metrics}, confusion_of({seed: metrics}, labels)

@@ -63,7 +63,7 @@ def teacher_pipeline() -> Pipeline:
                     "seed": "params:seed",
                     "trainer": "params:trainer",
                 },
-                outputs=["weights", "history", "training_cost"],
+                outputs=["weights", "history", "training"],
                 tags=["gpu", "training"],
             ),
             Node(
@@ -72,7 +72,7 @@ def teacher_pipeline() -> Pipeline:
                 inputs={
                     **_SHARED,
                     "weights": "weights",
-                    "cost": "training_cost",
+                    "training": "training",
                     "data": "params:data",
                     "evaluation": "params:evaluation",
                     "trainer": "params:trainer",

@@ -6,30 +6,31 @@ import json
 import math
 from typing import Any
 
-from kedro.io.core import get_filepath_str
 from kedro_datasets._typing import TablePreview
 
-from rdd_pipeline.datasets._versioned import ContentDataset
+from rdd_pipeline.datasets.by_seed import BySeedDataset
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks.checkpoint import NetworkCheckpoint
 
 _LARGEST_HEADER = 100_000_000
 
 
-class NetworkDataset(ContentDataset[NetworkCheckpoint]):
-    """A `NetworkCheckpoint` in one safetensors file: weights, architecture, labels, preprocessing.
+class NetworksDataset(BySeedDataset[NetworkCheckpoint]):
+    """A `NetworkCheckpoint` for each seed: weights, architecture, labels, preprocessing.
 
     ```yaml
     "student_{method}":
-      type: rdd_pipeline.datasets.NetworkDataset
-      filepath: data/06_models/scenes/{method}/student.safetensors
+      type: rdd_pipeline.datasets.NetworksDataset
+      filepath: data/06_models/scenes/student_{method}
       versioned: true
     ```
     """
 
+    suffix = ".safetensors"
+
     def preview(self) -> TablePreview:
-        """Tensors, shapes and types for Kedro-Viz, from the header alone."""
-        path = get_filepath_str(self._get_load_path(), self._protocol)
+        """Tensors, shapes and types for Kedro-Viz, from the header of the first seed alone."""
+        path = self._files()[0]
         with self._fs.open(path, "rb") as file:
             # The safetensors format: 8 bytes length, little endian, then JSON.
             length = int.from_bytes(file.read(8), "little")

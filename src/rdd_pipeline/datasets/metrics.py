@@ -1,0 +1,144 @@
+"""Scores as catalog entries: those of one method, and all that there are."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import PurePosixPath
+from typing import Any, NoReturn
+
+import fsspec  # type: ignore[import-untyped]
+from kedro.io import AbstractDataset, DatasetError
+from kedro.io.core import get_protocol_and_path
+
+from rdd_pipeline.datasets.by_seed import BySeedDataset
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import json_digest
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+
+class MetricsDataset(BySeedDataset[Metrics]):
+    """``{about, cost, splits}`` of one network for each seed, each a JSON file with its digest.
+
+    The digest is checked whenever the file is read: scores that were changed by hand, or half
+    copied, are not believed.
+
+    ```yaml
+    "metrics_{method}":
+      type: rdd_pipeline.datasets.MetricsDataset
+      filepath: data/07_model_output/scenes/metrics/{method}
+      versioned: true
+    ```
+    """
+
+    suffix = ".json"
+
+    def _encode(self, data: Metrics) -> bytes:
+        return json.dumps({"digest": json_digest(data), **data}, indent=1).encode()
+
+    def _decode(self, data: bytes, source: str) -> Metrics:
+        return decode_metrics(data, source)
+
+    def _same(self, data: Metrics, other: Metrics) -> bool:
+        return data == other
+
+
+def decode_metrics(data: bytes, source: str) -> Metrics:
+    """Content of one file of a `MetricsDataset`, without its digest.
+
+    Raises:
+        UserError: It is no such file, or was changed since it was written.
+    """
+    try:
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+    except ValueError as error:
+        raise UserError(f"{source} cannot be read: {error}.") from error
+    digest = content.pop("digest", None)
+    if digest != json_digest(content):
+        found = "has no digest" if digest is None else "was changed: its digest does not fit"
+        raise UserError(
+            f"{source} {found}. Delete it, and repeat the command that wrote it: what was trained "
+            "is not trained again."
+        )
+    return content
+
+
+class TrainedMetricsDataset(AbstractDataset[NoReturn, list[Metrics]]):
+    """Read-only list of all versions of the metrics of all methods and seeds in a folder.
+
+    ```yaml
+    trained_metrics:
+      type: rdd_pipeline.datasets.TrainedMetricsDataset
+      filepath: data/07_model_output/scenes/metrics
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        credentials: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Make a dataset.
+
+        Args:
+            filepath: Folder that holds one versioned `MetricsDataset` per method.
+            credentials: Passed on to the file system.
+            metadata: Not read here.
+        """
+        protocol, path = get_protocol_and_path(filepath)
+        self._fs = fsspec.filesystem(protocol, **(credentials or {}))
+        self._filepath = PurePosixPath(path)
+        self.metadata = metadata
+
+    def load(self) -> list[Metrics]:
+        """Read everything, ordered by method, then by version, oldest first, then by seed.
+
+        Returns:
+            The content of each file with `method` (folder name) and `version` added; an empty list
+            when nothing has been saved yet. A file that cannot be believed is named in a warning
+            and left out, and so are those of versions of this project that had one for all seeds.
+        """
+        found = []
+        for path in self._paths():
+            try:
+                content = decode_metrics(self._fs.cat_file(path.as_posix()), str(path))
+            except (OSError, UserError) as error:
+                logger.warning("Left out: %s", error)
+                continue
+            found.append({**content, "method": path.parts[-2], "version": path.parts[-3]})
+        old = self._fs.glob((self._filepath / "*.json" / "*" / "*.json").as_posix())
+        if old:
+            logger.warning(
+                "%d metrics files of an older rdd_pipeline, of %s, are left out. To have them in "
+                "the tables, repeat their commands: what was trained is not trained again.",
+                len(old),
+                ", ".join(sorted({PurePosixPath(path).stem for path in old})),
+            )
+        return found
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse: every method saves its own file."""
+        raise DatasetError(
+            f"{self._filepath} is only read. Save through the versioned entry of one method."
+        )
+
+    def _paths(self) -> list[PurePosixPath]:
+        # invalidate: files of this very run may be newer than a cached listing.
+        self._fs.invalidate_cache()
+        pattern = (self._filepath / "*" / "*" / "*" / "*.json").as_posix()
+        paths = [PurePosixPath(path) for path in self._fs.glob(pattern)]
+        ours = (path for path in paths if path.parts[-2] == path.parts[-4])
+        return sorted(ours, key=lambda path: (path.parts[-4:-1], len(path.name), path.name))
+
+    def _exists(self) -> bool:
+        return bool(self._paths())
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": self._filepath.as_posix()}
