@@ -197,7 +197,6 @@ def _pixel_gradient(name: str, iteration: int) -> Tensor:
     objective = Objective(
         find_method(name),
         rdd=RddParams(tfe_length=5, min_kept=0.1),
-        warmup=5,
         iterations=10,
         aux_weight=0.4,
         class_weights=None,
@@ -229,7 +228,6 @@ def test_the_tfe_weight_beside_a_method_is_that_of_each_pixel():
     objective = Objective(
         RDD_PLUS["tse_cwd"],
         rdd=RddParams(tfe_length=5),
-        warmup=5,
         iterations=10,
         aux_weight=0.0,
         class_weights=None,

@@ -12,8 +12,8 @@ from rdd_pipeline.distillation.objective import (
     Objective,
     ObjectiveOutput,
     check_auxiliary_heads,
-    tfe_share,
 )
+from rdd_pipeline.distillation.stages import RDD, stage_shares
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.base import DistillationLoss, LossContext, compare
 from rdd_pipeline.losses.kd import kd_loss
@@ -52,7 +52,6 @@ def _objective(method: Method, *, rdd: dict | None = None, **settings) -> Object
         method,
         rdd=RddParams(**{"tfe_length": WARMUP, "min_kept": 0.1, **(rdd or {})}),
         **{
-            "warmup": WARMUP,
             "iterations": ITERATIONS,
             "aux_weight": 0.4,
             "class_weights": None,
@@ -77,6 +76,13 @@ def _cross_entropy(output: NetworkOutput, labels: Tensor, weight: Tensor | None 
 # ---- when TFE, when TSE
 
 
+def _tfe_share(rdd: RddParams, iteration: int, iterations: int) -> float:
+    shares = stage_shares(RDD, rdd, iteration, iterations)
+    assert shares.keys() == {"tfe", "tse"}
+    assert sum(shares.values()) == 1
+    return shares["tfe"]
+
+
 @pytest.mark.parametrize(
     ("warmup", "iterations", "expected"),
     [
@@ -88,7 +94,7 @@ def _cross_entropy(output: NetworkOutput, labels: Tensor, weight: Tensor | None 
 )
 def test_the_share_of_tfe_switches_at_the_warm_up(warmup, iterations, expected):
     rdd = RddParams(tfe_length=warmup)
-    shares = [tfe_share(rdd, i, warmup, iterations) for i in range(1, iterations + 1)]
+    shares = [_tfe_share(rdd, i, iterations) for i in range(1, iterations + 1)]
     assert shares == expected
 
 
@@ -96,17 +102,17 @@ def test_the_share_of_tfe_switches_at_the_warm_up(warmup, iterations, expected):
 def test_the_annealed_share_is_the_published_formula(warmup, iterations):
     rdd = RddParams(tfe_length=warmup, annealed=True)
     for iteration in {1, max(warmup - 1, 1), max(warmup, 1), warmup + 1, iterations}:
-        share = tfe_share(rdd, iteration, warmup, iterations)
+        share = _tfe_share(rdd, iteration, iterations)
         if iteration < warmup:
             assert share == 1.0
         else:
             assert share == pytest.approx((iteration - iterations) / (warmup - iterations))
-    assert tfe_share(rdd, iterations, warmup, iterations) == 0.0
+    assert _tfe_share(rdd, iterations, iterations) == 0.0
 
 
 def test_an_annealed_run_that_ends_with_the_warm_up_has_one_step_of_tse():
     rdd = RddParams(tfe_length=6, annealed=True)
-    assert [tfe_share(rdd, i, 6, 6) for i in (5, 6)] == [1.0, 0.0]
+    assert [_tfe_share(rdd, i, 6) for i in (5, 6)] == [1.0, 0.0]
 
 
 def _tfe(labels: Tensor, **options) -> Tensor:
@@ -312,7 +318,7 @@ def test_heads_that_are_missing_are_noticed_just_when_they_are_needed(
         return
     check(False)
     # What it lets pass can be computed in every iteration.
-    objective = _objective(find_method("tse"), rdd={"tfe_length": warmup, **rdd}, warmup=warmup)
+    objective = _objective(find_method("tse"), rdd={"tfe_length": warmup, **rdd})
     for iteration in range(1, ITERATIONS + 1):
         outputs = _output(1, auxiliary=student), _output(2, auxiliary=False)
         assert objective(*outputs, labels, iteration).total.isfinite()

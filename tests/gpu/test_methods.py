@@ -79,7 +79,6 @@ class Step:
         objective = Objective(
             definition,
             rdd=definition.settings(RddParams(min_kept=0.3)),
-            warmup=10,
             iterations=100,
             aux_weight=0.4,
             class_weights=torch.linspace(0.5, 1.5, CLASSES),

@@ -22,8 +22,7 @@ CONTEXT = LossContext(_OUTPUT, _OUTPUT)
 def _objective(method: str) -> Objective:
     return Objective(
         find_method(method),
-        rdd=RddParams(),
-        warmup=5,
+        rdd=RddParams(tfe_length=5),
         iterations=8,
         aux_weight=0.4,
         class_weights=None,

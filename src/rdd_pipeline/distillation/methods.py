@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from rdd_pipeline.config import MethodsParams, Option, RddParams
+from rdd_pipeline.distillation.stages import PLAIN, RDD, Stage, stage_before
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.af_dcd import AfDCDLoss
 from rdd_pipeline.losses.at import at_loss
@@ -91,8 +92,10 @@ class Method:
 
     Attributes:
         title: What tables and figures call it.
-        task: `plain`: cross-entropy on all valid pixels; `rdd`: TFE, then TSE.
         losses: Distillation losses added to the task loss; with any, a teacher is needed.
+        stages: Its task losses, one after the other.
+        trains: The stage that the method's own job trains, from the state in which the method of
+            the stage before ended (it is called as that stage); ``whole``: all of them in one go.
         rdd: Settings of RDD that make this method, by field of `RddParams`.
         reference_code: Losses under ``methods.preset=reference_code``, where the code behind the
             published tables has others.
@@ -101,7 +104,8 @@ class Method:
 
     title: str
     losses: tuple[LossSpec, ...] = ()
-    task: Literal["plain", "rdd"] = "plain"
+    stages: tuple[Stage, ...] = PLAIN
+    trains: str = "whole"
     rdd: Mapping[str, Any] = field(default_factory=dict)
     reference_code: tuple[LossSpec, ...] | None = None
     weighted_tfe: bool = True
@@ -109,7 +113,29 @@ class Method:
     @property
     def needs_teacher(self) -> bool:
         """Whether a frozen network has to see every batch."""
-        return self.task == "rdd" or bool(self.losses)
+        return any(stage.needs_teacher for stage in self.stages) or bool(self.losses)
+
+    @property
+    def uses_rdd(self) -> bool:
+        """Whether the settings of RDD decide anything."""
+        return self.stages != PLAIN
+
+    @property
+    def task(self) -> str:
+        """What fingerprints call the stages."""
+        return {PLAIN: "plain", RDD: "rdd"}.get(
+            self.stages, "+".join(stage.name for stage in self.stages)
+        )
+
+    @property
+    def stage_before(self) -> str | None:
+        """Stage, and method, whose last state this one goes on from."""
+        return stage_before(self.stages, self.trains)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether its weights are those of a finished student."""
+        return self.trains in ("whole", self.stages[-1].name)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -209,8 +235,8 @@ METHODS: dict[str, Method] = {
     ),
     # Splits KD itself in edge and body, hence none beside it.
     "bpkd": Method("BPKD", (LossSpec("bpkd", build_bpkd, {"bpkd_edge": 50.0, "bpkd_body": 20.0}),)),
-    "tfe": Method("RDD, TFE stage", (KD,), task="rdd"),
-    "tse": Method("RDD", (KD,), task="rdd"),
+    "tfe": Method("RDD, TFE stage", (KD,), RDD, trains="tfe"),
+    "tse": Method("RDD", (KD,), RDD, trains="tse"),
 }
 
 LOSSES: dict[str, LossSpec] = {
@@ -220,17 +246,17 @@ LOSSES: dict[str, LossSpec] = {
 }
 """Every distillation loss by its name."""
 
-STAGES = ("tfe",)
+STAGES = tuple(name for name, method in METHODS.items() if not method.finishes)
 """Methods that end early in a run: weights on the way, no student to be compared with others."""
 
-RDD_STAGES = ("tfe", "tse")
-"""The two stages of the main job; they have pipelines of their own."""
+RDD_STAGES = tuple(name for name, method in METHODS.items() if method.trains != "whole")
+"""The stages of the main job, methods called as the stage; they have pipelines of their own."""
 
 BASELINES = tuple(name for name in METHODS if name not in RDD_STAGES)
 """The student alone and every method beside RDD."""
 
 RDD_PLUS: dict[str, Method] = {
-    f"tse_{name}": replace(METHODS[name], title=f"RDD + {METHODS[name].title}", task="rdd")
+    f"tse_{name}": replace(METHODS[name], title=f"RDD + {METHODS[name].title}", stages=RDD)
     for name in BASELINES
     if name not in ("baseline", "kd")  # RDD's own form has KD
 }
@@ -238,7 +264,7 @@ RDD_PLUS: dict[str, Method] = {
 
 # What can be changed about RDD, as in the published ablations, and the class floor, which is ours.
 ABLATIONS: dict[str, Method] = {
-    f"rdd_{name}": Method(f"RDD, {title}", (KD,), task="rdd", rdd=settings)
+    f"rdd_{name}": Method(f"RDD, {title}", (KD,), RDD, rdd=settings)
     for name, title, settings in (
         ("warmup_00", "warm-up 0 %", {"tfe_length": 0}),
         ("warmup_10", "warm-up 10 %", {"tfe_length": 0.1}),
@@ -267,8 +293,8 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
     Args:
         name: Key of `METHODS`, `RDD_PLUS` or `ABLATIONS`; ``teacher`` is the plain task without
             distillation.
-        changes: Other weights and options by method, and the preset. The TFE stage is the first
-            part of ``tse`` and follows what is said of that.
+        changes: Other weights and options by method, and the preset. A stage follows what is said
+            of the method that trains the last one (TFE of ``tse``).
 
     Raises:
         UserError: Unknown method, or a weight or option of a loss the method does not have.
@@ -285,7 +311,7 @@ def find_method(name: str, changes: MethodsParams | None = None) -> Method:
     method = every[name]
     if changes is None:
         return method
-    key = "tse" if name == "tfe" else name
+    key = name if method.finishes else method.stages[-1].name
     weights, options = changes.weights.get(key, {}), changes.options.get(key, {})
     everywhere = {"kd": changes.kd}
     reference_code = changes.preset == "reference_code"
@@ -323,7 +349,7 @@ def method_title(name: str, rdd: RddParams) -> str:
         rdd: Settings of the run.
     """
     method = find_method(name)
-    mode = method.settings(rdd).mode if method.task == "rdd" else "xor"
+    mode = method.settings(rdd).mode if method.uses_rdd else "xor"
     if mode == "xor" or name in STAGES or "mode" in method.rdd:
         return method.title
     rest = method.title.removeprefix("RDD")
@@ -336,13 +362,14 @@ def check_changes(changes: MethodsParams) -> None:
     """Refuse weights and options of methods that do not exist, or of losses they do not have.
 
     Raises:
-        UserError: As `find_method`, or something was said of ``tfe``.
+        UserError: As `find_method`, or something was said of a stage before the last.
     """
     for name in {*changes.weights, *changes.options}:
-        if name == "tfe":
+        if name in STAGES:
+            last = METHODS[name].stages[-1].name
             raise UserError(
-                "params:methods names the method 'tfe'. The TFE stage is the first part of RDD: "
-                "say it of 'tse', and both stages follow."
+                f"params:methods names the method {name!r}. The {name.upper()} stage is the first "
+                f"part of RDD: say it of {last!r}, and all stages follow."
             )
         find_method(name, changes)
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
+from rdd_pipeline.distillation.stages import TaskInputs, stage_shares
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.base import DistillationLoss, LossContext
-from rdd_pipeline.losses.cross_entropy import PixelsOfClass, TaskLoss, cross_entropy_loss
-from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
+from rdd_pipeline.losses.cross_entropy import PixelsOfClass, TaskLoss
 from rdd_pipeline.networks import NetworkOutput
 
 
@@ -44,8 +44,7 @@ class Objective(nn.Module):
     Args:
         method: Task loss and distillation losses.
         rdd: Settings of the RDD task loss; unused by the plain task.
-        warmup: First iteration of the TSE stage.
-        iterations: Length of the whole run, TFE stage included.
+        iterations: Length of the whole run, all stages included.
         aux_weight: Weight of the auxiliary head in the task loss.
         class_weights: (C,) weights of the task loss, or None.
         ignore_index: Label that is not looked at.
@@ -62,7 +61,6 @@ class Objective(nn.Module):
         method: Method,
         *,
         rdd: RddParams,
-        warmup: int,
         iterations: int,
         aux_weight: float,
         class_weights: Tensor | None,
@@ -75,7 +73,6 @@ class Objective(nn.Module):
         self.method = method
         self.ranks = ranks
         self.rdd = rdd
-        self.warmup = warmup
         self.iterations = iterations
         self.aux_weight = aux_weight
         self.ignore_index = ignore_index
@@ -103,11 +100,19 @@ class Objective(nn.Module):
         iteration: int,
     ) -> ObjectiveOutput:
         """Losses of one batch; `labels` is (B, H, W), `iteration` counts from 1."""
-        if self.method.task == "rdd":
-            assert teacher is not None
-            task, statistics, of_class = self._rdd_task(student, teacher, labels, iteration)
-        else:
-            task, statistics, of_class = self._plain_task(student, labels)
+        given = TaskInputs(
+            student,
+            teacher,
+            labels,
+            rdd=self.rdd,
+            aux_weight=self.aux_weight,
+            class_weights=self.class_weights,
+            weighted_tfe=self.method.weighted_tfe,
+            ignore_index=self.ignore_index,
+            ranks=self.ranks,
+            by_class=iteration % COUNT_EVERY == 0,
+        )
+        task, statistics, of_class = self._task(given, iteration)
         total, parts = task, {"task": task.detach()}
         for spec in self.method.losses:
             assert teacher is not None
@@ -126,73 +131,19 @@ class Objective(nn.Module):
             for module in loss.adversaries()
         ]
 
-    def _plain_task(self, student: NetworkOutput, labels: Tensor) -> TaskLoss:
-        return cross_entropy_loss(
-            student.logits,
-            labels,
-            student_aux_logits=student.aux_logits,
-            class_weights=self.class_weights,
-            aux_weight=self.aux_weight,
-            ignore_index=self.ignore_index,
-            ranks=self.ranks,
-        )
-
-    def _rdd_task(
-        self, student: NetworkOutput, teacher: NetworkOutput, labels: Tensor, iteration: int
-    ) -> TaskLoss:
-        """TFE before the warm-up ends; TSE, or a fade from TFE to TSE, after it."""
-        fade = tfe_share(self.rdd, iteration, self.warmup, self.iterations)
-        task = torch.zeros((), device=labels.device)
+    def _task(self, given: TaskInputs, iteration: int) -> TaskLoss:
+        """Loss of the stage that the iteration lies in; annealed, a fade from one to the next."""
+        shares = stage_shares(self.method.stages, self.rdd, iteration, self.iterations)
+        task = torch.zeros((), device=given.labels.device)
         statistics: dict[str, Tensor] = {}
         of_class = None
-        if fade > 0.0:
-            assert teacher.aux_logits is not None, "checked before the training starts"
-            tfe, statistics, _ = tfe_loss(
-                student.logits,
-                labels,
-                teacher_logits=teacher.logits,
-                teacher_aux_logits=teacher.aux_logits,
-                student_aux_logits=student.aux_logits,
-                class_weights=self.class_weights if self.method.weighted_tfe else None,
-                aux_weight=self.aux_weight,
-                reduction=self.rdd.reduction,
-                ignore_index=self.ignore_index,
-                ranks=self.ranks,
-            )
-            task = task + fade * tfe
-        if fade < 1.0:
-            tse, tse_statistics, of_class = tse_loss(
-                student.logits,
-                labels,
-                teacher_logits=teacher.logits,
-                student_aux_logits=student.aux_logits,
-                teacher_aux_logits=teacher.aux_logits,
-                mode=self.rdd.mode,
-                threshold=self.rdd.threshold,
-                min_kept=self.rdd.min_kept,
-                class_floor=self.rdd.class_floor,
-                class_weights=self.class_weights,
-                aux_weight=self.aux_weight,
-                ignore_index=self.ignore_index,
-                ranks=self.ranks,
-                scope=self.rdd.min_kept_scope,
-                by_class=iteration % COUNT_EVERY == 0,
-            )
-            task = task + (1.0 - fade) * tse
-            statistics |= tse_statistics
+        for stage in self.method.stages:
+            if shares[stage.name] > 0.0:
+                found = stage.loss(given)
+                task = task + shares[stage.name] * found.loss
+                statistics |= found.statistics
+                of_class = found.pixels_of_class or of_class
         return TaskLoss(task, statistics, of_class)
-
-
-def tfe_share(rdd: RddParams, iteration: int, warmup: int, iterations: int) -> float:
-    """Weight of the TFE loss at `iteration`; the TSE loss has the rest.
-
-    1 before the warm-up ends, then 0; annealed: falls linearly from 1 at `warmup` to 0 at the end.
-    """
-    if iteration < warmup:
-        return 1.0
-    if not rdd.annealed or iterations <= warmup:
-        return 0.0
-    return (iterations - iteration) / (iterations - warmup)
 
 
 def check_auxiliary_heads(

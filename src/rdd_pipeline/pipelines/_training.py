@@ -53,7 +53,7 @@ from rdd_pipeline.pipelines._shared import (
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
 from rdd_pipeline.training.device import resolve_device, resolve_precision
-from rdd_pipeline.training.job import Stage, TrainingJob
+from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import TrainingResult
 from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import job_fingerprint, loss_context, prepare_job
@@ -73,7 +73,7 @@ IMPORTED = "imported"
 def run_training(
     *,
     method: str,
-    stage: Stage,
+    stage: str,
     raw_images: Path,
     raw_index: pd.DataFrame,
     label_set: dict[str, Any],
@@ -288,7 +288,7 @@ def joined_history(results: Mapping[str, TrainingResult]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def make_train_node(method: str, stage: Stage, *, keep_state: bool = False) -> Callable[..., Any]:
+def make_train_node(method: str, stage: str, *, keep_state: bool = False) -> Callable[..., Any]:
     """Node function that trains the student by `method`, once for each seed.
 
     Its training states are handed on only where a node goes on from them: Kedro keeps what nobody
@@ -445,7 +445,7 @@ def make_check_node(method: str) -> Callable[..., Any]:
             big = network_from_params(
                 _teacher_params(teacher, labels), num_classes=labels.num_classes, pretrained=False
             )
-        if definition.task == "rdd":
+        if definition.uses_rdd:
             check_auxiliary_heads(
                 settings,
                 warmup=settings.warmup_iterations(recipe.iterations),
@@ -461,7 +461,7 @@ def make_check_node(method: str) -> Callable[..., Any]:
             "title": method_title(method, rdd),
             "task": definition.task,
             "weights": definition.weights,
-            "rdd": settings.model_dump(mode="json") if definition.task == "rdd" else None,
+            "rdd": settings.model_dump(mode="json") if definition.uses_rdd else None,
         }
 
     check_method.__name__ = f"check_{method}"

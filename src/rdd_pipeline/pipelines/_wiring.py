@@ -18,7 +18,6 @@ from rdd_pipeline.pipelines._training import (
     make_evaluate_node,
     make_train_node,
 )
-from rdd_pipeline.training.job import Stage
 
 SHARED_PARAMETERS = {
     "params:data",
@@ -34,21 +33,18 @@ SHARED_PARAMETERS = {
 }
 
 
-def method_pipeline(
-    method: str,
-    *,
-    stage: Stage = "whole",
-    start: str | None = None,
-    keep_state: bool = False,
-) -> Pipeline:
+def method_pipeline(method: str) -> Pipeline:
     """Train and evaluate the student by one method, in a namespace of its own.
+
+    A method that trains one stage goes on from ``state_{method}`` of the stage before, and leaves
+    its own in the catalog if there is a further stage.
 
     Args:
         method: Key of `distillation.methods.METHODS`.
-        stage: Stage of an RDD run.
-        start: Data set with the training states of the stage before.
-        keep_state: Put the training states into the catalog as ``state_{method}``.
     """
+    definition = find_method(method)
+    start = definition.stage_before and f"state_{definition.stage_before}"
+    keep_state = not definition.finishes
     inputs = {
         "raw_images": "raw_images",
         "raw_index": "raw_index",
@@ -70,7 +66,7 @@ def method_pipeline(
         "trainer": "params:trainer",
     }
     upstream = {"network_plan"}
-    if find_method(method).needs_teacher:
+    if definition.needs_teacher:
         training_inputs["teacher_weights"] = "teacher_weights"
         upstream.add("teacher_weights")
     if start is not None:
@@ -94,7 +90,7 @@ def method_pipeline(
                 tags=["checks"],
             ),
             Node(
-                make_train_node(method, stage, keep_state=keep_state),
+                make_train_node(method, definition.trains, keep_state=keep_state),
                 name=f"train_{method}_node",
                 inputs=training_inputs,
                 outputs=["weights", "history", "training"] + (["state"] if keep_state else []),

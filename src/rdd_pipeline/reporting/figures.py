@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -220,13 +221,13 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Losses, validation mIoU, shares of pixels, learning rate over the iterations.
 
-    A dashed line marks where TSE-RDD takes over from TFE-RDD. A panel without anything to show is
-    left out, and a curve of one point is a point.
+    A dashed line marks where a stage takes over from the one before. A panel without anything to
+    show is left out, and a curve of one point is a point.
 
     Args:
-        history: Rows with `iteration` and any of `loss`, the losses, `lr`, `tfe_share`
-            (1: TFE, 0: TSE), `val.miou` and statistics of the pixels (shares in [0, 1]); missing
-            or NaN values are gaps.
+        history: Rows with `iteration` and any of `loss`, the losses, `lr`, the shares of the
+            stages' task losses (`tfe_share`, 1: TFE, 0: TSE), `val.miou` and statistics of the
+            pixels (shares in [0, 1]); missing or NaN values are gaps.
     """
     series = _series(history)
     if not series:
@@ -253,20 +254,20 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     heights = [height for height, _ in panels]
     figure = Figure(figsize=(9.5, 0.4 + 1.05 * sum(heights)), layout="constrained")
     areas = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
-    boundary = _boundary(series)
+    boundaries = _boundaries(series)
     for axes, (_, draw) in zip(areas, panels, strict=True):
         draw(axes)
         if not axes.collections:
             axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=SMALL)
-        if boundary is not None:
+        for boundary, _, _ in boundaries:
             axes.axvline(boundary, color="black", linestyle="--", linewidth=0.8)
     areas[-1].set_xlabel("iteration", fontsize=NORMAL)
-    if boundary is not None:
-        place = areas[0].get_xaxis_transform()
-        areas[0].text(boundary, 1.01, "TFE  ", ha="right", transform=place, fontsize=SMALL)
-        areas[0].text(boundary, 1.01, "  TSE", ha="left", transform=place, fontsize=SMALL)
+    place = areas[0].get_xaxis_transform()
+    for boundary, before, after in boundaries:
+        areas[0].text(boundary, 1.01, f"{before}  ", ha="right", transform=place, fontsize=SMALL)
+        areas[0].text(boundary, 1.01, f"  {after}", ha="left", transform=place, fontsize=SMALL)
     return figure
 
 
@@ -359,7 +360,6 @@ _LABELS = {
     "chosen": "chosen by TSE",
     "chosen_none": "batches with none chosen",
     "teacher_confidence": "mean weight of TFE",
-    "tfe_share": "share of the TFE loss",
 }
 _SHARE_COLORS = {
     "hard_student": STUDENT_ONLY,
@@ -379,7 +379,7 @@ def _distillation_losses() -> frozenset[str]:
 def _is_share(name: str, values: NDArray[np.float64]) -> bool:
     if is_loss(name) or name in _NO_SHARES or name.startswith("val."):
         return False
-    if name == "tfe_share" and not ((values > 0) & (values < 1)).any():
+    if name.endswith("_share") and not ((values > 0) & (values < 1)).any():
         return False  # the dashed line says it
     return bool(((values >= 0) & (values <= 1 + 1e-6)).all())
 
@@ -397,6 +397,8 @@ def _label(name: str) -> str:
     """The name in words."""
     if name in _LABELS:
         return _LABELS[name]
+    if name.endswith("_share"):
+        return f"share of the {name.removesuffix('_share').upper()} loss"
     bare = name.removeprefix("aux_")
     of_class = _class_of(name)
     text = (
@@ -635,17 +637,20 @@ def _series(
     }
 
 
-def _boundary(
+def _boundaries(
     series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
-) -> float | None:
-    """Iteration at which the share of TFE falls below one; None if there is no such point."""
-    if "tfe_share" not in series:
-        return None
-    steps, shares = series["tfe_share"]
-    later = np.flatnonzero(shares < 1.0)
-    if not len(later) or later[0] == 0:
-        return None
-    return float((steps[later[0] - 1] + steps[later[0]]) / 2)
+) -> list[tuple[float, str, str]]:
+    """Where the share of a stage falls below one: iteration, the stage and the next one."""
+    chains = sorted({method.stages for method in METHODS.values()}, key=len)
+    logged = [c for c in chains if all(f"{stage.name}_share" in series for stage in c[:-1])]
+    found = []
+    for stage, following in pairwise(logged[-1]):
+        steps, shares = series[f"{stage.name}_share"]
+        later = np.flatnonzero(shares < 1.0)
+        if len(later) and later[0] > 0:
+            boundary = float((steps[later[0] - 1] + steps[later[0]]) / 2)
+            found.append((boundary, stage.name.upper(), following.name.upper()))
+    return found
 
 
 def _share(mask: NDArray[np.bool_], whole: NDArray[np.bool_]) -> str:

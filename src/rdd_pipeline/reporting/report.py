@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import rdd_pipeline
 from rdd_pipeline.commands import kedro_command
-from rdd_pipeline.distillation.methods import ABLATIONS, RDD_PLUS, RDD_STAGES, STAGES
+from rdd_pipeline.distillation.methods import ABLATIONS, METHODS, RDD_PLUS, RDD_STAGES, STAGES
 from rdd_pipeline.reporting.comparison import (
     Metrics,
     counted,
@@ -389,7 +389,7 @@ def _commands(results: Iterable[Metrics]) -> list[str]:
 
 def _pipeline_of(method: str) -> str:
     if method in RDD_STAGES:
-        return "distill_tse"
+        return f"distill_{METHODS[method].stages[-1].name}"
     if method in RDD_PLUS:
         return "distill_companions"
     return "ablations" if method in ABLATIONS else "distill_baselines"

@@ -19,12 +19,11 @@ from rdd_pipeline.config import (
 )
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import Method, find_method
+from rdd_pipeline.distillation.stages import stage_span
 from rdd_pipeline.files import file_digest, json_digest
 
 TRAINING_FORMAT = 4
 """Raised whenever the same job would give other weights than before: old work is not reused."""
-
-Stage = Literal["whole", "tfe", "tse"]
 
 
 class TrainingJob(Params):
@@ -33,7 +32,7 @@ class TrainingJob(Params):
     added = ("evaluation",)
 
     method: str = Field(description="`teacher` or a key of distillation.methods.METHODS.")
-    stage: Stage = Field("whole", description="RDD only: one of its two stages, or both in one go.")
+    stage: str = Field("whole", description="One of the method's stages, or `whole`: all of them.")
     seed: NonNegativeInt = 0
     network: NetworkParams
     labels: LabelSet
@@ -55,9 +54,15 @@ class TrainingJob(Params):
 
     @model_validator(mode="after")
     def _stage_fits(self) -> Self:
-        if self.stage != "whole" and self.definition.task != "rdd":
+        stages = [stage.name for stage in self.definition.stages]
+        if self.stage != "whole" and not self.definition.uses_rdd:
             raise ValueError(f"Method {self.method!r} has no stages; stage must be `whole`.")
-        if self.definition.task == "rdd" and self.warmup > self.recipe.iterations:
+        if self.stage not in ("whole", *stages):
+            choices = ", ".join(map(repr, ["whole", *stages[:-1]])) + f" or {stages[-1]!r}"
+            raise ValueError(
+                f"Method {self.method!r} has no stage {self.stage!r}; expected {choices}."
+            )
+        if self.definition.uses_rdd and self.warmup > self.recipe.iterations:
             raise ValueError(
                 f"rdd.tfe_length is {self.warmup} iterations, the run has "
                 f"{self.recipe.iterations}. Lower rdd.tfe_length or raise recipe.iterations."
@@ -87,12 +92,17 @@ class TrainingJob(Params):
     @property
     def first_iteration(self) -> int:
         """Iterations count from 1."""
-        return max(self.warmup, 1) if self.stage == "tse" else 1
+        return self._span[0]
 
     @property
     def last_iteration(self) -> int:
         """Below `first_iteration` when the stage is empty."""
-        return max(self.warmup - 1, 0) if self.stage == "tfe" else self.recipe.iterations
+        return self._span[1]
+
+    @property
+    def _span(self) -> tuple[int, int]:
+        stages = self.definition.stages
+        return stage_span(stages, self.stage, self.rdd_settings, self.recipe.iterations)
 
     def fingerprint(
         self, *, index_digest: str, teacher_digest: str | None, start_digest: str | None
@@ -101,8 +111,8 @@ class TrainingJob(Params):
 
         Where the data lie, packed or not, is not part of it, what they hold is (`index_digest`),
         and of the label set what its masks mean, not its colors; a backbone file counts by its
-        content. The TFE stage does not look at the settings of TSE, so runs that differ in those
-        share it.
+        content. A stage that does not look at the settings of later ones (`Stage.settings`) is
+        shared by runs that differ in those.
         """
         definition, rdd = self.definition, self.rdd_settings
         apart = {"root", "packs", "labels", "method", "methods", "rdd", "evaluation"}
@@ -125,12 +135,12 @@ class TrainingJob(Params):
             facts["evaluation"] = protocol
         if self.methods.cross_image == "local":
             facts["relations"] = "rank"
-        if definition.task == "rdd":
-            facts["rdd"] = rdd.model_dump(mode="json", context=FORMER_NAMES)
+        if definition.uses_rdd:
+            read = {stage.name: stage.settings for stage in definition.stages}.get(self.stage)
+            include = None if read is None else set(read)
+            facts["rdd"] = rdd.model_dump(mode="json", include=include, context=FORMER_NAMES)
             # Two ways to say the same: a fraction of the run and a count.
             facts["rdd"]["warmup"] = self.warmup
-            if self.stage == "tfe":
-                facts["rdd"] = {"warmup": self.warmup, "reduction": rdd.reduction}
         if isinstance(self.network.pretrained, Path):
             facts["network"]["pretrained"] = file_digest(self.network.pretrained)
         facts |= {

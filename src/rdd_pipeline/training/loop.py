@@ -25,7 +25,8 @@ from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import Sample, of_split
 from rdd_pipeline.data.loading import evaluation_batches, training_batches
 from rdd_pipeline.data.packed import usable_pack
-from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads, tfe_share
+from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads
+from rdd_pipeline.distillation.stages import stage_shares
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
@@ -253,7 +254,7 @@ class Trainer:
         teacher_network = None
         if self.teacher is not None and job.definition.needs_teacher:
             teacher_network = self.teacher.build().requires_grad_(False)
-            if job.definition.task == "rdd":
+            if job.definition.uses_rdd:
                 check_auxiliary_heads(
                     job.rdd_settings,
                     warmup=job.warmup,
@@ -264,7 +265,6 @@ class Trainer:
         self.objective = Objective(
             job.definition,
             rdd=job.rdd_settings,
-            warmup=job.warmup,
             iterations=job.recipe.iterations,
             aux_weight=job.recipe.aux_weight,
             class_weights=None if weights is None else torch.tensor(weights),
@@ -480,13 +480,11 @@ class Trainer:
         values, images, seconds = means.close()
         self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak_memory(self.device))
         row = {"iteration": self.state.iteration, "lr": lr, **values}
-        if self.job.definition.task == "rdd":
-            row["tfe_share"] = tfe_share(
-                self.job.rdd_settings,
-                self.state.iteration,
-                self.job.warmup,
-                self.job.recipe.iterations,
-            )
+        stages = self.job.definition.stages
+        shares = stage_shares(
+            stages, self.job.rdd_settings, self.state.iteration, self.job.recipe.iterations
+        )
+        row |= {f"{stage.name}_share": shares[stage.name] for stage in stages[:-1]}
         # The classes' shares stay out of what is observed: 450 curves of ADE20K.
         self.state.history.append(row | difficulty.close())
         rate = images / seconds if seconds > 0 else 0.0

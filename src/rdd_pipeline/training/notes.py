@@ -19,4 +19,4 @@ def training_notes(
         method: What was trained, with the run's weights and options.
         labels: Its classes.
     """
-    return difficulty_notes(history, labels.names) if method.task == "rdd" else []
+    return difficulty_notes(history, labels.names) if method.uses_rdd else []

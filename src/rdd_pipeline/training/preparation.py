@@ -12,6 +12,7 @@ from rdd_pipeline.data.delivery import check_shared_memory
 from rdd_pipeline.data.index import Sample, index_digest, of_split
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.data.loading import crop_bytes
+from rdd_pipeline.distillation.stages import stage_before
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import (
@@ -92,14 +93,16 @@ def check_inputs(
         if teacher is None:
             raise UserError(f"Method {job.method!r} distills and needs a teacher; none was given.")
         check_teacher(teacher.header, job)
-    if job.stage == "tse":
+    if before := stage_before(job.definition.stages, job.stage):
         if initial_state is None:
-            raise UserError("Stage `tse` goes on from the state of stage `tfe`; none was given.")
+            raise UserError(
+                f"Stage `{job.stage}` goes on from the state of stage `{before}`; none was given."
+            )
         if initial_state.iteration != job.first_iteration - 1:
             raise UserError(
-                f"Stage `tse` starts after iteration {job.first_iteration - 1}, but the state that "
-                f"was given stands at {initial_state.iteration}. Run distill_tfe with the same "
-                "rdd.tfe_length and recipe.iterations."
+                f"Stage `{job.stage}` starts after iteration {job.first_iteration - 1}, but the "
+                f"state that was given stands at {initial_state.iteration}. Run distill_{before} "
+                "with the same rdd.tfe_length and recipe.iterations."
             )
 
 

@@ -16,4 +16,4 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
 
 def tfe_pipeline() -> Pipeline:
     """The same without the table, for the pipeline that goes on."""
-    return train_teacher.teacher_pipeline() + method_pipeline("tfe", stage="tfe", keep_state=True)
+    return train_teacher.teacher_pipeline() + method_pipeline("tfe")

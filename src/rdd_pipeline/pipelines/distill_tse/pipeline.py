@@ -38,7 +38,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     )
     return (
         distill_tfe.tfe_pipeline()
-        + method_pipeline("tse", stage="tse", start="state_tfe")
+        + method_pipeline("tse")
         # What RDD is measured against; the same nodes as in distill_baselines.
         + method_pipeline("baseline")
         + results
