@@ -1023,7 +1023,7 @@ def test_the_table_keeps_its_cells_whole_in_a_narrow_terminal(tmp_path, monkeypa
         ("distill_tse", ["baseline", "tse"], ["params=seeds=3", "--pipeline=distill_baselines"]),
         ("distill_baselines", ["baseline", "kd"], ["=distill_tse", "--pipeline=evaluation"]),
         (
-            "distill_companions",
+            "distill_rdd_plus",
             ["tse_cwd"],
             ["=distill_baselines --to-outputs=metrics_baseline", "=distill_tse", "=evaluation"],
         ),

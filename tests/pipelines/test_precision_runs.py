@@ -105,9 +105,9 @@ def test_all_baselines_and_their_comparison(run, project):
 
 
 @pytest.mark.usefixtures("main_job")
-def test_a_companion_and_an_ablation(run, project):
+def test_a_method_beside_rdd_and_an_ablation(run, project):
     outputs = ["metrics_tse_cwd", "metrics_rdd_or"]
-    trained = run("distill_companions", "ablations", to_outputs=outputs)
+    trained = run("distill_rdd_plus", "ablations", to_outputs=outputs)
     assert sorted(trained) == ["rdd_or", "tse_cwd"]
     _assert_evaluated(project, "tse_cwd")
     _assert_evaluated(project, "rdd_or")
@@ -115,8 +115,8 @@ def test_a_companion_and_an_ablation(run, project):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("main_job")
-def test_all_companions(run, project):
-    run("distill_companions")
+def test_all_methods_beside_rdd(run, project):
+    run("distill_rdd_plus")
     for method in RDD_PLUS:
         _assert_evaluated(project, method)
 

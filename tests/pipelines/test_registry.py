@@ -25,7 +25,7 @@ NAMES = {
     "distill_tfe",
     "distill_tse",
     "distill_baselines",
-    "distill_companions",
+    "distill_rdd_plus",
     "ablations",
     "evaluation",
 }
@@ -108,7 +108,7 @@ def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
     ("pipeline", "method"),
     [
         *[("distill_baselines", name) for name in BASELINES],
-        *[("distill_companions", name) for name in RDD_PLUS],
+        *[("distill_rdd_plus", name) for name in RDD_PLUS],
         *[("ablations", name) for name in ("baseline", *ABLATIONS)],
     ],
 )

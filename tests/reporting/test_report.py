@@ -218,7 +218,7 @@ def test_it_says_how_to_get_the_same_again():
         _result("rdd_or", 0.5, seed=4),
     )
     for command in (
-        "kedro run --pipeline=distill_companions --params=seed=7",
+        "kedro run --pipeline=distill_rdd_plus --params=seed=7",
         "kedro run --pipeline=ablations --params=seed=4",
     ):
         assert command in apart.text

@@ -159,7 +159,7 @@ def test_all_methods_start_from_the_same_student(make_job, blocks, teacher):
         assert _equal(first, start(method)), method
 
 
-def test_the_seed_of_ablations_and_companions_decides_like_any_other(make_job):
+def test_the_seed_of_ablations_and_of_rdd_plus_decides_like_any_other(make_job):
     assert make_job("rdd_warmup_30").warmup == round(0.3 * 8)
     assert make_job("rdd_or").rdd_settings.mode == "or"
     assert make_job("tse_cwd").rdd_settings == make_job("tse").rdd_settings

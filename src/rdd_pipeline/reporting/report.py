@@ -391,7 +391,7 @@ def _pipeline_of(method: str) -> str:
     if method in RDD_STAGES:
         return f"distill_{METHODS[method].stages[-1].name}"
     if method in RDD_PLUS:
-        return "distill_companions"
+        return "distill_rdd_plus"
     return "ablations" if method in ABLATIONS else "distill_baselines"
 
 

@@ -1,4 +1,4 @@
-"""Wiring of distill_companions."""
+"""Wiring of distill_rdd_plus."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from rdd_pipeline.pipelines._wiring import methods_pipeline
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """The teacher and every method with RDD as its task loss."""
+    """The teacher and every method beside RDD."""
     return (
         train_teacher.teacher_pipeline()
         + methods_pipeline(tuple(RDD_PLUS))
-        + summary_pipeline("distill_companions", tuple(RDD_PLUS))
+        + summary_pipeline("distill_rdd_plus", tuple(RDD_PLUS))
     )
