@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -244,6 +245,75 @@ def test_what_the_user_has_to_mend_is_not_tried_again(run, job, tmp_path, monkey
     assert "start again" not in caplog.text
 
 
+def _listening(pids: list[int]) -> set[str]:
+    """Addresses on which processes listen for TCP connections, in the kernel's hexadecimal."""
+    links = []
+    for fd in (fd for pid in pids for fd in Path(f"/proc/{pid}/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(fd))
+    tables = [Path(f"/proc/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables for row in table]
+    return {
+        row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links
+    }
+
+
+def test_on_one_machine_nothing_listens_to_another(run, job, tmp_path):
+    found = []
+
+    def on_log(iteration, values):
+        if not found:
+            found.extend(_listening([os.getpid(), *_descendants(os.getpid())]))
+
+    run(job, tmp_path, on_log=on_log)
+    assert set(found) == {"0100007F"}  # 127.0.0.1
+
+
+# ---- by torchrun
+
+
+def _write_job_file(folder: Path, job, trainer, samples, teacher) -> Path:
+    with (folder / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, to_rows(samples)[0])
+        writer.writeheader()
+        writer.writerows(to_rows(samples))
+    save_checkpoint(teacher, folder / "teacher.safetensors")
+    content = {
+        "job": job.model_dump(mode="json"),
+        "trainer": {**trainer.model_dump(mode="json"), "precision": "float32"},
+        **{"index": "index.csv", "teacher": "teacher.safetensors", "output": "out"},
+    }
+    path = folder / "JOB.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _free_endpoint() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_two_launchers_of_torchrun_come_to_the_same(undisturbed, job, blocks, teacher, tmp_path):
+    trainer = CPU.model_copy(update={"threads": 1, "log_every": 1})
+    path = _write_job_file(tmp_path, job, trainer, blocks.samples, teacher)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint={_free_endpoint()}", "--local-addr=localhost"),
+        *("-m", "rdd_pipeline.launching", str(path)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    launchers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    ends = [launcher.communicate(timeout=200) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], ends
+    assert b"".join(out for out, _ in ends).count(b"val: mIoU") == 1
+    network = load_checkpoint(tmp_path / "out" / "network.safetensors")
+    assert network.digest() == undisturbed[1].network.digest()
+
+
 # ---- on two "machines": two launchers that share nothing but the loopback interface
 
 
@@ -287,9 +357,7 @@ def _trains(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def two_machines(blocks, tmp_path_factory):
     """Trainer of the first, and the second; its images are a copy at another place."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    endpoint = _free_endpoint()
     images = tmp_path_factory.mktemp("second") / "images"
     shutil.copytree(blocks.root, images)
     machine = Machine(endpoint, images)
@@ -384,9 +452,7 @@ def test_a_signal_to_the_second_machine_saves_and_stops_all(
 
 @pytest.mark.slow
 def test_without_the_second_machine_the_first_gives_up_in_time(run, job, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    endpoint = _free_endpoint()
     updates = {"devices": 1, "nodes": 2, "rendezvous": endpoint, "threads": 1, "timeout": 5}
     with pytest.raises(WorkerFailedError, match=r"2 machines did not come together .* 5 seconds"):
         run(job, tmp_path, trainer=TWO.model_copy(update=updates))
@@ -399,22 +465,12 @@ def test_the_first_machine_is_killed_and_starts_again(
 ):
     """Its processes end with it, the second machine waits for it, the end is the same."""
     trainer, machine = two_machines
-    with (tmp_path / "index.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, to_rows(blocks.samples)[0])
-        writer.writeheader()
-        writer.writerows(to_rows(blocks.samples))
-    save_checkpoint(teacher, tmp_path / "teacher.safetensors")
     if trainer.rendezvous in exchange._hosted:  # the port is the command's now
         exchange.close(trainer.rendezvous)
         machine.process.wait(30)
         machine.start()
-    content = {
-        "job": job.model_dump(mode="json"),
-        "trainer": {**trainer.model_dump(mode="json"), "precision": "float32"},
-        **{"index": "index.csv", "teacher": "teacher.safetensors", "output": "out"},
-    }
-    (tmp_path / "JOB.json").write_text(json.dumps(content))
-    command = [sys.executable, "-m", "rdd_pipeline.launching", str(tmp_path / "JOB.json")]
+    path = _write_job_file(tmp_path, job, trainer, blocks.samples, teacher)
+    command = [sys.executable, "-m", "rdd_pipeline.launching", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)

@@ -11,6 +11,8 @@ Needs torch, torchvision, timm, pydantic, safetensors and rich only. JOB.json ho
 
 With ``"stage": "whole"`` an RDD job runs both stages. Writes ``network.safetensors``,
 ``history.json`` and ``result.json`` (scores of the splits, images/s, peak memory).
+
+torchrun may start it, on one machine or several; then the first process scores and writes.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import argparse
 import csv
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
 from rdd_pipeline.data.coverage import with_coverage
@@ -58,6 +62,8 @@ class JobFile(Params):
 def run_job_file(path: Path) -> dict[str, Any]:
     """Train what the file asks for and return what ``result.json`` holds.
 
+    Among processes of torchrun those with another RANK than 0 return nothing.
+
     Raises:
         UserError: The file, or something it names, is missing or wrong.
     """
@@ -83,6 +89,8 @@ def run_job_file(path: Path) -> dict[str, Any]:
         teacher=teacher,
         store=RunStore(output / "work", fingerprint),
     )
+    if not _is_first():
+        return {}
     scores = score_splits(
         result.network,
         samples,
@@ -105,6 +113,10 @@ def run_job_file(path: Path) -> dict[str, Any]:
     write_atomically(output / "history.json", json.dumps(result.history, indent=1).encode())
     write_atomically(output / "result.json", json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
@@ -132,16 +144,17 @@ def main() -> int:
     )
     parser.add_argument("job", type=Path, metavar="JOB.json")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    level = logging.INFO if _is_first() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        summary = run_job_file(arguments.job)
+        summary = record(run_job_file)(arguments.job) or {}  # for torchrun's own report
     except (UserError, NonFiniteLossError, WorkerFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingInterruptedError as error:
         print(error, file=sys.stderr)
         return INTERRUPTED
-    for split, scores in summary["scores"].items():
+    for split, scores in summary.get("scores", {}).items():
         print(f"{split}: mIoU {100 * scores['miou']:.2f} %")
     return 0
 

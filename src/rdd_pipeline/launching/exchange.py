@@ -124,14 +124,24 @@ class Exchange:
         self.is_host = is_host
 
     @classmethod
-    def connect(cls, endpoint: str, timeout: timedelta = _TIMEOUT) -> Self:
+    def connect(cls, endpoint: str, wait: float = 60.0) -> Self:
         """Connect to the first machine.
 
         Raises:
-            torch.distributed.DistError: There is nobody within the time.
+            OSError: Nobody listens there after `wait` seconds.
+            UserError: `endpoint` is not HOST:PORT.
         """
         host, port = parse_endpoint(endpoint)
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        until = time.monotonic() + wait
+        while True:  # a store that is not there yet would be tried more and more rarely
+            try:
+                socket.create_connection((host, port), timeout=5).close()
+                break
+            except OSError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.3)
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_TIMEOUT)
         return cls(store, endpoint, is_host=False)
 
     def rendezvous(

@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-from datetime import timedelta
 from pathlib import Path
 
 # Otherwise each lost connection prints a page of C++ frames. Read when torch is imported.
@@ -28,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from rdd_pipeline.errors import INTERRUPTED, UserError
-from rdd_pipeline.launching.exchange import FORMAT, Exchange, parse_endpoint
+from rdd_pipeline.launching.exchange import FORMAT, Exchange
 from rdd_pipeline.launching.launch import run_workers, write_task
 from rdd_pipeline.launching.worker import Task
 from rdd_pipeline.training.device import resolve_device
@@ -52,16 +51,17 @@ def join(
         UserError: It cannot be reached, is of another version, or the images are not here.
         SignalException: A signal asked this process to stop.
     """
-    parse_endpoint(endpoint)
     while True:
-        exchange = _connect(endpoint, timeout)
-        if exchange.format() != FORMAT:
-            raise UserError(
-                f"The first machine trains by version {exchange.format()} of rdd_pipeline's "
-                f"training, this one by {FORMAT}. Install the same package on both."
-            )
         try:
-            _take_part_in_all(exchange, endpoint, data, address)
+            exchange = Exchange.connect(endpoint, timeout)
+        except OSError as error:
+            raise UserError(
+                f"There is no training at {endpoint} after {timeout:g} seconds. Start it there "
+                f"with --params=trainer.nodes=N,trainer.rendezvous={endpoint}, or look whether "
+                "this machine reaches that address."
+            ) from error
+        try:
+            _take_part_in_all(exchange, data, address)
         except dist.DistError:
             logger.warning(
                 "The first machine is gone. Waiting %g seconds for it to come back.", timeout
@@ -70,43 +70,29 @@ def join(
         return
 
 
-def _connect(endpoint: str, timeout: float) -> Exchange:
-    until = time.monotonic() + timeout
-    while True:
-        try:
-            return Exchange.connect(endpoint, timedelta(seconds=max(1.0, min(60.0, timeout))))
-        except dist.DistError as error:
-            if time.monotonic() >= until:
-                raise UserError(
-                    f"There is no training at {endpoint} after {timeout:g} seconds. Start it "
-                    f"there with --params=trainer.nodes=N,trainer.rendezvous={endpoint}, or look "
-                    "whether this machine reaches that address."
-                ) from error
-            time.sleep(0.5)
-
-
-def _take_part_in_all(
-    exchange: Exchange, endpoint: str, data: Path | None, address: str | None
-) -> None:
+def _take_part_in_all(exchange: Exchange, data: Path | None, address: str | None) -> None:
+    if exchange.format() != FORMAT:
+        raise UserError(
+            f"The first machine trains by version {exchange.format()} of rdd_pipeline's training, "
+            f"this one by {FORMAT}. Install the same package on both."
+        )
     exchange.register()
-    logger.info("Joined %s.", endpoint)
+    logger.info("Joined %s.", exchange.endpoint)
     seen = 0
     while not exchange.is_over():
         number = exchange.number_of_trainings()
         if number > seen and not exchange.is_over(number):
             seen = number
-            _take_part(exchange, endpoint, number, data, address)
+            _take_part(exchange, number, data, address)
         time.sleep(0.3)
     exchange.deregister()
 
 
-def _take_part(
-    exchange: Exchange, endpoint: str, training: int, data: Path | None, address: str | None
-) -> None:
+def _take_part(exchange: Exchange, training: int, data: Path | None, address: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="rdd-join-") as name:
         folder = Path(name)
         exchange.fetch(training, folder)
-        task = _local(folder, endpoint, data, address)
+        task = _local(folder, exchange.endpoint, data, address)
         title, processes = title_of(task.job), int(exchange.about(training)["processes"])
         _check_devices(task, processes)
         write_task(task, folder, processes)
