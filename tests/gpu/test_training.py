@@ -23,6 +23,7 @@ from rdd_pipeline.launching.__main__ import run_job_file
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.preparation import job_fingerprint
+from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
 from tests.training.conftest import LABELS
@@ -57,9 +58,9 @@ def _job(make_job, method: str, network: NetworkParams, **fields):
     )
 
 
-def _assert_same_state(found: dict, expected: dict) -> None:
+def _assert_same_state(found: TrainState, expected: TrainState) -> None:
     for key in ("student", "objective", "optimizer", "adversary_optimizer"):
-        assert _equal(found[key], expected[key]), key
+        assert _equal(getattr(found, key), getattr(expected, key)), key
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
