@@ -105,7 +105,7 @@ def test_several_devices_need_a_work_folder(job, blocks, teacher, no_processes):
 
 def test_an_error_names_its_kind_through_the_exchange():
     here = exchange.host(None)
-    training = here.publish({}, {})
+    training = here.publish({})
     for rank, (kind, final) in enumerate(
         [("RuntimeError", None), ("DataProblem", "DataProblem"), ("UserError", "UserError")]
     ):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
 from rdd_pipeline.data.coverage import with_coverage
@@ -147,9 +147,10 @@ def main() -> int:
     level = logging.INFO if _is_first() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        summary = record(run_job_file)(arguments.job) or {}  # for torchrun's own report
+        summary = run_job_file(arguments.job)
     except (UserError, NonFiniteLossError, WorkerFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
+        get_error_handler().record_exception(error)  # for torchrun's own report
         return 2
     except TrainingInterruptedError as error:
         print(error, file=sys.stderr)

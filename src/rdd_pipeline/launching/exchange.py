@@ -21,7 +21,7 @@ import socket
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -167,40 +167,25 @@ class Exchange:
         )
         return handler
 
-    # ---- what is there
-
-    def number_of_trainings(self) -> int:
-        """Number of trainings published so far."""
-        return int(self._store.add("rdd/trainings", 0))
-
-    def is_over(self, training: int | None = None) -> bool:
-        """Whether a training (None: the command of the first machine) has come to its end."""
-        key = "rdd/over" if training is None else f"rdd/{training}/over"
-        return bool(self._store.check([key]))
-
-    def format(self) -> str:
-        """`FORMAT` of the first machine."""
-        return str(self._store.get("rdd/format").decode())
-
     # ---- the first machine
 
-    def publish(self, files: dict[str, bytes], about: dict[str, Any]) -> int:
+    def publish(self, files: dict[str, bytes]) -> int:
         """Put a training into the store; returns its number."""
-        number = self.number_of_trainings() + 1
+        number = int(self._store.add("rdd/trainings", 0)) + 1
         sizes = {}
         for name, data in files.items():
             pieces = range(0, len(data), _PIECE)
             for piece, start in enumerate(pieces):
                 self._store.set(f"rdd/{number}/{name}/{piece}", data[start : start + _PIECE])  # type: ignore[arg-type]
             sizes[name] = [len(pieces), hashlib.sha256(data).hexdigest()]
-        self._store.set(f"rdd/{number}/about", json.dumps({**about, "files": sizes}))
+        self._store.set(f"rdd/{number}/files", json.dumps(sizes))
         self._store.add("rdd/trainings", 1)
         return number
 
     def retract(self, training: int) -> None:
         """Say that a training is over, and forget its files."""
         self._store.set(f"rdd/{training}/over", "")
-        for name, (pieces, _) in self.about(training)["files"].items():
+        for name, (pieces, _) in self._files(training).items():
             for piece in range(pieces):
                 self._store.delete_key(f"rdd/{training}/{name}/{piece}")
 
@@ -216,17 +201,32 @@ class Exchange:
     # ---- the others
 
     def register(self) -> None:
-        """Let the first machine know that this one is there."""
+        """Let the first machine know that this one is there.
+
+        Raises:
+            UserError: It trains by another version.
+        """
+        there = self._store.get("rdd/format").decode()
+        if there != FORMAT:
+            raise UserError(
+                f"The first machine trains by version {there} of rdd_pipeline's training, this one "
+                f"by {FORMAT}. Install the same package on both."
+            )
         self._store.add("rdd/joined", 1)
 
     def deregister(self) -> None:
         """Confirm that the end was heard."""
         self._store.add("rdd/left", 1)
 
-    def about(self, training: int) -> dict[str, Any]:
-        """What `publish` was given."""
-        about: dict[str, Any] = json.loads(self._store.get(f"rdd/{training}/about"))
-        return about
+    def poll(self, seen: int) -> int | None:
+        """Number of the training that is to be joined, or of the one that was `seen` last.
+
+        None: the command of the first machine is over.
+        """
+        if self._store.check(["rdd/over"]):
+            return None
+        number = int(self._store.add("rdd/trainings", 0))
+        return seen if self._store.check([f"rdd/{number}/over"]) else number
 
     def fetch(self, training: int, folder: Path) -> None:
         """Write a training's files into a folder.
@@ -234,13 +234,18 @@ class Exchange:
         Raises:
             UserError: They arrived damaged.
         """
-        for name, (pieces, digest) in self.about(training)["files"].items():
+        for name, (pieces, digest) in self._files(training).items():
             data = b"".join(
                 self._store.get(f"rdd/{training}/{name}/{piece}") for piece in range(pieces)
             )
             if hashlib.sha256(data).hexdigest() != digest:
                 raise UserError(f"{name} arrived damaged from the first machine. Join again.")
             write_atomically(folder / name, data)
+
+    def _files(self, training: int) -> dict[str, tuple[int, str]]:
+        """Pieces and digest of each file."""
+        files: dict[str, tuple[int, str]] = json.loads(self._store.get(f"rdd/{training}/files"))
+        return files
 
     # ---- the worker processes of all machines
 

@@ -20,17 +20,16 @@ from pathlib import Path
 # Otherwise each lost connection prints a page of C++ frames. Read when torch is imported.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from rdd_pipeline.errors import INTERRUPTED, UserError
-from rdd_pipeline.launching.exchange import FORMAT, Exchange
+from rdd_pipeline.launching.exchange import Exchange
 from rdd_pipeline.launching.launch import run_workers, write_task
 from rdd_pipeline.launching.worker import Task
-from rdd_pipeline.training.device import resolve_device
+from rdd_pipeline.training.device import resolve_devices
 from rdd_pipeline.training.preparation import title_of
 
 logger = logging.getLogger(__name__)
@@ -71,19 +70,13 @@ def join(
 
 
 def _take_part_in_all(exchange: Exchange, data: Path | None, address: str | None) -> None:
-    if exchange.format() != FORMAT:
-        raise UserError(
-            f"The first machine trains by version {exchange.format()} of rdd_pipeline's training, "
-            f"this one by {FORMAT}. Install the same package on both."
-        )
     exchange.register()
     logger.info("Joined %s.", exchange.endpoint)
     seen = 0
-    while not exchange.is_over():
-        number = exchange.number_of_trainings()
-        if number > seen and not exchange.is_over(number):
-            seen = number
-            _take_part(exchange, number, data, address)
+    while (training := exchange.poll(seen)) is not None:
+        if training > seen:
+            seen = training
+            _take_part(exchange, training, data, address)
         time.sleep(0.3)
     exchange.deregister()
 
@@ -93,12 +86,12 @@ def _take_part(exchange: Exchange, training: int, data: Path | None, address: st
         folder = Path(name)
         exchange.fetch(training, folder)
         task = _local(folder, exchange.endpoint, data, address)
-        title, processes = title_of(task.job), int(exchange.about(training)["processes"])
-        _check_devices(task, processes)
-        write_task(task, folder, processes)
-        logger.info("%s: taking part with %d process(es).", title, processes)
+        title = title_of(task.job)
+        resolve_devices(task.trainer, task.job.recipe.batch_size)  # they may not be here
+        write_task(task, folder)
+        logger.info("%s: taking part with %d process(es).", title, task.processes)
         try:
-            run_workers(exchange, training, folder, processes, task.trainer)
+            run_workers(exchange, training, folder, task)
         except (ChildFailedError, RendezvousError) as error:
             logger.warning("%s: %s", title, str(error).strip().splitlines()[0])
         for failure in exchange.failures(training)[-1:]:
@@ -120,16 +113,6 @@ def _local(folder: Path, endpoint: str, data: Path | None, address: str | None) 
     return task.model_copy(update={"job": job, "trainer": trainer, "work": None, "cwd": Path.cwd()})
 
 
-def _check_devices(task: Task, processes: int) -> None:
-    if resolve_device(task.trainer.device).type == "cuda":
-        there = torch.cuda.device_count()
-        if there < processes:
-            raise UserError(
-                f"The training uses {processes} GPUs on each machine, this one has {there}. Set "
-                f"trainer.devices={there} on the first machine."
-            )
-
-
 def main() -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -145,12 +128,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        join(
-            arguments.endpoint,
-            data=arguments.data,
-            address=arguments.address,
-            timeout=arguments.timeout,
-        )
+        join(**vars(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -111,14 +111,14 @@ def _launch(
     try:
         task = Task(
             job=job,
-            trainer=trainer,
+            trainer=trainer.model_copy(update={"devices": processes}),
             samples=tuple(samples),
             work=store.path.parent.resolve(),
             fingerprint=store.fingerprint,
             cwd=Path.cwd(),
             log_level=logger.getEffectiveLevel(),
         )
-        write_task(task, folder, processes)
+        write_task(task, folder)
         if teacher is not None:
             save_checkpoint(teacher, folder / "teacher.safetensors")
         if initial_state is not None:
@@ -129,8 +129,8 @@ def _launch(
             processes * trainer.nodes,
             f" on {trainer.nodes} machines" if trainer.nodes > 1 else "",
         )
-        with _Relay(folder, on_log):
-            _run(task, store, folder, processes)
+        with _relayed(folder / "events.jsonl", on_log):
+            _run(task, store, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     state = store.finished_state()
@@ -147,27 +147,27 @@ def _launch(
     )
 
 
-def write_task(task: Task, folder: Path, processes: int) -> None:
+def write_task(task: Task, folder: Path) -> None:
     """Put a task where the processes of this machine look for it."""
     if resolve_device(task.trainer.device).type == "cpu" and task.trainer.threads is None:
         # Each of them would take all cores.
-        threads = max(1, usable_cores() // processes)
+        threads = max(1, usable_cores() // task.processes)
         trainer = task.trainer.model_copy(update={"threads": threads})
         task = task.model_copy(update={"trainer": trainer})
     write_atomically(folder / "task.json", task.model_dump_json().encode())
 
 
-def _run(task: Task, store: RunStore, folder: Path, processes: int) -> None:
+def _run(task: Task, store: RunStore, folder: Path) -> None:
     """Publish a training and take part in it."""
     trainer = task.trainer
     several = trainer.nodes > 1
     exchange = host(trainer.rendezvous if several else None)
     shared = [folder / name for name in ("task.json", "teacher.safetensors")] if several else []
     files = {path.name: path.read_bytes() for path in shared if path.exists()}
-    training = exchange.publish(files, {"processes": processes})
+    training = exchange.publish(files)
     error: Exception | None = None
     try:
-        run_workers(exchange, training, folder, processes, trainer)
+        run_workers(exchange, training, folder, task)
     except (SignalException, ChildFailedError, RunInterrupted, RendezvousError) as caught:
         error = caught
     finally:
@@ -175,20 +175,17 @@ def _run(task: Task, store: RunStore, folder: Path, processes: int) -> None:
     failures = exchange.failures(training)
     raise_final(failures)
     if error is not None:
-        raise _explained(error, failures, task, store, processes) from error
+        raise _explained(error, failures, task, store) from error
 
 
-def run_workers(
-    exchange: Exchange, training: int, folder: Path, processes: int, trainer: TrainerParams
-) -> None:
+def run_workers(exchange: Exchange, training: int, folder: Path, task: Task) -> None:
     """Start the processes of this machine and wait for their end.
 
     Args:
         exchange: Where the machines meet.
         training: Number of the training there.
         folder: Where the processes find their task.
-        processes: How many.
-        trainer: How often they are started again, and how long machines wait for one another.
+        task: How many they are, how often they are started again, how long machines wait.
 
     Raises:
         SignalException: This process got a signal; the others have ended.
@@ -203,12 +200,13 @@ def run_workers(
     multiprocessing.set_forkserver_preload(
         ["torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", worker.__name__]
     )
+    trainer = task.trainer
     # The host's own name may not resolve.
     address = trainer.address or ("localhost" if worker.on_one_machine(trainer) else None)
     rendezvous = exchange.rendezvous(training, trainer.nodes, address, trainer.timeout)
     spec = WorkerSpec(
         role="trainer",
-        local_world_size=processes,
+        local_world_size=task.processes,
         entrypoint=worker.train_worker,
         args=(str(folder), exchange.endpoint, training),
         rdzv_handler=rendezvous,
@@ -224,7 +222,8 @@ def run_workers(
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")),
     )
     closes = True
-    with hidden_main(), _own_signal_handlers(), _elastic_is_quiet():
+    _silence_elastic()
+    with hidden_main(), _own_signal_handlers():
         try:
             result = agent.run()
         except SignalException:
@@ -238,50 +237,42 @@ def run_workers(
         raise ChildFailedError(spec.role, result.failures)
 
 
-class _Relay:
-    """Passes on what the processes write, to the observer and the log of this one."""
+@contextlib.contextmanager
+def _relayed(path: Path, on_log: OnLog | None) -> Iterator[None]:
+    """Pass the lines that the processes write on, to `on_log` and the log of this process."""
+    path.touch()
+    over = threading.Event()
 
-    def __init__(self, folder: Path, on_log: OnLog | None) -> None:
-        self._path = folder / "events.jsonl"
-        self._on_log = on_log
-        self._position = 0
-        self._over = threading.Event()
-        # Whoever listens to the curves listens in this context.
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._follow,), name="curves of the workers", daemon=True
-        )
+    def follow() -> None:
+        rest = b""
+        with path.open("rb") as file:
+            ends = False
+            while not ends:
+                ends = over.wait(_POLL)
+                *lines, rest = (rest + file.read()).split(b"\n")
+                for line in lines:
+                    _pass_on(line, on_log)
 
-    def __enter__(self) -> None:
-        self._thread.start()
+    # Whoever listens to the curves listens in this context.
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(follow,), name="worker logs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
-    def _follow(self) -> None:
-        while not self._over.wait(_POLL):
-            self._pass_on()
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._position)
-                lines = file.read()
-        except FileNotFoundError:
-            return
-        whole = lines[: lines.rfind(b"\n") + 1]
-        self._position += len(whole)
-        for line in whole.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:  # cut short by the end of its process
-                continue
-            if "values" in event and self._on_log is not None:
-                self._on_log(event["iteration"], event["values"])
-            elif "message" in event:
-                logging.getLogger(event["logger"]).log(event["level"], "%s", event["message"])
+def _pass_on(line: bytes, on_log: OnLog | None) -> None:
+    try:
+        event = json.loads(line)
+    except ValueError:  # cut short by the end of its process
+        return
+    if "message" in event:
+        logging.getLogger(event["logger"]).log(event["level"], "%s", event["message"])
+    elif on_log is not None:
+        on_log(event["iteration"], event["values"])
 
 
 @contextlib.contextmanager
@@ -298,21 +289,11 @@ def _own_signal_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _elastic_is_quiet() -> Iterator[None]:
-    """Silence torch elastic; this module reports the outcome in one line."""
-    silence = logging.NullHandler()
-    names = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
-    before = {name: logging.getLogger(name).propagate for name in names}
-    for name in names:
-        logging.getLogger(name).addHandler(silence)
+def _silence_elastic() -> None:
+    """This module reports the outcome of torch elastic's many lines, in one."""
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).handlers = [logging.NullHandler()]
         logging.getLogger(name).propagate = False
-    try:
-        yield
-    finally:
-        for name, propagate in before.items():
-            logging.getLogger(name).propagate = propagate
-            logging.getLogger(name).removeHandler(silence)
 
 
 def raise_final(failures: Sequence[Failure]) -> None:
@@ -323,10 +304,11 @@ def raise_final(failures: Sequence[Failure]) -> None:
 
 
 def _explained(
-    error: Exception, failures: Sequence[Failure], task: Task, store: RunStore, processes: int
+    error: Exception, failures: Sequence[Failure], task: Task, store: RunStore
 ) -> Exception:
     """What became of processes that could not finish their task."""
-    trainer, title, processes = task.trainer, title_of(task.job), processes * task.trainer.nodes
+    trainer, title = task.trainer, title_of(task.job)
+    processes = task.processes * trainer.nodes
     state = store.latest()
     kept = (
         f"The last checkpoint (iteration {state.iteration}) is whole; the same command goes on "

@@ -54,7 +54,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 class Task(Params):
     """What every process is to do; the tensors lie beside it.
 
-    `work` and `fingerprint` say where checkpoints live: on the first machine, None on the others.
+    Attributes:
+        trainer: `devices` is a number there, of processes on each machine.
+        work: Where checkpoints live, with `fingerprint`: on the first machine; None on the others.
     """
 
     job: TrainingJob
@@ -64,6 +66,11 @@ class Task(Params):
     fingerprint: str
     cwd: Path
     log_level: int
+
+    @property
+    def processes(self) -> int:
+        """Processes on each machine."""
+        return int(self.trainer.devices)
 
 
 def train_worker(path: str, endpoint: str, training: int) -> None:
