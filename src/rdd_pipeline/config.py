@@ -176,9 +176,9 @@ class NetworkParams(Params):
     renamed: ClassVar[Mapping[str, str]] = {"preprocessing=published": "caffe_bgr"}
 
     name: str = Field(
-        description="One of the published names (deeplabv3_resnet101, deeplabv3_resnet18, "
-        "pspnet_resnet18, deeplabv3_mobilenetv2, pspnet_mobilenetv2) or HEAD_BACKBONE with HEAD "
-        "one of deeplabv3, pspnet, fcn and BACKBONE any timm model name."
+        description="A network of the papers (networks.PAPER_NETWORKS, e.g. deeplabv3_resnet101) "
+        "or HEAD_BACKBONE with HEAD one of networks.heads.HEADS (deeplabv3, pspnet, ...) and "
+        "BACKBONE any timm model name."
     )
     pretrained: bool | Path = Field(
         False,

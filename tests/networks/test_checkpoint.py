@@ -16,7 +16,6 @@ from rdd_pipeline.networks import (
     import_teacher,
     load_checkpoint,
     network_from_params,
-    read_header,
     save_checkpoint,
 )
 
@@ -112,14 +111,12 @@ def test_digest_sees_weights_architecture_and_preprocessing_but_not_provenance()
         assert NetworkCheckpoint(one.tensors, header).digest() != one.digest()
 
 
-def test_header_is_read_alone(saved):
+def test_a_file_that_is_cut_inside_of_the_tensors_is_no_checkpoint(saved):
     _, checkpoint, path = saved
-    header = read_header(path)
-    assert header == checkpoint.header
-    assert header.num_classes == 3
-    with path.open("r+b") as stream:  # cut inside of the tensors: the header is still there
+    assert load_checkpoint(path).header == checkpoint.header
+    assert checkpoint.header.num_classes == 3
+    with path.open("r+b") as stream:
         stream.truncate(path.stat().st_size - 100)
-    assert read_header(path) == checkpoint.header
     with pytest.raises(UserError, match=r"student\.safetensors is not a readable network"):
         load_checkpoint(path)
 
@@ -128,9 +125,8 @@ def test_header_is_read_alone(saved):
 def test_other_files_are_errors_that_name_the_file(tmp_path, content):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
-    for read in (load_checkpoint, read_header):
-        with pytest.raises(UserError, match=r"bad\.safetensors is not a readable network"):
-            read(path)
+    with pytest.raises(UserError, match=r"bad\.safetensors is not a readable network"):
+        load_checkpoint(path)
 
 
 def test_missing_files_and_foreign_safetensors_are_errors(tmp_path):
@@ -146,7 +142,7 @@ def test_header_of_another_version_is_an_error(tmp_path):
     metadata = {"rdd_pipeline": json.dumps({"format": 2, "label_names": ["a"]})}
     safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata=metadata)
     with pytest.raises(UserError, match=r"header of .*later.* does not fit.*format.*network"):
-        read_header(path)
+        load_checkpoint(path)
 
 
 def test_tensors_of_another_architecture_are_listed():
@@ -155,10 +151,7 @@ def test_tensors_of_another_architecture_are_listed():
         update={"network": PARAMS.model_copy(update={"auxiliary": False, "width": 16})}
     )
     with pytest.raises(UserError, match=r"unexpected: auxiliary.*of another shape: neck.conv"):
-        network = NetworkCheckpoint(checkpoint.tensors, header).build()
-    assert all(
-        torch.equal(value, checkpoint.tensors[key]) for key, value in network.state_dict().items()
-    )
+        NetworkCheckpoint(checkpoint.tensors, header).build()
 
 
 def test_label_names_are_one_for_each_class():

@@ -10,7 +10,7 @@ from rdd_pipeline.networks.heads import (
     adaptive_average,
     initialize,
     make_auxiliary,
-    make_neck,
+    make_decode_head,
 )
 
 
@@ -38,12 +38,12 @@ def test_pyramid_keeps_its_input_and_adds_a_quarter_for_each_level():
     ("stride", "rates"), [(8, [12, 24, 36]), (16, [6, 12, 18]), (14, [6, 13, 20])]
 )
 def test_dilation_reaches_equally_far_in_the_image(stride, rates):
-    neck = make_neck("deeplabv3", 4, 8, stride=stride, dropout=0.1)
+    neck = make_decode_head("deeplabv3", 4, 8, stride=stride, dropout=0.1)
     assert [neck.context.convs[i][0].dilation[0] for i in (1, 2, 3)] == rates
 
 
 def test_dropout_zero_makes_training_repeatable():
-    neck = make_neck("deeplabv3", 4, 8, stride=8, dropout=0.0)
+    neck = make_decode_head("deeplabv3", 4, 8, stride=8, dropout=0.0)
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(neck(x), neck(x))
 

@@ -5,7 +5,7 @@ import torch
 
 from rdd_pipeline.config import NetworkParams
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.networks import PUBLISHED, build_network, network_from_params
+from rdd_pipeline.networks import PAPER_NETWORKS, build_network, network_from_params
 
 
 def small(name="deeplabv3_lcnet_035", **options):
@@ -36,7 +36,7 @@ def test_without_auxiliary_head_there_are_no_auxiliary_logits():
     assert network(torch.randn(1, 3, 32, 32)).aux_logits is None
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PAPER_NETWORKS)
 def test_published_networks_have_the_published_heads(name):
     with torch.device("meta"):
         network = build_network(name, num_classes=19)

@@ -16,7 +16,6 @@ from rdd_pipeline.data.labels import SCENES, LabelSet, make_lookup
 from rdd_pipeline.distillation.methods import METHODS, RDD_PLUS
 from rdd_pipeline.reporting.figures import (
     RddRow,
-    class_shares,
     colorize,
     confusion_figure,
     dataset_preview,
@@ -119,7 +118,6 @@ def test_figures_open_no_pyplot_window() -> None:
         (dataset_preview([], SCENES), "no training images"),
         (confusion_figure(torch.zeros(2, 2).long(), ("a", "b")), "No labeled pixel"),
         (training_curves([]), "No training history"),
-        (class_shares([]), "no labeled pixels"),
     ],
 )
 def test_nothing_to_show_is_said_in_the_figure(figure: Figure, reason: str) -> None:
@@ -327,18 +325,3 @@ def test_gaps_of_the_history_are_left_out() -> None:
 
 def test_one_point_is_enough_for_curves() -> None:
     _draw(training_curves([{"iteration": 1, "loss": 1.0, "lr": 0.1, "tfe_share": 1.0}]))
-
-
-def test_shares_are_shown_by_split_and_missing_classes_named() -> None:
-    rows: list[dict[str, object]] = [
-        {"split": "train", "class": "road", "share": 0.9},
-        {"split": "train", "class": "pole", "share": 0.1},
-        {"split": "train", "class": "(ignored)", "share": 0.3},
-        {"split": "val", "class": "road", "share": 1.0},
-        {"split": "val", "class": "pole", "share": 0.0},
-    ]
-    figure = class_shares(rows)
-    _draw(figure)
-    text = _texts(figure)
-    assert {"road", "pole", "train", "val", "none"} <= set(text.split())
-    assert "(ignored)" not in text

@@ -1,4 +1,4 @@
-"""Segmentation networks: build, load, save, and import published ones."""
+"""Segmentation networks: build, load, save, and import those of the papers."""
 
 from rdd_pipeline.networks.checkpoint import (
     NetworkCheckpoint,
@@ -6,34 +6,32 @@ from rdd_pipeline.networks.checkpoint import (
     import_state_dict,
     import_teacher,
     load_checkpoint,
-    read_header,
     save_checkpoint,
 )
+from rdd_pipeline.networks.cirkd_names import convert_cirkd_names
 from rdd_pipeline.networks.files import read_state_dict
 from rdd_pipeline.networks.network import (
-    PUBLISHED,
+    PAPER_NETWORKS,
     NetworkOutput,
     SegmentationNetwork,
     build_network,
     network_from_params,
 )
 from rdd_pipeline.networks.preprocessing import Preprocessing
-from rdd_pipeline.networks.published import convert_published
 
 __all__ = [
-    "PUBLISHED",
+    "PAPER_NETWORKS",
     "NetworkCheckpoint",
     "NetworkHeader",
     "NetworkOutput",
     "Preprocessing",
     "SegmentationNetwork",
     "build_network",
-    "convert_published",
+    "convert_cirkd_names",
     "import_state_dict",
     "import_teacher",
     "load_checkpoint",
     "network_from_params",
-    "read_header",
     "read_state_dict",
     "save_checkpoint",
 ]

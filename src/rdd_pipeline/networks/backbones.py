@@ -22,7 +22,7 @@ from rdd_pipeline.networks.resizing import repeatable_resizing
 
 logger = logging.getLogger(__name__)
 
-# The peers' ResNets: three 3x3 convolutions (64, 64, 128) instead of one 7x7 (methods.md sec. 3).
+# The peers' ResNets: three 3x3 convolutions (64, 64, 128) instead of one 7x7.
 DEEP_STEM: dict[str, Any] = {"stem_type": "deep", "stem_width": 64}
 
 # Two sizes that are no squares and no multiples of a 7 x 7 window.

@@ -18,10 +18,10 @@ from torch import Tensor
 from rdd_pipeline.config import NetworkParams, Params, TeacherParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import write_atomically
+from rdd_pipeline.networks.cirkd_names import convert_cirkd_names
 from rdd_pipeline.networks.files import mismatch, read_state_dict, some
 from rdd_pipeline.networks.network import SegmentationNetwork, network_from_params
 from rdd_pipeline.networks.preprocessing import Preprocessing
-from rdd_pipeline.networks.published import convert_published
 
 # safetensors keeps metadata in an unordered map: one key keeps the bytes the same every time.
 _METADATA_KEY = "rdd_pipeline"
@@ -180,16 +180,6 @@ def load_checkpoint(path: Path) -> NetworkCheckpoint:
     return NetworkCheckpoint.from_bytes(_existing(path).read_bytes(), source=str(path))
 
 
-def read_header(path: Path) -> NetworkHeader:
-    """Read architecture, labels and preprocessing without the weights.
-
-    Raises:
-        UserError: as `load_checkpoint`.
-    """
-    with _existing(path).open("rb") as stream:
-        return _parse_header(stream, str(path))
-
-
 def import_state_dict(
     tensors: dict[str, Tensor],
     *,
@@ -259,7 +249,7 @@ def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> Netwo
     tensors = read_state_dict(path)
     preprocessing = None
     if params.format == "cirkd_names":
-        tensors = convert_published(tensors, params.network.name)
+        tensors = convert_cirkd_names(tensors, params.network.name)
         if params.network.preprocessing == "auto":
             preprocessing = Preprocessing.caffe_bgr()
     return import_state_dict(

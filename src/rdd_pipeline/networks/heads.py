@@ -6,16 +6,14 @@ Shape suffixes: N images, C channels, H rows, W columns, K bins of a pooling.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
-
-HeadName = Literal["deeplabv3", "pspnet", "fcn"]
-HEADS: tuple[HeadName, ...] = ("deeplabv3", "pspnet", "fcn")
 
 # Pixels of the input between the taps of the three dilated branches: 12, 24, 36 at stride 8 as
 # published, 6, 12, 18 at stride 16 (Chen et al. 2017, sec. 3.3).
@@ -78,13 +76,47 @@ class PyramidPooling(nn.Module):
         return torch.cat([x_NCHW, *pooled], dim=1)
 
 
-def make_neck(
-    head: HeadName, channels: int, width: int, *, stride: int, dropout: float
+def _aspp(channels: int, width: int, stride: int, dropout: float) -> tuple[nn.Module, int]:
+    aspp = ASPP(channels, [max(reach // stride, 1) for reach in ASPP_REACH], width)
+    if dropout == 0.0:
+        aspp.project[3].p = 0.0
+    return aspp, width
+
+
+def _pyramid(channels: int, width: int, stride: int, dropout: float) -> tuple[nn.Module, int]:
+    pyramid = PyramidPooling(channels)
+    return pyramid, pyramid.out_channels
+
+
+class HeadSpec(NamedTuple):
+    """What a decode head has before its 3x3 convolution.
+
+    Attributes:
+        context: makes, of the backbone's channels, the head's width, the stride and the dropout, a
+            module and the number of its channels; None: nothing.
+        pools_to_one: whether an image pooling in it leaves one value per image and channel, which
+            batch norm cannot train with a single image.
+    """
+
+    context: Callable[[int, int, int, float], tuple[nn.Module, int]] | None
+    pools_to_one: bool
+
+
+HEADS: dict[str, HeadSpec] = {
+    "deeplabv3": HeadSpec(_aspp, pools_to_one=True),  # torchvision's ASPP
+    "pspnet": HeadSpec(_pyramid, pools_to_one=True),
+    "fcn": HeadSpec(None, pools_to_one=False),
+}
+"""Decode heads by the name that begins a network's (`build_network`)."""
+
+
+def make_decode_head(
+    head: str, channels: int, width: int, *, stride: int, dropout: float
 ) -> nn.Sequential:
     """Everything between the backbone's last stage and the 1x1 classifier.
 
     Args:
-        head: `deeplabv3` (torchvision's ASPP), `pspnet` (pyramid pooling) or `fcn` (neither).
+        head: key of `HEADS`.
         channels: channels of the backbone's last stage.
         width: channels of the result.
         stride: input size / feature size; the dilation of the ASPP reaches equally far in the
@@ -92,19 +124,12 @@ def make_neck(
         dropout: probability before the classifier. 0 also removes the ASPP's own dropout of 0.5.
 
     Returns:
-        Modules `context` (not for `fcn`), `conv` (3x3), `norm`, `act`, `dropout`.
+        Modules `context` (where the head has one), `conv` (3x3), `norm`, `act`, `dropout`.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if head == "deeplabv3":
-        aspp = ASPP(channels, [max(reach // stride, 1) for reach in ASPP_REACH], width)
-        if dropout == 0.0:
-            aspp.project[3].p = 0.0
-        layers["context"] = aspp
-        channels = width
-    elif head == "pspnet":
-        pyramid = PyramidPooling(channels)
-        layers["context"] = pyramid
-        channels = pyramid.out_channels
+    context = HEADS[head].context
+    if context is not None:
+        layers["context"], channels = context(channels, width, stride, dropout)
     layers["conv"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     layers["norm"] = nn.BatchNorm2d(width)
     layers["act"] = nn.ReLU()

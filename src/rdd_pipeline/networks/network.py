@@ -1,4 +1,4 @@
-"""The segmentation network: a backbone, a neck, a classifier and perhaps an auxiliary head."""
+"""The segmentation network: backbone, decode head, classifier, perhaps an auxiliary head."""
 
 from __future__ import annotations
 
@@ -11,21 +11,15 @@ from torch import Tensor, nn
 from rdd_pipeline.config import NetworkParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks.backbones import Backbone, make_backbone
-from rdd_pipeline.networks.heads import (
-    HEADS,
-    HeadName,
-    initialize,
-    make_auxiliary,
-    make_neck,
-)
+from rdd_pipeline.networks.heads import HEADS, initialize, make_auxiliary, make_decode_head
 
 DEFAULT_WIDTH = 128
 
 
-class Published(NamedTuple):
-    """Definition of a network of the RDD and CIRKD papers (methods.md sec. 3)."""
+class PaperNetwork(NamedTuple):
+    """Definition of a network of the RDD and CIRKD papers."""
 
-    head: HeadName
+    head: str
     backbone: str
     width: int
     auxiliary: bool
@@ -34,16 +28,16 @@ class Published(NamedTuple):
     weights: str | None
 
 
-PUBLISHED: dict[str, Published] = {
-    "deeplabv3_resnet101": Published(
+PAPER_NETWORKS: dict[str, PaperNetwork] = {
+    "deeplabv3_resnet101": PaperNetwork(
         "deeplabv3", "resnet101", 256, True, True, "resnet101s.gluon_in1k"
     ),
-    "deeplabv3_resnet18": Published("deeplabv3", "resnet18", 128, True, True, None),
-    "pspnet_resnet18": Published("pspnet", "resnet18", 128, True, True, None),
-    "deeplabv3_mobilenetv2": Published(
+    "deeplabv3_resnet18": PaperNetwork("deeplabv3", "resnet18", 128, True, True, None),
+    "pspnet_resnet18": PaperNetwork("pspnet", "resnet18", 128, True, True, None),
+    "deeplabv3_mobilenetv2": PaperNetwork(
         "deeplabv3", "mobilenetv2_100", 128, False, False, "mobilenetv2_100.ra_in1k"
     ),
-    "pspnet_mobilenetv2": Published(
+    "pspnet_mobilenetv2": PaperNetwork(
         "pspnet", "mobilenetv2_100", 128, False, False, "mobilenetv2_100.ra_in1k"
     ),
 }
@@ -67,7 +61,7 @@ class NetworkOutput(NamedTuple):
 
 
 class SegmentationNetwork(nn.Module):
-    """Backbone, neck, classifier, auxiliary head.
+    """Backbone, decode head (`neck`, as checkpoints call it), classifier, auxiliary head.
 
     Attributes:
         num_classes: channels of the logits.
@@ -153,7 +147,7 @@ def build_network(
     Random weights come from torch's global generator: the same seed gives the same network.
 
     Args:
-        name: one of `PUBLISHED`, or HEAD_BACKBONE with HEAD one of deeplabv3, pspnet, fcn and
+        name: one of `PAPER_NETWORKS`, or HEAD_BACKBONE with HEAD one of `HEADS` and
             BACKBONE any timm model, perhaps with its weights tag: `fcn_convnext_atto`,
             `deeplabv3_resnet18.tv_in1k` (with the plain stem, unlike `deeplabv3_resnet18`).
         num_classes: channels of the logits.
@@ -172,7 +166,7 @@ def build_network(
     definition = _definition(name)
     backbone_name = definition.backbone
     deep_stem = definition.deep_stem
-    if pretrained is True and name in PUBLISHED:
+    if pretrained is True and name in PAPER_NETWORKS:
         if definition.weights is None:
             raise UserError(
                 f"There are no public backbone weights for {name}: its ResNet-18 has the deep stem "
@@ -192,10 +186,10 @@ def build_network(
     c3, c4 = backbone.channels
     network = SegmentationNetwork(
         backbone,
-        make_neck(definition.head, c4, width, stride=backbone.stride, dropout=dropout),
+        make_decode_head(definition.head, c4, width, stride=backbone.stride, dropout=dropout),
         nn.Conv2d(width, num_classes, 1),
         make_auxiliary(c3, num_classes, dropout=dropout) if auxiliary else None,
-        pools_to_one=definition.head != "fcn",
+        pools_to_one=HEADS[definition.head].pools_to_one,
     )
     for head in (network.neck, network.classifier, network.auxiliary):
         if head is not None:
@@ -229,14 +223,14 @@ def _counts_other_ranks(norm: nn.Module) -> bool:
     return isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "synchronized", False)
 
 
-def _definition(name: str) -> Published:
-    if name in PUBLISHED:
-        return PUBLISHED[name]
+def _definition(name: str) -> PaperNetwork:
+    if name in PAPER_NETWORKS:
+        return PAPER_NETWORKS[name]
     head, _, backbone = name.partition("_")
-    for known in HEADS:
-        if head == known and backbone:
-            return Published(known, backbone, DEFAULT_WIDTH, True, False, None)
+    if head in HEADS and backbone:
+        return PaperNetwork(head, backbone, DEFAULT_WIDTH, True, False, None)
     raise UserError(
-        f"Unknown network {name!r}. Choose one of {', '.join(PUBLISHED)}, or HEAD_BACKBONE with "
-        f"HEAD one of {', '.join(HEADS)} and BACKBONE a timm model, such as deeplabv3_resnet18d."
+        f"Unknown network {name!r}. Choose one of {', '.join(PAPER_NETWORKS)}, or HEAD_BACKBONE "
+        f"with HEAD one of {', '.join(HEADS)} and BACKBONE a timm model, such as "
+        "deeplabv3_resnet18d."
     )

@@ -11,7 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from rdd_pipeline.config import NetworkParams, Params
-from rdd_pipeline.networks.network import PUBLISHED
+from rdd_pipeline.networks.network import PAPER_NETWORKS
 
 Channels = tuple[float, float, float]
 Deviations = tuple[
@@ -84,8 +84,8 @@ class Preprocessing(Params):
             return presets[params.preprocessing]()
         if params.pretrained is False:
             return cls.imagenet()
-        if params.name in PUBLISHED:
-            definition = PUBLISHED[params.name]
+        if params.name in PAPER_NETWORKS:
+            definition = PAPER_NETWORKS[params.name]
             backbone = definition.weights or definition.backbone
         else:
             backbone = params.name.partition("_")[2]

@@ -210,19 +210,8 @@ def score_network(
             "session": session_text(),
             "notes": list(notes),
         },
-        "cost": size_of(network.build(), size),
+        "cost": measure_cost(network.build(), size),
         "splits": scores,
-    }
-
-
-def size_of(network: SegmentationNetwork, size: tuple[int, int]) -> dict[str, int]:
-    """Parameters and MACs of a network as it is used and, ``trained_``, with its auxiliary head."""
-    cost = measure_cost(network, size)
-    return {
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "trained_parameters": cost.trained_parameters,
-        "trained_macs": cost.trained_macs,
     }
 
 

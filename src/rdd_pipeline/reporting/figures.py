@@ -280,50 +280,6 @@ def is_loss(name: str) -> bool:
     return name in {"loss", "task"} | _distillation_losses() or name.endswith("_ce")
 
 
-def class_shares(statistics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Share of the labeled pixels of every class, one bar per split, on a logarithmic axis.
-
-    Args:
-        statistics: Rows of `data.statistics.label_statistics`: `split`, `class`, `share`.
-    """
-    rows = [row for row in statistics if not str(row["class"]).startswith("(")]
-    if not rows:
-        return empty_figure("The data set has no labeled pixels.")
-    splits = list(dict.fromkeys(str(row["split"]) for row in rows))
-    names = list(dict.fromkeys(str(row["class"]) for row in rows))
-    shares = {(str(row["split"]), str(row["class"])): float(row["share"]) for row in rows}
-    present = [share for share in shares.values() if share > 0]
-    figure = Figure(figsize=(6.5, 1.2 + 0.3 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    height = 0.8 / len(splits)
-    floor = 100 * min(present, default=1.0) / 2
-    for number, split in enumerate(splits):
-        values = np.array([100 * shares.get((split, name), 0.0) for name in names])
-        places = np.arange(len(names)) + (number - (len(splits) - 1) / 2) * height
-        axes.barh(
-            places,
-            np.maximum(values - floor, 0),
-            height,
-            left=floor,
-            color=LINES[number % len(LINES)],
-            label=split,
-        )
-        for place, value in zip(places, values, strict=True):
-            if not value:
-                axes.text(floor, place, " none", va="center", fontsize=SMALL - 2, color="#B00020")
-    axes.set_xscale("log")
-    axes.set_xlim(floor, 100)
-    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.tick_params(labelsize=SMALL)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.25, linewidth=0.5)
-    axes.set_xlabel("share of the labeled pixels", fontsize=NORMAL)
-    axes.legend(fontsize=SMALL, frameon=False)
-    return figure
-
-
 def colorize(label: Tensor, labels: LabelSet) -> NDArray[np.uint8]:
     """(H, W, 3) picture of a label map; ignored pixels are white."""
     palette = np.full((256, 3), 255, np.uint8)

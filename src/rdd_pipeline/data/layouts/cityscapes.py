@@ -20,7 +20,7 @@ from rdd_pipeline.data.layouts.base import (
     missing_folders,
 )
 
-# Name, labelId, color, the class weight used in the field (methods.md sec. 1.2).
+# Name, labelId, color, the class weight used in the field.
 _CLASSES: tuple[tuple[str, int, Color, float], ...] = (
     ("road", 7, (128, 64, 128), 0.8373),
     ("sidewalk", 8, (244, 35, 232), 0.918),

@@ -22,6 +22,7 @@ from rdd_pipeline.config import (
 from rdd_pipeline.distillation.methods import check_changes
 from rdd_pipeline.distillation.objective import check_auxiliary_heads
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.networks import NetworkCheckpoint, import_teacher, network_from_params
 from rdd_pipeline.pipelines._shared import (
     images_root,
@@ -39,7 +40,6 @@ from rdd_pipeline.pipelines._training import (
     run_training,
     score_network,
     seeds_from,
-    size_of,
     teacher_network,
     training_record,
 )
@@ -103,7 +103,7 @@ def check_networks(
     return {
         role: {
             "name": params.name,
-            **size_of(network, size),
+            **measure_cost(network, size),
             "stride": network.stride,
         }
         for role, params, network in (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks.files import as_state_dict, mismatch
-from rdd_pipeline.networks.network import PUBLISHED, build_network
+from rdd_pipeline.networks.network import PAPER_NETWORKS, build_network
 
 # Published pattern -> ours. The ResNets' stem is conv1 bn1 conv2 bn2 conv3 bn3, timm's the
 # sequence conv1 (0, 1, 3, 4, 6) followed by bn1.
@@ -52,13 +52,13 @@ _OTHER_BLOCKS = {
 _CLASSIFIERS = ("head.block.4.bias", "head.classifier.bias")
 
 
-def convert_published(state_dict: Mapping[str, object], name: str) -> dict[str, Tensor]:
-    """Rename the tensors of a published checkpoint for `build_network(name, ...)`.
+def convert_cirkd_names(state_dict: Mapping[str, object], name: str) -> dict[str, Tensor]:
+    """Rename the tensors of a checkpoint of those code bases for `build_network(name, ...)`.
 
     Args:
         state_dict: the file's content: tensors by name, or nested under `state_dict`, `model`
             and the like, with or without `module.` before each name.
-        name: one of `PUBLISHED`.
+        name: one of `PAPER_NETWORKS`.
 
     Returns:
         Tensors for `SegmentationNetwork.load_state_dict`; the number of classes is the file's.
@@ -68,9 +68,9 @@ def convert_published(state_dict: Mapping[str, object], name: str) -> dict[str, 
     Raises:
         UserError: unknown `name`, or a list of what is missing, unexpected or misshaped.
     """
-    if name not in PUBLISHED:
+    if name not in PAPER_NETWORKS:
         raise UserError(
-            f"No published network is called {name!r}. Choose one of {', '.join(PUBLISHED)}."
+            f"No published network is called {name!r}. Choose one of {', '.join(PAPER_NETWORKS)}."
         )
     given = as_state_dict(state_dict, source="The published checkpoint")
     bias = next((given[key] for key in _CLASSIFIERS if key in given), None)
@@ -103,7 +103,7 @@ def convert_published(state_dict: Mapping[str, object], name: str) -> dict[str, 
     if fault is not None:
         raise UserError(
             f"The checkpoint is not one of the published {name}: {fault}. Choose the network it "
-            f"was trained as ({', '.join(PUBLISHED)})."
+            f"was trained as ({', '.join(PAPER_NETWORKS)})."
         )
     return {key: converted[key] for key in expected}
 
