@@ -426,12 +426,12 @@ def test_a_signal_during_the_training_is_a_killed_run_and_the_next_one_goes_on(
     shutil.copytree(story.project.folder / "data/01_raw", tmp_path / "data/01_raw")
     project = Project(tmp_path)
 
-    def emit(iteration, values, **seed):
+    def log_metrics(iteration, values, **seed):
         if iteration == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_training.tracking, "emit", emit)
+        patch.setattr(_training.tracking, "log_metrics", log_metrics)
         with pytest.raises(RunInterrupted, match="teacher was asked to stop after iteration 3"):
             recorder.run(project, "train_teacher")
     assert {run.info.status for run in recorder.new_runs()} == {"KILLED"}

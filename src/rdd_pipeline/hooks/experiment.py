@@ -49,13 +49,12 @@ from rdd_pipeline.hooks.facts import (
     flat_params,
     git_state,
     numeric_leaves,
-    process_tags,
 )
 from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.parameters import check_parameters
-from rdd_pipeline.hooks.run import OpenRun, close_dead_runs
-from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow
+from rdd_pipeline.hooks.run import OpenRun
+from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow, send_left
 from rdd_pipeline.tracking.addresses import (
     hide_secrets_in_logs,
     remember_secrets,
@@ -66,7 +65,7 @@ from rdd_pipeline.tracking.records import first_line
 logger = logging.getLogger(__name__)
 
 UNTRACKED = Path("data/07_model_output/untracked")
-"""Where records end up that MLflow did not take, relative to the project."""
+"""Where records stay until MLflow has taken them, relative to the project."""
 
 NODE_END_SECONDS = 2.0
 RUN_END_SECONDS = 20.0
@@ -198,24 +197,25 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             )
             atexit.register(self._at_exit)
             if self._client is not None:
-                threading.Thread(target=self._close_dead_runs, daemon=True).start()
+                left = (self._project / UNTRACKED, uri, self._client)
+                threading.Thread(target=send_left, args=left, daemon=True).start()
 
     # ---- nodes
 
     @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
-        """Log the node's parameters and send what it emits to its run."""
+        """Log the node's parameters and send what it logs to its run."""
         self._signals.check()
         with self._guard("log parameters") as run:
             if run is not None:
                 run.params(node.namespace, node.name, _params_of(node, inputs))
-                tracking.listen(run.listener(node.namespace))
+                tracking.set_metric_sink(run.sink(node.namespace))
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Send the node's last points."""
         with self._guard("send the last points") as run:
-            tracking.listen(None)
+            tracking.set_metric_sink(None)
             if run is not None:
                 run.node_done(node.namespace)
                 run.writer.flush(NODE_END_SECONDS)
@@ -224,7 +224,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
     def on_node_error(self, node: Node) -> None:
         """Remember which node it was; its last points are sent when the run is closed."""
         self._failed_node = node
-        tracking.listen(None)
+        tracking.set_metric_sink(None)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any, node: Node) -> None:
@@ -235,7 +235,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
                 return
             if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
                 version = dataset.resolve_load_version()
-                run.tags(node.namespace, {f"input.{dataset_name}": version})
+                run.writer.tags(run.of(node.namespace), {f"input.{dataset_name}": version})
             if _options(dataset).get("tags") and isinstance(data, Mapping):
                 run.tags_of_all(data)
 
@@ -255,12 +255,13 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             if options.get("metrics") == "by_seed":
                 for seed, metrics in data.items():
                     numbers = numeric_leaves({"cost": metrics["cost"], **metrics["splits"]})
-                    run.metrics(node.namespace, numbers, seed if len(data) > 1 else None)
+                    own = run.of(node.namespace, seed if len(data) > 1 else None)
+                    run.writer.metrics(own, numbers)
             elif options.get("metrics"):
-                run.metrics(node.namespace, numeric_leaves(data))
+                run.writer.metrics(run.of(node.namespace), numeric_leaves(data))
             path = _saved_path(dataset) if "artifact_path" in options else None
             if path is not None:
-                run.artifact(node.namespace, path, str(options["artifact_path"]))
+                run.writer.artifact(run.of(node.namespace), path, str(options["artifact_path"]))
             if options.get("tags") and isinstance(data, Mapping):
                 run.tags_of_all(data)
 
@@ -278,7 +279,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     def _close(self, status: str, error: Exception | None = None) -> None:
         self._signals.restore()
-        tracking.listen(None)
+        tracking.set_metric_sink(None)
         with self._guard("close the run") as run:
             self._run = None
             if run is None:
@@ -328,16 +329,8 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             "mlflow.source.name": self._project.name,
             "mlflow.source.type": "LOCAL",
             "mlflow.user": _user(),
-            **process_tags(self._project),
         }
         return {key: str(value) for key, value in tags.items() if value is not None}
-
-    def _close_dead_runs(self) -> None:
-        try:
-            experiment = self.mlflow_config.tracking.experiment._experiment.experiment_id
-            close_dead_runs(self._client, experiment, self._project)
-        except Exception as error:
-            logger.debug("Dead runs were not closed: %s", error)
 
     def _dataset(self, name: str) -> Any:
         return self._catalog.get(name) if self._catalog is not None else None

@@ -1,10 +1,8 @@
-"""What MLflow is told about a run: parameters, metrics, command, commit, process."""
+"""What MLflow is told about a run: parameters, metrics, command, commit."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,36 +84,3 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
         return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return None, None
-
-
-def process_tags(project: Path) -> dict[str, str]:
-    """What tells a later run whether the process of this one still exists (`is_alive`)."""
-    return {
-        "process_host": socket.gethostname(),
-        "process_project": project.as_posix(),
-        "process_id": str(os.getpid()),
-        "process_start": _start_of(os.getpid()) or "",
-    }
-
-
-def _start_of(process: int) -> str | None:
-    """When a process was started, in ticks since boot; None if it has ended or /proc is missing."""
-    try:
-        # The name in parentheses may hold blanks; field 3, the state, follows it.
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        return None
-
-
-def is_alive(process: int, start: str | None) -> bool:
-    """Whether the process still exists and its number was not given to another one."""
-    if start and Path("/proc/self/stat").exists():
-        return _start_of(process) == start
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

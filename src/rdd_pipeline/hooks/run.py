@@ -5,14 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rdd_pipeline.hooks.facts import is_alive, process_tags
-from rdd_pipeline.tracking import Experiment, Listener, TrackingWriter
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from rdd_pipeline.tracking import Experiment, MetricSink, TrackingWriter
 
 
 class OpenRun:
@@ -82,8 +77,8 @@ class OpenRun:
                     self.writer.params(child, {**self._params.get(parent, {}), "seed": seed})
             return self._children[namespace, seed]
 
-    def listener(self, namespace: str | None) -> Listener:
-        """What a node of this namespace emits to."""
+    def sink(self, namespace: str | None) -> MetricSink:
+        """Where the numbers go that a node of this namespace logs."""
         return lambda step, values, seed: self.writer.metrics(
             self.of(namespace, seed), values, step=step
         )
@@ -100,20 +95,6 @@ class OpenRun:
             fresh = {key: value for key, value in named.items() if key not in known}
             known.update(fresh)
         self.writer.params(run_id, fresh)
-
-    def metrics(
-        self, namespace: str | None, values: Mapping[str, float], seed: str | None = None
-    ) -> None:
-        """Log final numbers."""
-        self.writer.metrics(self.of(namespace, seed), values)
-
-    def artifact(self, namespace: str | None, path: Path, folder: str) -> None:
-        """Upload a file."""
-        self.writer.artifact(self.of(namespace), path, folder)
-
-    def tags(self, namespace: str | None, values: Mapping[str, Any]) -> None:
-        """Tag the run of a namespace."""
-        self.writer.tags(self.of(namespace), values)
 
     def tags_of_all(self, values: Mapping[str, Any]) -> None:
         """Tag the run and its children, those to come included."""
@@ -143,7 +124,7 @@ class OpenRun:
             problem: Tags that say what went wrong.
             failed: Namespace of the node that failed: its run gets `status` and `problem`.
                 Children that were complete are FINISHED, others KILLED.
-            timeout: Seconds until unsent records are written to a file instead.
+            timeout: Seconds that sending may take; the rest stays in the file.
         """
         for (namespace, _), run_id in self._children.items():
             complete = status == "FINISHED" or self._left[namespace or ""] <= 0
@@ -155,23 +136,3 @@ class OpenRun:
         if self._owned:
             self.writer.status(self.id, status)
         self.writer.close(timeout)
-
-
-def close_dead_runs(client: MlflowClient, experiment: str, project: Path) -> None:
-    """Mark runs of this project as killed whose process no longer exists.
-
-    A run that was ended by SIGKILL or a power cut stays RUNNING in MLflow. Only runs of this host
-    are looked at.
-    """
-    own = process_tags(project)
-    running = client.search_runs(
-        [experiment],
-        f"attributes.status = 'RUNNING' and tags.process_host = '{own['process_host']}'",
-    )
-    for run in running:
-        tags = run.data.tags
-        if tags.get("process_project") != own["process_project"]:
-            continue
-        if not is_alive(int(tags["process_id"]), tags.get("process_start")):
-            client.set_tag(run.info.run_id, "error", "the process died")
-            client.set_terminated(run.info.run_id, "KILLED")

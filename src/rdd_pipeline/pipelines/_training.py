@@ -134,7 +134,7 @@ def run_training(
         teacher=teacher,
         initial_state=initial_state,
         store=store,
-        on_log=partial(tracking.emit, seed=curves),
+        on_log=partial(tracking.log_metrics, seed=curves),
     )
 
 

@@ -1,10 +1,10 @@
-"""Live curves: training code emits numbers, whoever listens decides where they go.
+"""Live curves: training code logs numbers, whoever set a sink decides where they go.
 
-`emit` costs a list append, or nothing when nobody listens. A listener is installed for the current
-context by the experiment hook (rdd_pipeline.hooks). It hands points to a `TrackingWriter`, whose
-daemon thread talks to MLflow: a server that is slow, away or deleted costs the training loop
-nothing, and what MLflow did not take ends up in a JSON-lines file that
-``python -m rdd_pipeline.tracking FILE`` sends later.
+`log_metrics` does nothing without a sink. The experiment hook (rdd_pipeline.hooks) sets one for the
+current context: it hands points to a `TrackingWriter`, which writes them to a JSON-lines file at
+once and to MLflow in a daemon thread. A server that is slow, away or deleted costs the training
+nothing, and what a killed process or a server that is away has left in the file is sent by the next
+run, or by ``python -m rdd_pipeline.tracking FILE``.
 """
 
 from __future__ import annotations
@@ -12,38 +12,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 
+from rdd_pipeline.tracking.delivery import send_left
 from rdd_pipeline.tracking.records import Experiment
 from rdd_pipeline.tracking.sender import Sender, calm_mlflow
 from rdd_pipeline.tracking.writer import TrackingWriter
 
 __all__ = [
     "Experiment",
-    "Listener",
+    "MetricSink",
     "Sender",
     "TrackingWriter",
     "calm_mlflow",
-    "emit",
-    "listen",
+    "log_metrics",
+    "send_left",
+    "set_metric_sink",
 ]
 
-Listener = Callable[[int, Mapping[str, float], str | None], None]
+MetricSink = Callable[[int, Mapping[str, float], str | None], None]
 
-_LISTENER: ContextVar[Listener | None] = ContextVar("rdd_pipeline_listener", default=None)
+_SINK: ContextVar[MetricSink | None] = ContextVar("rdd_pipeline_metric_sink", default=None)
 
 
-def emit(step: int, values: Mapping[str, float], *, seed: str | None = None) -> None:
-    """Report named numbers of a training step to whoever listens in this context.
+def log_metrics(step: int, values: Mapping[str, float], *, seed: str | None = None) -> None:
+    """Hand named numbers of a training step to this context's sink.
 
     Args:
         step: Iteration the values belong to, counted from 1.
         values: Python floats; a GPU tensor would be synchronized here.
         seed: Of the training, where a node trains several that go by the same names.
     """
-    listener = _LISTENER.get()
-    if listener is not None:
-        listener(step, values, seed)
+    sink = _SINK.get()
+    if sink is not None:
+        sink(step, values, seed)
 
 
-def listen(listener: Listener | None) -> None:
-    """Send what this context emits to `listener` from now on; None: to nobody."""
-    _LISTENER.set(listener)
+def set_metric_sink(sink: MetricSink | None) -> None:
+    """Hand what this context logs to `sink` from now on; None: to nobody."""
+    _SINK.set(sink)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.tracking.sender import calm_mlflow, send_file
+from rdd_pipeline.tracking.delivery import send_file
+from rdd_pipeline.tracking.journal import JournalInUseError
+from rdd_pipeline.tracking.sender import calm_mlflow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in files:
         try:
             count = send_file(path, options.tracking_uri)
+        except JournalInUseError as error:
+            print(error)
+            continue
         except UserError as error:
             parser.exit(1, f"Error: {error}\n")
         refused += count

@@ -1,0 +1,121 @@
+"""From a journal to MLflow: by the thread of a run, by the next run, or by a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking.addresses import without_secrets
+from rdd_pipeline.tracking.journal import Journal, Line
+from rdd_pipeline.tracking.records import first_line
+from rdd_pipeline.tracking.sender import Sender
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+# MLflow's limits for one log_batch request, which takes these three kinds together.
+_LIMITS: dict[str, int] = {"metric": 1000, "param": 100, "tag": 100}
+
+
+def ship(journal: Journal, sender: Sender, *, again: bool = False) -> Iterator[list[bool]]:
+    """Send what MLflow was not offered yet, after what it has refused if `again`.
+
+    Yields:
+        For each request, which of its records were taken (`Sender.send`).
+
+    Raises:
+        Exception: MLflow cannot be reached.
+    """
+    for batch in _batches(journal.unsent(again=again)):
+        taken = sender.send([line.record for line in batch])
+        journal.settle(batch, taken)
+        yield taken
+
+
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Lines that go into one request: of one run, and of kinds that mix."""
+    batch: list[Line] = []
+    count: Counter[str] = Counter()
+    for line in lines:
+        run_id, kind = line.record[:2]
+        if batch and (
+            run_id != batch[0].record.run_id
+            or count.total() >= 1000
+            or count[kind] >= _LIMITS.get(kind, 0)
+            or batch[0].record.kind not in _LIMITS
+        ):
+            yield batch
+            batch, count = [], Counter()
+        batch.append(line)
+        count[kind] += 1
+    if batch:
+        yield batch
+
+
+def send_file(path: Path, tracking_uri: str | None = None) -> int:
+    """Send what is left of a file to MLflow and remove it when everything was taken.
+
+    Sending twice does no harm: MLflow keeps one point for each step and time, and a run that was
+    asked for twice is created once.
+
+    Args:
+        path: A file that `TrackingWriter` left behind.
+        tracking_uri: Where to send it; None: where it should have gone.
+
+    Returns:
+        How many records were refused; they stay in the file.
+
+    Raises:
+        JournalInUseError: The run it belongs to has not ended.
+        UserError: This is no such file, or MLflow cannot be reached; the file stays as it is.
+    """
+    journal = Journal(path, tracking_uri)
+    intended, given = journal.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
+    # Files hold no passwords: the login is the environment's, if that is the same MLflow.
+    same = given and without_secrets(given) == intended
+    uri = tracking_uri or (given if same else intended)
+    try:
+        return _finish(journal, Sender(uri), again=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {without_secrets(uri)} cannot be reached ({first_line(error)}). {path} "
+            "stays as it is: repeat the command when MLflow is there, or say with --tracking-uri "
+            "where it is now."
+        ) from error
+
+
+def send_left(folder: Path, tracking_uri: str, client: MlflowClient) -> None:
+    """Send what killed processes, and runs that ended while MLflow was away, have left for it.
+
+    Nothing is raised, and what was refused is not offered again: it is up to the user.
+    """
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            journal = Journal(path)
+            if journal.tracking_uri == without_secrets(tracking_uri):
+                _finish(journal, Sender(tracking_uri, client), again=False)
+        except Exception as error:
+            logger.debug("%s was not sent: %s", path, error)
+
+
+def _finish(journal: Journal, sender: Sender, *, again: bool) -> int:
+    """Send the rest of a journal whose process has ended; how many records are left."""
+    sender.runs = journal.sent.runs
+    try:
+        for _ in ship(journal, sender, again=again):
+            pass
+        if journal.sent.offset < journal.size:
+            logger.warning("%s ends in the middle of a record, which is left out.", journal.path)
+        sender.end_dead_runs(int(journal.path.stat().st_mtime * 1000))
+    finally:
+        left = journal.close()
+    return left

@@ -1,0 +1,167 @@
+"""The file of a session: a record is a line of it first, and goes to MLflow from there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import write_atomically
+from rdd_pipeline.tracking.addresses import without_secrets
+from rdd_pipeline.tracking.records import Record, first_line
+
+
+class JournalInUseError(UserError):
+    """The process that writes a journal, or one that sends it, is alive."""
+
+
+class Line(NamedTuple):
+    """A record and the bytes of the file where it begins and ends."""
+
+    record: Record
+    start: int
+    end: int
+
+
+class _Header(NamedTuple):
+    tracking_uri: str
+
+
+@dataclass
+class Sent:
+    """What MLflow has of a journal, kept in ``FILE.sent``.
+
+    Attributes:
+        address: Which MLflow, without secrets.
+        offset: It was offered everything up to this byte of the file.
+        refused: Where the lines begin that it did not take.
+        runs: Its ids of the runs that records have asked for, by the ids in the records.
+    """
+
+    address: str
+    offset: int
+    refused: list[int] = field(default_factory=list)
+    runs: dict[str, str] = field(default_factory=dict)
+
+
+class Journal:
+    """Records of one session in a file that only grows, one JSON object a line.
+
+    Whoever goes on after a killed process loses nothing and repeats one request at most, which
+    MLflow recognizes. A lock that ends with the process keeps others away until then.
+
+    Args:
+        path: The file.
+        tracking_uri: MLflow's address, which the first line says without secrets; None: where the
+            records of an existing file belong.
+        new: Make the file; otherwise go on with one that another process has left.
+
+    Raises:
+        JournalInUseError: Another process has it open.
+        UserError: There is no such file, or it is none of these.
+    """
+
+    def __init__(self, path: Path, tracking_uri: str | None = None, *, new: bool = False) -> None:
+        self.path = path
+        self._sent = path.with_name(f"{path.name}.sent")
+        if new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif not path.is_file():
+            raise UserError(f"There is no file or folder {path}. Nothing may be left to send.")
+        self._file = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # there may be no locks here: what is new needs none at once
+            if not new:
+                raise JournalInUseError(f"{path}: its run goes on, or it is being sent.") from error
+        if new and not self.size:
+            self._write(json.dumps({"tracking_uri": without_secrets(str(tracking_uri))}) + "\n")
+        self._file.seek(0)
+        header = self._file.readline()
+        self.tracking_uri = self._parse(_Header, header).tracking_uri
+        self.sent = Sent(without_secrets(tracking_uri or self.tracking_uri), len(header))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            sent = Sent(**json.loads(self._sent.read_bytes()))
+            if sent.address == self.sent.address:
+                self.sent = sent
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records, all or none.
+
+        Raises:
+            OSError: The disk is full, for example.
+        """
+        self._write("".join(json.dumps(record._asdict()) + "\n" for record in records))
+
+    def unsent(self, *, again: bool = False) -> Iterator[Line]:
+        """Records that MLflow was not offered yet, after those that it refused if `again`.
+
+        A last line that a killed process has left half-written is left out.
+        """
+        with self.path.open("rb") as file:
+            for start in [*self.sent.refused] if again else ():
+                file.seek(start)
+                yield Line(self._parse(Record, file.readline()), start, file.tell())
+            start = file.seek(self.sent.offset)
+            for text in file:
+                if text.endswith(b"\n"):
+                    yield Line(self._parse(Record, text), start, start + len(text))
+                start += len(text)
+
+    def settle(self, lines: Sequence[Line], taken: Sequence[bool]) -> None:
+        """Note which of the lines MLflow took, all of which it was offered."""
+        if self._file.closed:
+            return  # MLflow's answer came too late: the file may be somebody else's by now
+        refused = {line.start for line, ok in zip(lines, taken, strict=True) if not ok}
+        refused |= {*self.sent.refused} - {line.start for line in lines}
+        self.sent.refused = sorted(refused)
+        self.sent.offset = max(self.sent.offset, lines[-1].end)
+        # Without it more is sent again, which MLflow recognizes.
+        with contextlib.suppress(OSError, UserError):
+            write_atomically(self._sent, json.dumps(asdict(self.sent)).encode(), durable=False)
+
+    def close(self) -> int:
+        """Let others have the file, or remove it if MLflow has all of it.
+
+        Returns:
+            How many records MLflow was not offered or did not take.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.sent.offset)
+            count = len(self.sent.refused) + file.read().count(b"\n")
+        if not count:
+            self._sent.unlink(missing_ok=True)
+            self.path.unlink()
+        self._file.close()
+        return count
+
+    def _parse(self, make: Callable[..., Any], line: bytes) -> Any:
+        try:
+            return make(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.path} is no file of unsent MLflow records ({first_line(error)}). Give a "
+                "file of data/07_model_output/untracked."
+            ) from error
+
+    def _write(self, text: str) -> None:
+        data = text.encode()
+        size = self.size
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(size)  # no half of a line
+            raise
