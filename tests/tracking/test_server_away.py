@@ -115,6 +115,6 @@ def test_a_run_ends_without_its_server_and_all_of_it_can_be_sent_later(
     client = MlflowClient(tracking_uri=server.uri)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     (run,) = (run for run in runs if "loss" in run.data.metrics)
-    steps = [point.step for point in client.get_metrichistory(run.info.run_id, "loss")]
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
     assert sorted(steps) == list(range(1, ITERATIONS + 1))
     assert {run.info.status for run in runs} == {"FINISHED"}
