@@ -48,12 +48,8 @@ RIM = {
 RIM_LIBRARIES = {"kedro", "kedro_datasets", "kedro_mlflow", "mlflow", "pandas", "fsspec", "jinja2"}
 EVERYWHERE = {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich", "numpy", "PIL"}
 EVERYWHERE |= {"huggingface_hub", "yaml"}  # timm cannot do without them
-# Figures, statistics and reports are made by these modules only; nothing that trains needs them.
-ONLY_IN = {
-    "matplotlib": {"reporting.figures", "reporting.comparison_figures", "pipelines"},
-    "scipy": {"reporting.comparison"},
-    "jinja2": {"reporting.report"},
-}
+# Figures, statistics and reports; nothing that trains needs them.
+LIBRARIES = {"reporting": {"matplotlib", "scipy", "jinja2"}, "pipelines": {"matplotlib"}}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -99,9 +95,7 @@ def test_only_the_rim_knows_kedro_mlflow_and_pandas(path):
     allowed = sys.stdlib_module_names | EVERYWHERE | {"rdd_pipeline"}
     if part in RIM:
         allowed |= RIM_LIBRARIES
-    for library, modules in ONLY_IN.items():
-        if any(_name(path).split(".")[: len(m.split("."))] == m.split(".") for m in modules):
-            allowed |= {library}
+    allowed |= LIBRARIES.get(part, set())
     assert {name.split(".")[0] for name in _imports(path)} <= allowed
 
 

@@ -245,15 +245,15 @@ def test_the_comparison_has_a_row_for_everything_trained(story):
     for split in ("val", "test"):
         for method in ("baseline", "kd", "tse"):
             metrics = story.project.json(f"{METRICS}/{method}/0.json")
-            assert by_method.loc[method, f"{split}_miou"] == pytest.approx(
+            assert by_method.loc[method, f"{split}_score"] == pytest.approx(
                 100 * metrics["splits"][split]["miou"]
             )
-        gain = by_method[f"{split}_miou"] - by_method.loc["baseline", f"{split}_miou"]
+        gain = by_method[f"{split}_score"] - by_method.loc["baseline", f"{split}_score"]
         for method in ("kd", "tse"):
             assert by_method.loc[method, f"{split}_gain"] == pytest.approx(gain[method])
         assert by_method[f"{split}_gain"].isna()[["teacher", "baseline"]].all()
     # Students are compared with each other only when everything but the method is equal.
-    assert by_method.loc[["baseline", "kd", "tfe", "tse"], "comparison"].nunique() == 1
+    assert by_method.loc[["baseline", "kd", "tfe", "tse"], "protocol_digest"].nunique() == 1
 
 
 # ---- tracking

@@ -346,6 +346,10 @@ class EvaluationParams(Params):
         "softmax", description="What several scales or flips average."
     )
     figure_images: NonNegativeInt = Field(3, description="Images shown in the figure.")
+    metric: str = Field(
+        "miou",
+        description="What the evaluation pipeline compares: miou, pixel_accuracy or mean_accuracy.",
+    )
 
     def protocol(self) -> dict[str, Any]:
         """What decides the scores of a network on a split, to be digested."""

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from rich.console import Console
 
+from rdd_pipeline.config import EvaluationParams
 from rdd_pipeline.datasets import MetricsDataset
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.pipelines.evaluation.nodes import (
@@ -41,7 +42,7 @@ def _result(
             "title": title or method.upper(),
             "network": f"net_{comparison}",
             "seed": seed,
-            "comparison": "" if method == "teacher" else comparison,
+            "protocol_digest": "" if method == "teacher" else comparison,
             "data_digest": DIGEST,
             "fingerprint": f"{method}{seed}",
         },
@@ -65,7 +66,7 @@ RESULTS = [
 
 def _again(table: pd.DataFrame) -> pd.DataFrame:
     """As the catalog reads it."""
-    text = dict.fromkeys(("seeds", "comparison", "data_digest"), str)
+    text = dict.fromkeys(("seeds", "protocol_digest", "data_digest"), str)
     return pd.read_csv(io.StringIO(table.to_csv(index=False)), dtype=text)
 
 
@@ -79,7 +80,7 @@ def console(monkeypatch) -> io.StringIO:
 
 def test_the_printed_table_fits_100_columns_and_explains_itself(console):
     long = _of_seeds("cwd", [0.5, 0.6], title="RDD + channel-wise KD")
-    compare_methods([*RESULTS, *long])
+    compare_methods([*RESULTS, *long], EvaluationParams())
     text = console.getvalue()
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
@@ -96,11 +97,29 @@ def test_the_printed_table_fits_100_columns_and_explains_itself(console):
     assert "val picks the checkpoint, test is reported" in words
 
 
+def test_another_metric_is_compared_and_named(console, tmp_path):
+    results = [_result("baseline", 0.3), _result("kd", 0.4)]
+    for result, accuracy in zip(results, (0.80, 0.85), strict=True):
+        for scores in result["splits"].values():
+            scores["pixel_accuracy"] = accuracy
+    table = compare_methods(results, EvaluationParams(metric="pixel_accuracy"))
+    assert list(table["val_score"]) == pytest.approx([85, 80])
+    assert "pixel accuracy in %: net_c" in console.getvalue()
+    classes = compare_by_class(results)
+    page = write_report(results, _again(table), _again(classes), tmp_path)
+    assert "val pixel accuracy" in page
+    assert "85.00" in page
+    with pytest.raises(
+        UserError, match=r"evaluation\.metric is 'iou'; expected one of miou, pixel_"
+    ):
+        compare_methods(results, EvaluationParams(metric="iou"))
+
+
 def test_means_over_fewer_classes_and_notes_of_trainings_are_named_below_the_table(console):
     absent, noted = _result("kd", 0.5), _result("tse", 0.4)
     absent["splits"]["test"] = {"miou": 0.5, "iou": {"Car": 0.5, "Pole": None}}
     noted["about"]["notes"] = ["class [Pole] got no chosen pixels"]
-    compare_methods([_result("baseline", 0.3), absent, noted])
+    compare_methods([_result("baseline", 0.3), absent, noted], EvaluationParams())
     rows = {line.split()[0]: line for line in console.getvalue().splitlines() if line.split()}
     assert rows["KD"].split()[:4] == ["KD", "1", "50.00", "50.00*"]
     assert "*" not in rows["TSE"]
@@ -117,7 +136,9 @@ def test_means_over_fewer_classes_and_notes_of_trainings_are_named_below_the_tab
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_cells(monkeypatch, width, columns):
     out = io.StringIO()
     monkeypatch.setattr(rich, "_console", Console(file=out, width=width))
-    compare_methods([*RESULTS, *_of_seeds("cwd", [0.5, 0.6], title="RDD + channel-wise KD")])
+    compare_methods(
+        [*RESULTS, *_of_seeds("cwd", [0.5, 0.6], title="RDD + channel-wise KD")], EvaluationParams()
+    )
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -130,7 +151,10 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_cells(monkeypatch, width
 def test_old_metrics_without_cost_or_classes_are_compared_and_drawn(console, tmp_path):
     old = _result("kd", 0.5)
     del old["cost"], old["splits"]["val"]["iou"]
-    table, classes = _again(compare_methods([old])), _again(compare_by_class([old]))
+    table, classes = (
+        _again(compare_methods([old], EvaluationParams())),
+        _again(compare_by_class([old])),
+    )
     for figure in (draw_comparison(table), draw_classes(classes), draw_cost(table)):
         assert isinstance(figure, Figure)
     assert "KD" in write_report([old], table, classes, tmp_path)
@@ -140,7 +164,10 @@ def test_the_report_names_seeds_with_other_parameters(console, tmp_path, caplog)
     for name, mode in (("tse0", "xor"), ("tse1", "or")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.json").write_text(json.dumps({"rdd": {"mode": mode}}))
-    table, classes = _again(compare_methods(RESULTS)), _again(compare_by_class(RESULTS))
+    table, classes = (
+        _again(compare_methods(RESULTS, EvaluationParams())),
+        _again(compare_by_class(RESULTS)),
+    )
     page = write_report(RESULTS, table, classes, tmp_path)
     expected = "TSE: the seeds were not trained alike, rdd.mode is xor (seed 0) and or (seed 1)"
     assert expected in page

@@ -40,7 +40,7 @@ from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_c
 from rdd_pipeline.pipelines import _training
 from rdd_pipeline.pipelines._shared import from_project, images_root, rows_of, samples_of
 from rdd_pipeline.pipelines._summary import make_summarize_node
-from rdd_pipeline.pipelines._training import comparison_key, draw_history, score_network
+from rdd_pipeline.pipelines._training import draw_history, protocol_digest, score_network
 from rdd_pipeline.pipelines.data_ingestion import nodes as ingestion
 from rdd_pipeline.pipelines.data_ingestion.nodes import (
     index_images,
@@ -831,7 +831,7 @@ def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
         "evaluation": EvaluationParams(),
         "trainer": CPU,
     }
-    key = comparison_key(**base)
+    key = protocol_digest(**base)
     for irrelevant in (
         {"evaluation": EvaluationParams(batch_size=1, figure_images=0)},
         {"labels": CAMVID.model_copy(update={"name": "other", "colors": CAMVID.colors[::-1]})},
@@ -839,7 +839,7 @@ def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
         {"methods": MethodsParams(weights={"cwd": {"cwd_logits": 2.0}})},
         {"trainer": _change(CPU, workers=0, threads=1)},
     ):
-        assert comparison_key(**{**base, **irrelevant}) == key
+        assert protocol_digest(**{**base, **irrelevant}) == key
     for changed in (
         {"samples": samples_of(ingested[0])[1:]},
         {"labels": CAMVID.model_copy(update={"lookup": _lookup({}, ignored=(11, 12))})},
@@ -853,9 +853,11 @@ def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
         {"evaluation": EvaluationParams(scales=(0.5, 1.0))},
         {"trainer": _change(CPU, precision="bfloat16")},
     ):
-        assert comparison_key(**{**base, **changed}) != key, changed
+        assert protocol_digest(**{**base, **changed}) != key, changed
     with_weights = {**base, "recipe": _change(RECIPE, class_weights=True)}
-    assert comparison_key(**{**with_weights, "labels": weighted}) != comparison_key(**with_weights)
+    assert protocol_digest(**{**with_weights, "labels": weighted}) != protocol_digest(
+        **with_weights
+    )
 
 
 def test_students_scored_with_other_labels_are_not_compared(images, ingested, teacher, tmp_path):
@@ -868,7 +870,7 @@ def test_students_scored_with_other_labels_are_not_compared(images, ingested, te
         ("tse", CAMVID.model_copy(update={"lookup": ignored})),
         ("kd", CAMVID),
     ):
-        key = comparison_key(
+        key = protocol_digest(
             samples, labels, FOLDER, STUDENT, RECIPE, MethodsParams(), EvaluationParams(), CPU
         )
         scored[method] = score_network(
@@ -883,9 +885,9 @@ def test_students_scored_with_other_labels_are_not_compared(images, ingested, te
             comparison=key,
             work_folder=tmp_path / "work",
         )
-    rows = compare_methods(list(scored.values())).set_index("method")
-    assert rows.loc["baseline", "comparison"] == rows.loc["kd", "comparison"]
-    assert rows.loc["baseline", "comparison"] != rows.loc["tse", "comparison"]
+    rows = compare_methods(list(scored.values()), EvaluationParams()).set_index("method")
+    assert rows.loc["baseline", "protocol_digest"] == rows.loc["kd", "protocol_digest"]
+    assert rows.loc["baseline", "protocol_digest"] != rows.loc["tse", "protocol_digest"]
     assert rows.loc["kd", "val_gain"] == 0.0
     assert math.isnan(rows.loc["tse", "val_gain"])
     everything = list(scored.values())
@@ -935,7 +937,7 @@ def _metrics(method: str, miou: float, *, seed: str = "0", comparison: str = "c"
             "title": method.upper(),
             "network": f"net of {method}",
             "seed": seed,
-            "comparison": comparison,
+            "protocol_digest": comparison,
             "data_digest": "d",
         },
         "splits": {"val": {"miou": miou}},
@@ -1064,7 +1066,7 @@ def test_the_hint_is_a_command_of_this_session_in_one_line(tmp_path, capsys):
 
 def test_nothing_trained_is_said_with_what_to_do():
     with pytest.raises(UserError, match=r"Nothing has been trained .* --pipeline=distill_tse"):
-        compare_methods([])
+        compare_methods([], EvaluationParams())
 
 
 def test_the_comparison_survives_its_csv_file_and_is_drawn(tmp_path, capsys):
@@ -1073,7 +1075,7 @@ def test_the_comparison_survives_its_csv_file_and_is_drawn(tmp_path, capsys):
         *(_metrics("baseline", 0.5 + 0.1 * s, seed=str(s)) for s in range(2)),
         *(_metrics("tse", 0.6 + 0.1 * s, seed=str(s)) for s in range(2)),
     ]
-    table = compare_methods(results)
+    table = compare_methods(results, EvaluationParams())
     assert "60.00" not in capsys.readouterr().err
     table.to_csv(tmp_path / "t.csv", index=False)
     again = pd.read_csv(tmp_path / "t.csv")
@@ -1169,7 +1171,7 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
     assert {seed: one["seed"] for seed, one in about.items()} == {"4": "4", "5": "5"}
     assert [one["notes"] for one in about.values()] == [["a note"], []]
     assert {one["title"] for one in about.values()} == {"RDD variant OR"}
-    assert about["4"]["comparison"] == about["5"]["comparison"]
+    assert about["4"]["protocol_digest"] == about["5"]["protocol_digest"]
     for result in metrics.values():
         assert set(result) == {"about", "cost", "splits"}
         assert result["cost"]["images_per_second"] > 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rdd_pipeline.evaluation.confusion import METRICS
 from rdd_pipeline.reporting.comparison import (
     comparable,
     compare,
@@ -16,6 +17,7 @@ from rdd_pipeline.reporting.comparison import (
     holds_among_all,
     holm,
     latest_by_seed,
+    metric_title,
     mixed_settings,
     notes_on,
     paired_interval,
@@ -36,7 +38,7 @@ def _result(
             "title": method.upper(),
             "network": "net",
             "seed": str(seed),
-            "comparison": "" if method == "teacher" else comparison,
+            "protocol_digest": "" if method == "teacher" else comparison,
             "data_digest": data,
         },
         "splits": {name: {"miou": value} for name, value in {"val": miou, **splits}.items()},
@@ -51,13 +53,13 @@ def _rows(*results: dict) -> dict[str, dict]:
 def test_mean_and_spread_are_those_of_the_seeds():
     scores = [0.5, 0.6, 0.9]
     row = _rows(*(_result("kd", score, seed=i) for i, score in enumerate(scores)))["kd"]
-    assert row["val_miou"] == pytest.approx(100 * statistics.mean(scores))
-    assert row["val_miou_sd"] == pytest.approx(100 * statistics.stdev(scores))
+    assert row["val_score"] == pytest.approx(100 * statistics.mean(scores))
+    assert row["val_sd"] == pytest.approx(100 * statistics.stdev(scores))
     assert row["seeds"] == "0,1,2"
 
 
 def test_one_seed_has_no_spread():
-    assert math.isnan(_rows(_result("kd", 0.5))["kd"]["val_miou_sd"])
+    assert math.isnan(_rows(_result("kd", 0.5))["kd"]["val_sd"])
 
 
 def test_the_gain_is_that_over_the_student_alone_with_the_same_seeds():
@@ -79,20 +81,20 @@ def test_there_is_no_gain_without_the_student_alone_or_for_another_recipe():
 
 def test_of_the_same_work_the_newest_counts():
     row = _rows(_result("kd", 0.1), _result("kd", 0.7))["kd"]
-    assert row["val_miou"] == pytest.approx(70)
+    assert row["val_score"] == pytest.approx(70)
     assert row["seeds"] == "0"
 
 
 def test_other_recipes_are_rows_of_their_own():
     rows = compare([_result("kd", 0.1), _result("kd", 0.7, comparison="x")])
-    assert sorted(row["val_miou"] for row in rows) == pytest.approx([10, 70])
+    assert sorted(row["val_score"] for row in rows) == pytest.approx([10, 70])
 
 
 def test_a_split_that_only_some_have_is_compared_among_those():
     rows = _rows(_result("baseline", 0.1), _result("kd", 0.5, test=0.4))
-    assert rows["kd"]["test_miou"] == pytest.approx(40)
+    assert rows["kd"]["test_score"] == pytest.approx(40)
     assert math.isnan(rows["kd"]["test_gain"])
-    assert "test_miou" not in rows["baseline"]
+    assert "test_score" not in rows["baseline"]
 
 
 def test_teachers_come_first_then_the_largest_comparison_best_first():
@@ -105,7 +107,7 @@ def test_teachers_come_first_then_the_largest_comparison_best_first():
             _result("teacher", 0.2),
         ]
     )
-    assert [(row["method"], row["comparison"]) for row in rows] == [
+    assert [(row["method"], row["protocol_digest"]) for row in rows] == [
         ("teacher", "net"),
         ("kd", "b"),
         ("baseline", "b"),
@@ -122,6 +124,17 @@ def test_cost_comes_from_the_newest_result_and_may_lack_a_speed():
     assert math.isnan(row["images_per_second"])
 
 
+@pytest.mark.parametrize(("metric", "title"), METRICS.items())
+def test_any_metric_can_be_compared(metric, title):
+    results = [_result("baseline", 0.1), _result("kd", 0.2), _result("kd", 0.4, seed=1)]
+    for place, result in enumerate(results):
+        result["splits"]["val"] = {"miou": 0.9, metric: 0.5 + 0.1 * place}
+    rows = {row["method"]: row for row in compare(results, metric)}
+    assert rows["kd"]["val_score"] == pytest.approx(65)
+    assert rows["kd"]["val_gain"] == pytest.approx(10)
+    assert metric_title(rows.values()) == title
+
+
 def test_nothing_gives_no_rows():
     assert compare([]) == []
 
@@ -129,8 +142,8 @@ def test_nothing_gives_no_rows():
 def test_splits_are_those_that_any_seed_was_evaluated_on():
     rows = compare([_result("kd", 0.1), _result("kd", 0.3, seed=1, test=0.2)])
     assert split_names(rows) == ["val", "test"]
-    assert rows[0]["val_miou"] == pytest.approx(20)
-    assert rows[0]["test_miou"] == pytest.approx(20)
+    assert rows[0]["val_score"] == pytest.approx(20)
+    assert rows[0]["test_score"] == pytest.approx(20)
 
 
 def test_results_of_one_comparison_by_method_and_seed():

@@ -50,10 +50,10 @@ def _method(method: str, miou: float, **more: Any) -> dict[str, Any]:
         "network": "net",
         "seeds": "0",
         "seed_count": 1,
-        "comparison": "c",
+        "protocol_digest": "c",
         "data_digest": "d",
-        "val_miou": miou,
-        "val_miou_sd": NAN,
+        "val_score": miou,
+        "val_sd": NAN,
         "val_values": f"{miou}",
         "val_gain": NAN,
         "images_per_second": NAN,
@@ -83,8 +83,8 @@ def test_nothing_to_show_is_said_in_the_figure(figure: Figure, reason: str) -> N
 
 def test_methods_are_compared_with_spread_and_gain() -> None:
     table = [
-        _method("teacher", 78.0, comparison="net"),
-        _method("tse", 75.5, val_miou_sd=0.3, val_gain=1.5),
+        _method("teacher", 78.0, protocol_digest="net"),
+        _method("tse", 75.5, val_sd=0.3, val_gain=1.5),
         _method("baseline", 74.0),
     ]
     figure = iou_bars(table)
@@ -120,8 +120,8 @@ def test_every_seed_is_a_point_of_its_own() -> None:
 
 def test_each_comparison_and_split_has_a_panel() -> None:
     table = [
-        _method("tse", 75.0, test_miou=70.0, test_miou_sd=NAN, test_gain=NAN),
-        _method("tse", 65.0, comparison="other", test_miou=NAN, test_miou_sd=NAN, test_gain=NAN),
+        _method("tse", 75.0, test_score=70.0, test_sd=NAN, test_gain=NAN),
+        _method("tse", 65.0, protocol_digest="other", test_score=NAN, test_sd=NAN, test_gain=NAN),
     ]
     figure = iou_bars(table)
     _draw(figure)
@@ -143,7 +143,7 @@ def test_weights_on_the_way_are_shown_only_when_there_is_nothing_else() -> None:
 @pytest.mark.parametrize("count", [1, 2, 18])
 def test_any_number_of_methods_can_be_drawn_from_a_table_of_a_file(count: int) -> None:
     table = [
-        _method(f"m{i}", 70.0 + i, comparison="c", images_per_second=float(i + 1))
+        _method(f"m{i}", 70.0 + i, protocol_digest="c", images_per_second=float(i + 1))
         for i in range(count)
     ]
     text = pd.DataFrame(table).to_csv(index=False)
@@ -212,7 +212,7 @@ def test_of_very_many_classes_those_that_differ_most_are_shown() -> None:
 def test_accuracy_over_speed_shows_students_with_a_known_speed() -> None:
     rows = [
         _method("teacher", 80.0, images_per_second=1.0),
-        _method("tse", 75.0, images_per_second=30.0, val_miou_sd=0.4),
+        _method("tse", 75.0, images_per_second=30.0, val_sd=0.4),
         _method("kd", 74.0, images_per_second=300.0),
         _method("baseline", 73.0),
     ]
@@ -223,8 +223,8 @@ def test_accuracy_over_speed_shows_students_with_a_known_speed() -> None:
 
 
 def test_a_comparison_that_lacks_the_last_split_is_shown_on_its_own_last_one() -> None:
-    both = _method("tse", 75.0, images_per_second=30.0, test_miou=70.0)
-    only_val = _method("kd", 74.0, images_per_second=9.0, comparison="x", test_miou=NAN)
+    both = _method("tse", 75.0, images_per_second=30.0, test_score=70.0)
+    only_val = _method("kd", 74.0, images_per_second=9.0, protocol_digest="x", test_score=NAN)
     figure = cost_figure([both, only_val])  # as after a file, where every row has every column
     assert [axes.get_ylabel() for axes in figure.axes] == ["test mIoU in %", "val mIoU in %"]
 

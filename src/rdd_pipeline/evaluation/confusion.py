@@ -5,7 +5,7 @@ Suffixes: B images, H rows, W columns, C classes. Rows of a matrix are labels, c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -118,3 +118,11 @@ class Scores:
             mean_accuracy=recall[recall.isfinite()].mean().item(),
             pixels=int(matrix.sum()),
         )
+
+
+METRICS = {
+    field.name: {"miou": "mIoU"}.get(field.name, field.name.replace("_", " "))
+    for field in fields(Scores)
+    if field.type == "float"
+}
+"""What tables and figures may be about, with its name in words: the numbers in `Scores`."""

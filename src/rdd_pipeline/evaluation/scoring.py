@@ -15,7 +15,7 @@ from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.data.loading import evaluation_batches
 from rdd_pipeline.data.packed import usable_pack
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.evaluation.confusion import Scores
+from rdd_pipeline.evaluation.confusion import METRICS, Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.networks import NetworkCheckpoint
 
@@ -35,9 +35,8 @@ def score_splits(
     """Evaluate on every split of `params.splits` that has images, read from `packs` if they can be.
 
     Returns:
-        By split: ``miou``, ``pixel_accuracy``, ``mean_accuracy`` in [0, 1], ``classes_in_mean``,
-        ``iou`` by class name (None: absent from labels and predictions) and the ``confusion``
-        matrix in pixels, rows = labels.
+        By split: the `METRICS` in [0, 1], ``classes_in_mean``, ``iou`` by class name (None: absent
+        from labels and predictions) and the ``confusion`` matrix in pixels, rows = labels.
 
     Raises:
         UserError: None of the splits has images.
@@ -85,9 +84,7 @@ def _as_json(scores: Scores, labels: LabelSet, matrix: torch.Tensor) -> dict[str
         for name, value in zip(labels.names, scores.iou, strict=True)
     }
     return {
-        "miou": scores.miou,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "mean_accuracy": scores.mean_accuracy,
+        **{name: getattr(scores, name) for name in METRICS},
         "classes_in_mean": scores.classes_in_mean,
         "iou": iou,
         "confusion": matrix.tolist(),

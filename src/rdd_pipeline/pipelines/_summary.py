@@ -100,7 +100,7 @@ def _side_by_side(
     if not trained:
         return []
     names = {result["about"]["method"] for result in trained}
-    comparison = trained[0]["about"]["comparison"]
+    comparison = trained[0]["about"]["protocol_digest"]
     newest = latest_by_seed([*comparable(everything, comparison), *trained])
     methods = {method for method, _ in newest}
     whole = {m for m in methods if all((m, seed) in newest for seed in seeds)}

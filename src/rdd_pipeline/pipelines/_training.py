@@ -205,7 +205,7 @@ def score_network(
             "seed": provenance.get("seed", ""),
             "iteration": provenance.get("iteration", ""),
             "fingerprint": store.fingerprint,
-            "comparison": comparison,
+            "protocol_digest": comparison,
             "data_digest": scored,
             "session": session_text(),
             "notes": list(notes),
@@ -224,7 +224,7 @@ def data_digest(
     )
 
 
-def comparison_key(
+def protocol_digest(
     samples: Sequence[Sample],
     labels: LabelSet,
     data: DataParams,
@@ -366,7 +366,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
     ) -> tuple[dict[str, Metrics], Figure]:
         labels = label_set_of(label_set)
         samples = samples_of(raw_index)
-        comparison = comparison_key(
+        comparison = protocol_digest(
             samples, labels, data, student, recipe, methods, evaluation, trainer
         )
         metrics = {}

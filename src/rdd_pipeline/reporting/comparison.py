@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rdd_pipeline.distillation.methods import STAGES
+from rdd_pipeline.evaluation.confusion import METRICS
 
 Metrics = dict[str, Any]
 """Of one network: ``about`` (texts), ``cost`` (numbers), ``splits`` (scores by split)."""
@@ -24,7 +25,7 @@ CONFIDENCE = 0.95
 
 def comparable(results: Iterable[Metrics], key: str) -> list[Metrics]:
     """Students trained on the same data, with the same network and recipe as `key` stands for."""
-    return [result for result in results if result["about"]["comparison"] == key]
+    return [result for result in results if result["about"]["protocol_digest"] == key]
 
 
 def latest_by_seed(results: Iterable[Metrics]) -> dict[tuple[str, str], Metrics]:
@@ -32,17 +33,18 @@ def latest_by_seed(results: Iterable[Metrics]) -> dict[tuple[str, str], Metrics]
     return {(r["about"]["method"], r["about"]["seed"]): r for r in results}
 
 
-def compare(results: Iterable[Metrics]) -> list[Row]:
+def compare(results: Iterable[Metrics], metric: str = "miou") -> list[Row]:
     """One row for each method and comparison: mean and spread over seeds, gain, cost.
 
     Args:
         results: Content of metrics files, oldest first; of equal (method, seed, comparison) the
             newest counts.
+        metric: Key of `evaluation.confusion.METRICS`.
 
     Returns:
-        Rows with ``method``, ``title``, ``network``, ``seeds`` (joined by commas),
-        ``seed_count``, ``comparison``, ``data_digest``, and for each split, in percent of mIoU:
-        mean (``SPLIT_miou``), sample standard deviation (``SPLIT_miou_sd``; NaN with one seed),
+        Rows with ``metric``, ``method``, ``title``, ``network``, ``seeds`` (joined by commas),
+        ``seed_count``, ``protocol_digest``, ``data_digest``, and for each split, in percent:
+        mean (``SPLIT_score``), sample standard deviation (``SPLIT_sd``; NaN with one seed),
         the single values in the order of ``seeds`` (``SPLIT_values``, joined by spaces), the mean
         gain over the student alone with the same seeds (``SPLIT_gain``), how many seeds that are
         (``SPLIT_gain_seeds``), the bounds of its 95 % interval (``SPLIT_gain_low``,
@@ -56,7 +58,7 @@ def compare(results: Iterable[Metrics]) -> list[Row]:
         Data set by data set: teachers first, then students, those of the largest comparison before
         others, best first (by the last split).
     """
-    return _ordered(_rows(_groups(results)))
+    return _ordered(_rows(_groups(results), metric))
 
 
 def compare_classes(results: Iterable[Metrics]) -> list[Row]:
@@ -66,7 +68,7 @@ def compare_classes(results: Iterable[Metrics]) -> list[Row]:
         Rows with ``method``, ``title``, ``network``, ``seeds``, ``split``, then for each class in
         percent ``iou.CLASS``, the mean over the seeds in which the class occurs (NaN: in none),
         and ``gain.CLASS``, its mean difference to the student alone with the same seeds; then
-        ``comparison`` and ``data_digest``. In the order of `compare`; a method that was not
+        ``protocol_digest`` and ``data_digest``. In the order of `compare`; a method that was not
         evaluated on the last split of its data set is left out.
     """
     groups = _groups(results)
@@ -107,8 +109,8 @@ def compare_classes(results: Iterable[Metrics]) -> list[Row]:
             ]
             row[f"iou.{name}"] = statistics.fmean(values.values()) if values else math.nan
             row[f"gain.{name}"] = statistics.fmean(gains) if gains else math.nan
-        rows.append(row | {"comparison": comparison, "data_digest": data})
-    places = {_key(row): place for place, row in enumerate(_ordered(_rows(groups)))}
+        rows.append(row | {"protocol_digest": comparison, "data_digest": data})
+    places = {_key(row): place for place, row in enumerate(_ordered(_rows(groups, "miou")))}
     return sorted(rows, key=lambda row: places[_key(row)])
 
 
@@ -227,8 +229,13 @@ def notes_on(results: Iterable[Metrics]) -> list[str]:
     return notes
 
 
+def metric_title(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What the rows of `compare` are about, in words."""
+    return METRICS[next((str(row["metric"]) for row in rows if "metric" in row), "miou")]
+
+
 def seed_values(row: Mapping[str, Any], split: str) -> list[float]:
-    """MIoU of every seed in percent, in the order of ``seeds``; NaN where there is none."""
+    """The metric of every seed in percent, in the order of ``seeds``; NaN where there is none."""
     # A table read from its file holds a number where there is one seed, NaN where there is none.
     return [float(value) for value in str(row.get(f"{split}_values", "")).split()]
 
@@ -240,9 +247,9 @@ def split_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         name
         for row in rows
         for name, value in row.items()
-        if name.endswith("_miou") and math.isfinite(value)
+        if name.endswith("_score") and math.isfinite(value)
     )
-    return [name.removesuffix("_miou") for name in columns]
+    return [name.removesuffix("_score") for name in columns]
 
 
 def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -253,7 +260,7 @@ def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, An
         if row["method"] == "teacher":
             teachers.setdefault(row["data_digest"], []).append(row)
         else:
-            groups.setdefault((row["data_digest"], row["comparison"]), []).append(row)
+            groups.setdefault((row["data_digest"], row["protocol_digest"]), []).append(row)
     blocks = []
     for (data, _), members in groups.items():
         blocks.append([*teachers.pop(data, []), *members])
@@ -330,20 +337,21 @@ def _groups(results: Iterable[Metrics]) -> _Groups:
     for result in results:
         about = result["about"]
         # A teacher is not compared by recipe; its own work tells one from another.
-        which = about["comparison"] or f"{about['network']}"
+        which = about["protocol_digest"] or f"{about['network']}"
         by_seed = groups.setdefault((about["data_digest"], which, about["method"]), {})
         by_seed.pop(str(about["seed"]), None)  # so that the newest is the last one
         by_seed[str(about["seed"])] = result
     return groups
 
 
-def _rows(groups: _Groups) -> list[Row]:
+def _rows(groups: _Groups, metric: str) -> list[Row]:
     rows = []
     for (data, comparison, method), by_seed in groups.items():
         alone = groups.get((data, comparison, "baseline"), {}) if has_gain(method) else {}
         newest = next(reversed(by_seed.values()))
         seeds = sorted(by_seed, key=seed_order)
         row: Row = {
+            "metric": metric,
             "method": method,
             "title": newest["about"].get("title", method),
             "network": newest["about"]["network"],
@@ -352,14 +360,14 @@ def _rows(groups: _Groups) -> list[Row]:
         }
         for split in dict.fromkeys(name for r in by_seed.values() for name in r["splits"]):
             found = {s: by_seed[s]["splits"][split] for s in seeds if split in by_seed[s]["splits"]}
-            values = {seed: _percent(scores["miou"]) for seed, scores in found.items()}
+            values = {seed: _percent(scores[metric]) for seed, scores in found.items()}
             gains = [
-                value - _percent(alone[seed]["splits"][split]["miou"])
+                value - _percent(alone[seed]["splits"][split][metric])
                 for seed, value in values.items()
                 if seed in alone and split in alone[seed]["splits"]
             ]
-            row[f"{split}_miou"] = statistics.fmean(values.values())
-            row[f"{split}_miou_sd"] = _deviation(list(values.values()))
+            row[f"{split}_score"] = statistics.fmean(values.values())
+            row[f"{split}_sd"] = _deviation(list(values.values()))
             row[f"{split}_values"] = " ".join(f"{values.get(s, math.nan):.6g}" for s in seeds)
             row[f"{split}_gain"] = statistics.fmean(gains) if gains else math.nan
             row[f"{split}_gain_low"], row[f"{split}_gain_high"] = paired_interval(gains)
@@ -382,7 +390,7 @@ def _rows(groups: _Groups) -> list[Row]:
             "images_per_second": _median(_known(costs, "images_per_second")),
             "training_seconds": _median(_known(costs, "training_seconds")),
             "peak_memory_bytes": max(_known(costs, "peak_memory_bytes"), default=math.nan),
-            "comparison": comparison,
+            "protocol_digest": comparison,
             "data_digest": data,
         }
         rows.append(row)
@@ -395,7 +403,7 @@ def _correct(rows: Sequence[Row]) -> None:
     families: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         for split in split_names([row]):
-            key = row["data_digest"], row["comparison"], split
+            key = row["data_digest"], row["protocol_digest"], split
             families.setdefault(key, []).append(row)
     for (*_, split), members in families.items():
         corrected = holm([row[f"{split}_gain_p"] for row in members])
@@ -404,12 +412,12 @@ def _correct(rows: Sequence[Row]) -> None:
 
 
 def _ordered(rows: list[Row]) -> list[Row]:
-    sizes = Counter((row["data_digest"], row["comparison"]) for row in rows)
+    sizes = Counter((row["data_digest"], row["protocol_digest"]) for row in rows)
 
     def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        data, comparison = row["data_digest"], row["comparison"]
+        data, comparison = row["data_digest"], row["protocol_digest"]
         score = next(
-            (row[name] for name in reversed(list(row)) if name.endswith("_miou")), math.nan
+            (row[name] for name in reversed(list(row)) if name.endswith("_score")), math.nan
         )
         return (
             data,
@@ -423,7 +431,7 @@ def _ordered(rows: list[Row]) -> list[Row]:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["data_digest"], row["comparison"], row["method"]
+    return row["data_digest"], row["protocol_digest"], row["method"]
 
 
 def _percent(share: float | None) -> float:

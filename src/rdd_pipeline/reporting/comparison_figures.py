@@ -1,4 +1,4 @@
-"""Figures over the rows of `comparison`: mIoU, classes, accuracy over cost; and figures as SVG."""
+"""Figures over the rows of `comparison`: scores, classes, accuracy over cost; and as SVG."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from rdd_pipeline.distillation.methods import STAGES
 from rdd_pipeline.reporting.comparison import (
+    metric_title,
     seed_values,
     side_by_side,
     split_names,
@@ -32,7 +33,7 @@ MOST_CLASSES = 40
 
 
 def iou_bars(table: Rows) -> Figure:
-    """Every method's mIoU with the spread over seeds; one panel per comparison and split.
+    """Every method's metric with the spread over seeds; one panel per comparison and split.
 
     The gain over the student alone, trained with the same seeds, is in parentheses; ``n.s.``: its
     interval covers 0. Weights on the way (the TFE stage) are left out beside finished students.
@@ -57,7 +58,7 @@ def iou_bars(table: Rows) -> Figure:
     for group, line in zip(groups, panels, strict=True):
         for split, axes in zip(splits, line, strict=True):
             _bar_panel(axes, group, split)
-            heading = f"{split} mIoU in %"
+            heading = f"{split} {metric_title(group)} in %"
             if len(groups) > 1 and axes is line[0]:
                 heading = f"{_network(group)}\n{heading}"
             axes.set_title(heading, fontsize=NORMAL, loc="left")
@@ -116,11 +117,11 @@ def cost_figure(table: Rows) -> Figure:
         if not splits:
             continue
         points = [
-            (float(row["images_per_second"]), float(row[f"{splits[-1]}_miou"]), row)
+            (float(row["images_per_second"]), float(row[f"{splits[-1]}_score"]), row)
             for row in _students(group)
             if row["method"] != "teacher"
             and math.isfinite(float(row.get("images_per_second") or math.nan))
-            and math.isfinite(float(row.get(f"{splits[-1]}_miou", math.nan)))
+            and math.isfinite(float(row.get(f"{splits[-1]}_score", math.nan)))
         ]
         if points:
             groups.append((splits[-1], points))
@@ -207,8 +208,8 @@ def _bar_legend(figure: Figure, rows: Rows, columns: int) -> None:
 
 
 def _bar_panel(axes: Axes, rows: Rows, split: str) -> None:
-    values = np.array([float(row.get(f"{split}_miou", math.nan)) for row in rows])
-    spread = np.nan_to_num([float(row.get(f"{split}_miou_sd", math.nan)) for row in rows])
+    values = np.array([float(row.get(f"{split}_score", math.nan)) for row in rows])
+    spread = np.nan_to_num([float(row.get(f"{split}_sd", math.nan)) for row in rows])
     alone = [value for row, value in zip(rows, values, strict=True) if row["method"] == "baseline"]
     if alone:
         axes.axvline(alone[0], color=ORANGE, linestyle="--", linewidth=0.8, zorder=0)
@@ -309,7 +310,7 @@ def _cost_panel(
     """Points with their names in a column at the right edge, so that none covers another."""
     points = sorted(points, key=lambda point: -point[1])
     speeds, scores = [point[0] for point in points], [point[1] for point in points]
-    spread = np.nan_to_num([float(row.get(f"{split}_miou_sd", math.nan)) for _, _, row in points])
+    spread = np.nan_to_num([float(row.get(f"{split}_sd", math.nan)) for _, _, row in points])
     bottom, top = float((np.array(scores) - spread).min()), float((np.array(scores) + spread).max())
     margin = 0.08 * max(top - bottom, 1.0)
     missing = max(0.0, 1.0 - (top - bottom)) / 2  # at least one point: noise must not look large
@@ -335,7 +336,8 @@ def _cost_panel(
             fontsize=SMALL,
             arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.5, "shrinkB": 3},
         )
-    axes.set_ylabel(f"{split} mIoU in %", fontsize=NORMAL)
+    metric = metric_title(row for *_, row in points)
+    axes.set_ylabel(f"{split} {metric} in %", fontsize=NORMAL)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL, length=2)

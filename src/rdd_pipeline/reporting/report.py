@@ -15,12 +15,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import rdd_pipeline
 from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.distillation.methods import ABLATIONS, METHODS, RDD_PLUS, RDD_STAGES, STAGES
+from rdd_pipeline.evaluation.confusion import METRICS
 from rdd_pipeline.reporting.comparison import (
     Metrics,
     counted,
     fewer_classes,
     flat,
     holds_among_all,
+    metric_title,
     mixed_settings,
     notes_on,
     seed_order,
@@ -116,8 +118,9 @@ def render_report(
         pictures: Shown in this order.
     """
     results = counted(results)
+    metric = next((str(row["metric"]) for row in rows), "miou")
     template = Environment(
-        loader=PackageLoader("rdd_pipeline", "evaluation"),
+        loader=PackageLoader("rdd_pipeline", "reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -131,7 +134,8 @@ def render_report(
         most_seeds=max((int(row["seed_count"]) for row in rows), default=0),
         splits=[(name, SPLIT_ROLES.get(name, "")) for name in split_names(rows)],
         commands=_commands(results),
-        singles=_singles(results),
+        singles=_singles(results, metric),
+        metric=METRICS[metric],
         single_splits=list(dict.fromkeys(name for r in results for name in r["splits"])),
         versions=[
             ("rdd_pipeline", rdd_pipeline.__version__),
@@ -155,8 +159,8 @@ def mean_text(row: Mapping[str, Any], split: str, digits: int = 2) -> str:
 
     An asterisk marks a mean over fewer classes than there are, see `comparison.notes_on`.
     """
-    spread = _float(row.get(f"{split}_miou_sd"))
-    text = number(row.get(f"{split}_miou"), digits) + "*" * fewer_classes(row, split)
+    spread = _float(row.get(f"{split}_sd"))
+    text = number(row.get(f"{split}_score"), digits) + "*" * fewer_classes(row, split)
     return f"{text} ({spread:.{digits}f})" if math.isfinite(spread) else text
 
 
@@ -220,7 +224,7 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
         ("teachers", ", ".join(str(r["network"]) for r in rows if r["method"] == "teacher")),
         ("methods", str(len([row for row in students if row["method"] not in STAGES]))),
         ("seeds", _seeds(students or rows)),
-        ("digest of what all share", str(first["comparison"])),
+        ("digest of what all share", str(first["protocol_digest"])),
     ]
     size = job.get("image_size")
     if job:
@@ -231,6 +235,7 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
     recipe = {f"recipe.{k}": v for k, v in flat(job.get("recipe", {})).items()}
     recipe |= {f"network.{k}": v for k, v in flat(job.get("network", {})).items()}
     shown = [row for row in class_rows if _key(row) in keys]
+    metric = metric_title(rows)
     class_head, class_body = _class_table(shown)
     return Block(
         heading=str(first["network"]),
@@ -241,7 +246,11 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
         head=[
             "method",
             "seeds",
-            *(part for split in splits for part in (f"{split} mIoU", f"{split} − student alone")),
+            *(
+                part
+                for split in splits
+                for part in (f"{split} {metric}", f"{split} − student alone")
+            ),
             "training images/s",
             "peak memory",
             "parameters",
@@ -272,7 +281,7 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
         cells.append(
             Cell(
                 mean_text(row, split),
-                _float(row.get(f"{split}_miou")),
+                _float(row.get(f"{split}_score")),
                 "number",
                 _values(row, split),
             )
@@ -362,12 +371,12 @@ def _plain(value: Any) -> str:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return str(row["data_digest"]), str(row["comparison"]), str(row["method"])
+    return str(row["data_digest"]), str(row["protocol_digest"]), str(row["method"])
 
 
 def _key_of(result: Metrics) -> tuple[str, str, str]:
     about = result["about"]
-    return about["data_digest"], about["comparison"] or about["network"], about["method"]
+    return about["data_digest"], about["protocol_digest"] or about["network"], about["method"]
 
 
 def _commands(results: Iterable[Metrics]) -> list[str]:
@@ -403,7 +412,7 @@ def _seed_params(seeds: Sequence[str]) -> list[dict[str, int]]:
     return [{"seed": int(seed)} if seed.isdecimal() else {} for seed in seeds]
 
 
-def _singles(results: Sequence[Metrics]) -> list[list[str]]:
+def _singles(results: Sequence[Metrics], metric: str) -> list[list[str]]:
     """One line for each result: what the tables are made of."""
     splits = list(dict.fromkeys(name for result in results for name in result["splits"]))
     lines = []
@@ -414,7 +423,7 @@ def _singles(results: Sequence[Metrics]) -> list[list[str]]:
                 str(about.get("title", about["method"])),
                 str(about["network"]),
                 str(about["seed"]),
-                *(number(100 * _float(result["splits"].get(s, {}).get("miou"))) for s in splits),
+                *(number(100 * _float(result["splits"].get(s, {}).get(metric))) for s in splits),
                 str(about.get("iteration", "")),
                 str(about.get("fingerprint", "")),
                 str(result.get("version", "")),

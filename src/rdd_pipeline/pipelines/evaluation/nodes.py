@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from rdd_pipeline.commands import kedro_command
+from rdd_pipeline.config import EvaluationParams
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.evaluation.confusion import METRICS
 from rdd_pipeline.pipelines._shared import rows_of
 from rdd_pipeline.reporting.comparison import (
     compare,
     compare_classes,
     counted,
+    metric_title,
     mixed_settings,
     notes_on,
     side_by_side,
@@ -47,13 +50,19 @@ from rdd_pipeline.training.store import RunStore
 logger = logging.getLogger(__name__)
 
 
-def compare_methods(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row for each method: mean and spread of the mIoU over seeds, gain, cost.
+def compare_methods(
+    trained_metrics: list[dict[str, Any]], evaluation: EvaluationParams
+) -> pd.DataFrame:
+    """One row for each method: mean and spread of `evaluation.metric` over seeds, gain, cost.
 
     Raises:
-        UserError: Nothing has been trained.
+        UserError: Nothing has been trained, or there is no such metric.
     """
-    rows = compare(trained_metrics)
+    if evaluation.metric not in METRICS:
+        raise UserError(
+            f"evaluation.metric is {evaluation.metric!r}; expected one of {', '.join(METRICS)}."
+        )
+    rows = compare(trained_metrics, evaluation.metric)
     if not rows:
         raise UserError(
             "Nothing has been trained for this data set yet. Run "
@@ -67,11 +76,13 @@ def compare_by_class(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     """One row for each method: IoU of every class on the last split, mean over seeds."""
     rows = compare_classes(trained_metrics)
     # Without rows a file would have no header and could not be read again.
-    return pd.DataFrame(rows, columns=None if rows else ["method", "comparison", "data_digest"])
+    return pd.DataFrame(
+        rows, columns=None if rows else ["method", "protocol_digest", "data_digest"]
+    )
 
 
 def draw_comparison(comparison_table: pd.DataFrame) -> Figure:
-    """MIoU of every method with the spread over seeds."""
+    """The metric of every method with the spread over seeds."""
     return iou_bars(_rows(comparison_table))
 
 
@@ -81,7 +92,7 @@ def draw_classes(class_table: pd.DataFrame) -> Figure:
 
 
 def draw_cost(comparison_table: pd.DataFrame) -> Figure:
-    """MIoU over the speed of training."""
+    """The metric over the speed of training."""
     return cost_figure(_rows(comparison_table))
 
 
@@ -96,12 +107,13 @@ def write_report(
     Results that share a table but were not trained alike are named there and in the log.
     """
     rows, class_rows = _rows(comparison_table), _rows(class_table)
+    metric = metric_title(rows)
     jobs = _jobs(trained_metrics, work_folder)
     for sentence in mixed_settings(trained_metrics, jobs):
         logger.warning("%s", sentence)
     pictures = [
         Picture(
-            "mIoU of every method",
+            f"{metric} of every method",
             "Points are means over the seeds, whiskers one standard deviation, circles single "
             "seeds. The axis does not start at 0.",
             as_svg(iou_bars(rows)),
@@ -114,7 +126,8 @@ def write_report(
         ),
         Picture(
             "Accuracy over cost",
-            "mIoU over images/s of training; whiskers are one standard deviation over the seeds.",
+            f"{metric} over images/s of training; whiskers are one standard deviation over the "
+            "seeds.",
             as_svg(cost_figure(rows)),
         ),
     ]
@@ -138,7 +151,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as they were before the table was written to a file."""
     rows = rows_of(table)
     for row in rows:
-        for name in ("network", "seeds", "comparison", "data_digest"):
+        for name in ("network", "seeds", "protocol_digest", "data_digest"):
             # An imported teacher has no seed, and an empty cell is read as NaN.
             row[name] = "" if pd.isna(row.get(name)) else str(row[name])
     return rows
@@ -178,10 +191,10 @@ def _as_table(
     block: Sequence[Mapping[str, Any]], cost: Sequence[str], *, fold: bool = False
 ) -> Table:
     """Methods that can be compared, with these columns of cost; `fold`: cells of several lines."""
-    splits = split_names(block)
+    splits, metric = split_names(block), metric_title(block)
     last = block[-1]  # a student, where there is one
     table = Table(
-        title=f"mIoU in %: {last['network']}, {millions(last['parameters'])} parameters",
+        title=f"{metric} in %: {last['network']}, {millions(last['parameters'])} parameters",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

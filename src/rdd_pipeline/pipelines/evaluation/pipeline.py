@@ -21,7 +21,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             Node(
                 compare_methods,
                 name="compare_methods_node",
-                inputs="trained_metrics",
+                inputs=["trained_metrics", "params:evaluation"],
                 outputs="comparison_table",
                 tags=["evaluation"],
             ),
