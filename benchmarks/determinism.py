@@ -39,8 +39,8 @@ from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params
 from rdd_pipeline.scenes.write import write_scenes
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
-from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.preparation import prepare_job
+from rdd_pipeline.training.training import Training
 
 
 class Setting(NamedTuple):
@@ -105,15 +105,8 @@ class Bench:
             rdd=RddParams(tfe_length=0.3, min_kept=0.1),
         )
         job = prepare_job(job, trainer)
-        fingerprint = job_fingerprint(job, self.samples, self.teacher, None)
         place = self.folder / f"{method}-{deterministic}-{number}"
-        result = train(
-            job,
-            self.samples,
-            trainer=trainer,
-            teacher=self.teacher,
-            store=RunStore(place, fingerprint),
-        )
+        result = train(Training(job, self.samples, self.teacher).stored_in(place), trainer)
         cost = result.state.cost
         return Run(
             cost.images / max(cost.seconds, 1e-9),

@@ -96,6 +96,7 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
     from rdd_pipeline.training.device import resolve_device
     from rdd_pipeline.training.job import TrainingJob
     from rdd_pipeline.training.loop import train
+    from rdd_pipeline.training.training import Training
 
     root = a.output / f"scenes_{task.noise:g}"
     samples = _samples(root)
@@ -120,7 +121,7 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
     trainer = TrainerParams(device=device, workers=0, log_every=40)
     teacher = None if is_teacher or task.variant == "alone" else load_checkpoint(file)
     began = time.monotonic()
-    result = train(job, samples, trainer=trainer, teacher=teacher)
+    result = train(Training(job, samples, teacher), trainer)
     seconds = time.monotonic() - began
     if is_teacher:
         save_checkpoint(result.network, file)

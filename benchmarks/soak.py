@@ -39,8 +39,7 @@ from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, build_network
 from rdd_pipeline.scenes.write import write_scenes
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.preparation import job_fingerprint
-from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training
 
 NETWORK = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)
 TRAINER = TrainerParams(
@@ -80,7 +79,7 @@ class Soak:
                 "options": {"tse_cirkd": {"cirkd_memory": {"pixel_slots": 50, "region_slots": 20}}}
             },
         )
-        self.fingerprint = job_fingerprint(self.job, self.samples, self.teacher, None)
+        self.fingerprint = Training(self.job, self.samples, self.teacher).fingerprint
 
     def run(self, name: str, kill: tuple[int, float] | None = None) -> tuple[str, float, bool]:
         """Train; returns the weights' digest, seconds, and whether a process was killed.
@@ -103,11 +102,8 @@ class Soak:
                 threading.Thread(target=disturb, args=kill, daemon=True).start()
 
         result = train(
-            self.job,
-            self.samples,
-            trainer=TRAINER,
-            teacher=self.teacher,
-            store=RunStore(self.folder / name, self.fingerprint),
+            Training(self.job, self.samples, self.teacher).stored_in(self.folder / name),
+            TRAINER,
             on_log=on_log,
         )
         over.set()

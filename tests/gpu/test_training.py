@@ -22,10 +22,10 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching.__main__ import run_job_file
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.loop import train
-from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training
 from tests.training.conftest import LABELS
 from tests.training.test_methods import CNN, OPTIONS, TRANSFORMER, _equal
 
@@ -78,10 +78,10 @@ def test_stopped_and_resumed_it_ends_with_the_bits_of_one_run(
     """Under `trainer.deterministic`: so two trainings are equal, and a stop changes nothing."""
     job = _job(make_job, method, network, precision=precision)
     trainer = _trainer(device)
-    whole = train(job, blocks.samples, trainer=trainer, teacher=teacher)
+    whole = train(Training(job, blocks.samples, teacher), trainer)
     assert len([row for row in whole.history if "loss" in row]) == 6
 
-    store = RunStore(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
+    training = Training(job, blocks.samples, teacher).stored_in(tmp_path)
     stop = threading.Event()
 
     def stop_after_2(iteration, values):
@@ -89,16 +89,8 @@ def test_stopped_and_resumed_it_ends_with_the_bits_of_one_run(
             stop.set()
 
     with pytest.raises(TrainingInterruptedError, match="after iteration 2 of 6"):
-        train(
-            job,
-            blocks.samples,
-            trainer=trainer,
-            teacher=teacher,
-            store=store,
-            on_log=stop_after_2,
-            stop=stop,
-        )
-    resumed = train(job, blocks.samples, trainer=trainer, teacher=teacher, store=store)
+        train(training, trainer, on_log=stop_after_2, stop=stop)
+    resumed = train(training, trainer)
     assert resumed.trained == 4
     _assert_same_state(resumed.state, whole.state)
 
@@ -106,7 +98,7 @@ def test_stopped_and_resumed_it_ends_with_the_bits_of_one_run(
 def test_without_it_the_training_is_the_same_but_for_rounding(make_job, blocks, teacher, device):
     job = _job(make_job, "tse", CNN)
     one, other = (
-        train(job, blocks.samples, trainer=_trainer(device, deterministic=choice), teacher=teacher)
+        train(Training(job, blocks.samples, teacher), _trainer(device, deterministic=choice))
         for choice in (False, True)
     )
     losses = [[row["loss"] for row in r.history if "loss" in row] for r in (one, other)]
@@ -120,9 +112,7 @@ def test_the_gpu_trains_what_the_cpu_trains(make_job, blocks, teacher, cuda, mon
     job = _job(make_job, "tse", network)
     losses = []
     for place in (cuda, torch.device("cpu")):
-        result = train(
-            job, blocks.samples, trainer=_trainer(place, deterministic=False), teacher=teacher
-        )
+        result = train(Training(job, blocks.samples, teacher), _trainer(place, deterministic=False))
         losses.append([row["loss"] for row in result.history if "loss" in row])
     assert losses[0][:2] == pytest.approx(losses[1][:2], rel=0.01)
 
@@ -172,7 +162,7 @@ def test_killed_it_goes_on_to_the_same_bits(
     run_job_file(path)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert set(result["scores"]) == {"val", "test"}
-    expected = train(job, blocks.samples, trainer=TrainerParams(**settings), teacher=teacher)
+    expected = train(Training(job, blocks.samples, teacher), TrainerParams(**settings))
     state = RunStore(folder.parent, folder.name).finished_state()
     assert state is not None
     _assert_same_state(state, expected.state)
@@ -208,7 +198,7 @@ def test_two_loader_processes_and_pinned_memory_change_no_pixel(blocks, device):
 def test_a_training_fed_by_two_processes_is_the_same_training(make_job, blocks, teacher, device):
     job = _job(make_job, "tse", CNN)
     one, other = (
-        train(job, blocks.samples, trainer=_trainer(device, workers=workers), teacher=teacher)
+        train(Training(job, blocks.samples, teacher), _trainer(device, workers=workers))
         for workers in (2, 0)
     )
     _assert_same_state(one.state, other.state)
@@ -229,7 +219,7 @@ def test_a_crop_that_does_not_fit_ends_in_one_line(precision, make_job, blocks, 
             precision=precision,
         )
         with pytest.raises(UserError) as caught:
-            train(job, blocks.samples, trainer=_trainer(cuda), teacher=teacher)
+            train(Training(job, blocks.samples, teacher), _trainer(cuda))
         assert str(caught.value) == (
             "tse: memory of cuda ran out in iteration 1 with recipe.batch_size=16, "
             f"recipe.augment.crop=[2048, 2048] and precision {precision}. Lower the batch size or "
@@ -238,7 +228,7 @@ def test_a_crop_that_does_not_fit_ends_in_one_line(precision, make_job, blocks, 
         )
         caught = None  # its traceback holds tensors
         small = _job(make_job, "tse", CNN)
-        assert train(small, blocks.samples, trainer=_trainer(cuda), teacher=teacher).trained == 6
+        assert train(Training(small, blocks.samples, teacher), _trainer(cuda)).trained == 6
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, index)
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from rdd_pipeline.distillation.methods import METHODS
 from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.training import Training
 from tests.launching.two_ranks import float64
 from tests.training.conftest import CPU
 from tests.training.test_methods import CNN, OPTIONS, TRANSFORMER
@@ -114,7 +115,7 @@ NAMES = [*METHODS_OF_BATCH, "tse_cwd", "transformer", "valid pixels, class weigh
 @pytest.mark.parametrize("name", NAMES)
 def test_one_rank_with_the_whole_batch_comes_to_the_same(name, ranks, same, blocks, teacher):
     with float64():
-        alone = train(same[name], blocks.samples, trainer=EVERY, teacher=teacher).state.to_dict()
+        alone = train(Training(same[name], blocks.samples, teacher), EVERY).state.to_dict()
     one, other = (rank["same"][name][0] for rank in ranks)
     _equal(one, alone)
     for part in ("student", "objective"):
@@ -133,7 +134,7 @@ def test_a_batch_in_parts_comes_to_the_same(method, ranks, same, blocks, teacher
     )
     with float64(batch_norm=False):
         alone, in_parts = (
-            train(job, blocks.samples, trainer=EVERY, teacher=teacher).state.to_dict()
+            train(Training(job, blocks.samples, teacher), EVERY).state.to_dict()
             for job in (whole, quarters)
         )
     _equal(in_parts, alone)

@@ -29,9 +29,9 @@ from rdd_pipeline.launching import exchange, launch, worker
 from rdd_pipeline.launching.join import join
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training import loop
-from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training
 from tests.training.conftest import CPU, LABELS
 
 from . import faulty
@@ -52,8 +52,8 @@ def run(blocks, teacher):
     """Function that trains a job on the blocks by `launch.train`."""
 
     def call(job, folder, *, trainer=TWO, teacher=teacher, samples=blocks.samples, **more):
-        store = RunStore(folder, job_fingerprint(job, samples, teacher, None))
-        return launch.train(job, samples, trainer=trainer, teacher=teacher, store=store, **more)
+        training = Training(job, samples, teacher).stored_in(folder)
+        return launch.train(training, trainer, **more)
 
     return call
 
@@ -84,7 +84,7 @@ def test_one_device_is_a_plain_call(run, make_job, blocks, teacher, tmp_path, no
     job = make_job()
     _same(
         run(job, tmp_path, trainer=CPU),
-        loop.train(job, blocks.samples, trainer=CPU, teacher=teacher),
+        loop.train(Training(job, blocks.samples, teacher), CPU),
     )
 
 
@@ -100,7 +100,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(run, make_job, tmp_path, no_pr
 
 def test_several_devices_need_a_work_folder(job, blocks, teacher, no_processes):
     with pytest.raises(UserError, match=r"devices is 2: .* work folder, but none was given"):
-        launch.train(job, blocks.samples, trainer=TWO, teacher=teacher)
+        launch.train(Training(job, blocks.samples, teacher), TWO)
 
 
 def test_an_error_names_its_kind_through_the_exchange():
@@ -233,7 +233,7 @@ def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, bloc
     ):
         run(job, tmp_path, trainer=rare, on_log=on_log)
     assert [signal.getsignal(number) for number in launch.STOP_SIGNALS] == before
-    store = RunStore(tmp_path, job_fingerprint(job, blocks.samples, teacher, None))
+    store = RunStore(tmp_path, Training(job, blocks.samples, teacher).fingerprint)
     assert sent[0] <= store.latest().iteration < 8
 
 

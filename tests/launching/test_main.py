@@ -25,6 +25,7 @@ from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training
 from tests.training.conftest import STUDENT, write_blocks
 
 
@@ -61,9 +62,7 @@ def write_job(tmp_path, blocks, teacher, make_job):
 
 def test_a_job_file_trains_as_the_function_does(write_job, make_job, blocks, teacher, tmp_path):
     summary = run_job_file(write_job())
-    expected = train(
-        make_job(), blocks.samples, trainer=TrainerParams(device="cpu"), teacher=teacher
-    )
+    expected = train(Training(make_job(), blocks.samples, teacher), TrainerParams(device="cpu"))
     network = load_checkpoint(tmp_path / "out" / "network.safetensors")
     assert network.digest() == expected.network.digest()
     assert summary["iterations"] == 8
@@ -103,7 +102,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     reached = RunStore(folder.parent, folder.name).latest().iteration
     assert 1 <= reached < 24
     run_job_file(path)
-    expected = train(job, blocks.samples, trainer=TrainerParams(device="cpu"), teacher=teacher)
+    expected = train(Training(job, blocks.samples, teacher), TrainerParams(device="cpu"))
     state = RunStore(folder.parent, folder.name).finished_state()
     for name, tensor in expected.state.student.items():
         assert torch.equal(state.student[name], tensor), name

@@ -21,11 +21,10 @@ from torch import nn
 from rdd_pipeline.errors import NonFiniteLossError
 from rdd_pipeline.losses.base import FunctionalLoss
 from rdd_pipeline.networks import Preprocessing
-from rdd_pipeline.training import loop
+from rdd_pipeline.training import build
 from rdd_pipeline.training.loop import train
-from rdd_pipeline.training.preparation import job_fingerprint
 from rdd_pipeline.training.stopping import TrainingInterruptedError
-from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training
 from tests.training.conftest import CPU
 
 
@@ -35,22 +34,22 @@ def float64(batch_norm: bool = True) -> Iterator[None]:
 
     Without batch norm, group norm is in its place, which looks at one image at a time.
     """
-    before = loop._to_device, Preprocessing.normalize, loop.network_from_params
+    before = build._to_device, Preprocessing.normalize, build.network_from_params
     to_device, normalize, network = before
 
-    def build(*arguments, **options):
+    def make(*arguments, **options):
         student = network(*arguments, **options)
         if not batch_norm:
             _group_norm(student)
         return student
 
-    loop._to_device = lambda module, *others: to_device(module.double(), *others)
+    build._to_device = lambda module, *others: to_device(module.double(), *others)
     Preprocessing.normalize = lambda self, images: normalize(self, images).double()
-    loop.network_from_params = build
+    build.network_from_params = make
     try:
         yield
     finally:
-        loop._to_device, Preprocessing.normalize, loop.network_from_params = before
+        build._to_device, Preprocessing.normalize, build.network_from_params = before
 
 
 def _group_norm(module: nn.Module) -> None:
@@ -66,20 +65,12 @@ def scenarios(rank, folder, job, same, samples, teacher) -> dict:
     """Whatever a test wants to know: starting the processes takes longer than all of it."""
 
     def run(name: str, job, on_log=None, everywhere=True):
-        store = None
-        if name:  # without one, the many jobs write nothing
-            store = RunStore(folder / name, job_fingerprint(job, samples, teacher, None))
+        training = Training(job, samples, teacher)
+        if name and (everywhere or rank == 1):  # without a store, the many jobs write nothing
+            training = training.stored_in(folder / name)
         trainer = CPU.model_copy(update={"log_every": 1})
         try:
-            result = train(
-                job,
-                samples,
-                trainer=trainer,
-                teacher=teacher,
-                store=store if everywhere or rank == 1 else None,
-                group=dist.group.WORLD,
-                on_log=on_log,
-            )
+            result = train(training, trainer, group=dist.group.WORLD, on_log=on_log)
         except (NonFiniteLossError, TrainingInterruptedError) as error:
             return str(error)
         return result.state.to_dict(), result.network.tensors, result.trained

@@ -1086,9 +1086,9 @@ def test_the_comparison_survives_its_csv_file_and_is_drawn(tmp_path, capsys):
 def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_path, monkeypatch):
     jobs = []
 
-    def spy(job, *args, **kwargs):
-        jobs.append(job)
-        return train(job, *args, **kwargs)
+    def spy(training, trainer, on_log):
+        jobs.append(training.job)
+        return train(training, trainer, on_log=on_log)
 
     monkeypatch.setattr(_training, "train", spy)
     node = _training.make_train_node("baseline", "whole")

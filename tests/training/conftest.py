@@ -23,7 +23,7 @@ from rdd_pipeline.data.index import Sample, build_index
 from rdd_pipeline.data.labels import LabelSet, make_lookup
 from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.networks import NetworkCheckpoint, NetworkOutput, build_network, probe
-from rdd_pipeline.training import preparation
+from rdd_pipeline.training import build
 from rdd_pipeline.training.job import TrainingJob
 
 LABELS = LabelSet(
@@ -76,7 +76,7 @@ def _shapes_are_computed_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "output_shapes", output_shapes)
+        patch.setattr(build, "output_shapes", output_shapes)
         yield
 
 

@@ -14,6 +14,7 @@ from rdd_pipeline.losses import ohem
 from rdd_pipeline.networks.backbones import Backbone
 from rdd_pipeline.networks.resizing import RepeatableResizing
 from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.training import Training
 
 from .conftest import CPU
 from .refusing import RefusesLikeCuda
@@ -42,7 +43,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("refusing")
 def test_a_method_needs_nothing_that_cuda_refuses(method, network, make_job, blocks, teacher):
     job = _job(make_job, method, network)
-    result = train(job, blocks.samples, trainer=DETERMINISTIC, teacher=teacher)
+    result = train(Training(job, blocks.samples, teacher), DETERMINISTIC)
     assert result.trained == 4
 
 
@@ -56,7 +57,7 @@ def test_a_network_that_needs_it_ends_in_one_line(make_job, blocks, teacher, mon
 
     monkeypatch.setattr(Backbone, "forward", pooled)
     with pytest.raises(UserError) as caught:
-        train(_job(make_job, "kd", CNN), blocks.samples, trainer=DETERMINISTIC, teacher=teacher)
+        train(Training(_job(make_job, "kd", CNN), blocks.samples, teacher), DETERMINISTIC)
     assert str(caught.value) == (
         "kd: trainer.deterministic=true, but torch's aten._adaptive_avg_pool2d_backward has no "
         "repeatable form on cpu, and fcn_test_efficientnet or the method needs it. Choose another "
@@ -68,10 +69,10 @@ def test_a_repeatable_training_is_the_same_training(make_job, blocks, teacher):
     """On CPU nothing changes; the setting is no part of the fingerprint."""
     job = _job(make_job, "tse", CNN)
     try:
-        one = train(job, blocks.samples, trainer=DETERMINISTIC, teacher=teacher)
+        one = train(Training(job, blocks.samples, teacher), DETERMINISTIC)
     finally:
         torch.use_deterministic_algorithms(False)
-    other = train(job, blocks.samples, trainer=CPU, teacher=teacher)
+    other = train(Training(job, blocks.samples, teacher), CPU)
     assert all(torch.equal(t, other.network.tensors[k]) for k, t in one.network.tensors.items())
 
 

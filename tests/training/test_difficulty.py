@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from rdd_pipeline.training.difficulty import Difficulty, difficulty_notes
 from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.training import Training
 
 from .conftest import CPU
 
@@ -86,7 +87,7 @@ def test_a_training_counts_by_class_and_warns_once(make_job, blocks, teacher, ca
     """An untrained teacher finds nearly everything hard."""
     job = make_job("tse", recipe={"iterations": 40, "validate_every": 40})
     with caplog.at_level(logging.WARNING):
-        result = train(job, blocks.samples, trainer=CPU, teacher=teacher)
+        result = train(Training(job, blocks.samples, teacher), CPU)
     warned = [r.message for r in caplog.records if "hard for the teacher" in r.message]
     assert len(warned) == 1
     counted = [r for r in result.history if any(key.startswith("chosen.") for key in r)]

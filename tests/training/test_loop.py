@@ -28,11 +28,12 @@ from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.losses.base import FunctionalLoss
 from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
-from rdd_pipeline.training import loop
+from rdd_pipeline.training import build, loop
 from rdd_pipeline.training.loop import TrainingResult, train
-from rdd_pipeline.training.preparation import job_fingerprint, network_of
+from rdd_pipeline.training.step import TrainingStep
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER
 
@@ -51,17 +52,10 @@ def run(blocks, teacher):
         job, *, trainer=CPU, teacher=teacher, store=None, initial_state=None, samples=None, **more
     ):
         samples = blocks.samples if samples is None else samples
+        training = Training(job, samples, teacher, initial_state)
         if store is not None:
-            store = RunStore(store, job_fingerprint(job, samples, teacher, initial_state))
-        return train(
-            job,
-            samples,
-            trainer=trainer,
-            teacher=teacher,
-            initial_state=initial_state,
-            store=store,
-            **more,
-        )
+            training = training.stored_in(store)
+        return train(training, trainer, **more)
 
     return call
 
@@ -184,7 +178,7 @@ def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(run, 
 
 def test_what_is_done_is_loaded_and_not_trained(run, make_job, tmp_path, monkeypatch):
     first = run(make_job(), store=tmp_path)
-    monkeypatch.setattr(loop, "TrainingStep", None)  # building anything would fail
+    monkeypatch.setattr(build, "TrainingStep", None)  # building anything would fail
     second = run(make_job(), store=tmp_path)
     assert second.trained == 0
     assert _same(second, first)
@@ -469,7 +463,7 @@ def test_finished_work_of_before_with_a_nan_for_the_best_hands_on_the_last_weigh
     job = make_job()
     state = run(job).state
     old = replace(state, best=replace(state.best, miou=math.nan))
-    network = network_of(job, old)
+    network = Training(job, ()).network(old)
     assert _equal(network.tensors, state.student)
     assert network.header.provenance["iteration"] == "8"
 
@@ -564,7 +558,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
     job = make_job(recipe={"clip_norm": 1.0})
     whole = run(job)
     optimizers = []
-    build, kd = loop.build_optimizer, FunctionalLoss.forward
+    make, kd = build.build_optimizer, FunctionalLoss.forward
     calls = []
 
     def spoiled(*inputs):
@@ -573,7 +567,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            loop, "build_optimizer", lambda *a: optimizers.append(build(*a)) or optimizers[-1]
+            build, "build_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]
         )
         patch.setattr(FunctionalLoss, "forward", spoiled)
         with pytest.raises(
@@ -790,21 +784,21 @@ def test_crops_larger_than_the_images_are_padded(run, make_job):
 def test_out_of_memory_names_what_to_lower_and_keeps_the_checkpoint(
     run, make_job, tmp_path, monkeypatch
 ):
-    forward = loop.TrainingStep.forward
+    forward = TrainingStep.forward
 
     def greedy(self, images, labels, iteration):
         if iteration == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return forward(self, images, labels, iteration)
 
-    monkeypatch.setattr(loop.TrainingStep, "forward", greedy)
+    monkeypatch.setattr(TrainingStep, "forward", greedy)
     with pytest.raises(
         UserError,
         match=r"tse: memory of cpu ran out in iteration 3 with recipe.batch_size=2, recipe.augment."
         r"crop=\[32, 32\] and precision float32. Lower .* The last checkpoint is whole.$",
     ):
         run(make_job(), store=tmp_path)
-    monkeypatch.setattr(loop.TrainingStep, "forward", forward)
+    monkeypatch.setattr(TrainingStep, "forward", forward)
     assert run(make_job(), store=tmp_path).trained == 6
 
 

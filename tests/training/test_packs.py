@@ -14,7 +14,7 @@ from rdd_pipeline.data.packed import write_pack
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.training.loop import train
-from rdd_pipeline.training.preparation import job_fingerprint
+from rdd_pipeline.training.training import Training
 
 from .conftest import CPU, LABELS
 
@@ -39,9 +39,9 @@ def test_a_training_from_packs_ends_with_the_same_weights_and_reads_no_file(
     blocks, make_job, packs, nowhere
 ):
     fields = {"image_size": (30, 36)}
-    plain = train(make_job("baseline", **fields), blocks.samples, trainer=CPU)
+    plain = train(Training(make_job("baseline", **fields), blocks.samples), CPU)
     job = make_job("baseline", root=nowhere, packs=packs, **fields)
-    packed = train(job, blocks.samples, trainer=CPU)
+    packed = train(Training(job, blocks.samples), CPU)
     assert packed.fingerprint == plain.fingerprint
     assert packed.network.digest() == plain.network.digest()
     assert [r for r in packed.history if "val.miou" in r] == [
@@ -51,16 +51,16 @@ def test_a_training_from_packs_ends_with_the_same_weights_and_reads_no_file(
 
 def test_packs_are_not_part_of_the_fingerprint(blocks, make_job, packs):
     prints = {
-        job_fingerprint(make_job("baseline", packs=place), blocks.samples, None, None)
+        Training(make_job("baseline", packs=place), blocks.samples).fingerprint
         for place in (None, packs, Path("elsewhere"))
     }
     assert len(prints) == 1
 
 
 def test_a_size_that_was_not_packed_is_read_from_the_files(blocks, make_job, packs, nowhere):
-    train(make_job("baseline", packs=packs), blocks.samples, trainer=CPU)
+    train(Training(make_job("baseline", packs=packs), blocks.samples), CPU)
     with pytest.raises(DataProblem, match="cannot be read"):
-        train(make_job("baseline", root=nowhere, packs=packs), blocks.samples, trainer=CPU)
+        train(Training(make_job("baseline", root=nowhere, packs=packs), blocks.samples), CPU)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "gone"])
@@ -71,8 +71,8 @@ def test_packs_that_cannot_be_used_cost_speed_only(blocks, make_job, packs, dama
     if damage == "gone":
         shutil.rmtree(packs)
     fields = {"image_size": (30, 36)}
-    plain = train(make_job("baseline", **fields), blocks.samples, trainer=CPU)
-    packed = train(make_job("baseline", packs=packs, **fields), blocks.samples, trainer=CPU)
+    plain = train(Training(make_job("baseline", **fields), blocks.samples), CPU)
+    packed = train(Training(make_job("baseline", packs=packs, **fields), blocks.samples), CPU)
     assert packed.network.digest() == plain.network.digest()
     assert ("cannot be used" in caplog.text) == (damage == "truncated")
 

@@ -21,8 +21,9 @@ from rdd_pipeline.networks import (
     network_from_params,
     probe,
 )
-from rdd_pipeline.training import loop, preparation
+from rdd_pipeline.training import build
 from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.training import Training
 
 from .conftest import LABELS, TEACHER
 
@@ -38,7 +39,7 @@ def learned(blocks) -> NetworkCheckpoint:
     job = _job(blocks, "teacher", network=TEACHER.model_copy(update={"dropout": 0.0}))
     longer = {"iterations": 60, "validate_every": 60, "optimizer": OptimizerParams(lr=0.05)}
     job = job.model_copy(update={"recipe": job.recipe.model_copy(update=longer)})
-    return train(job, blocks.samples, trainer=CPU).network
+    return train(Training(job, blocks.samples), CPU).network
 
 
 def _job(blocks, method, *, network, weighted=False, rdd=None, preset="reference_code"):
@@ -179,17 +180,17 @@ def test_thirty_steps_equal_a_plain_loop(
         rdd={"mode": mode, "annealed": annealed},
     )  # fmt: skip
 
-    build, make = NetworkCheckpoint.build, network_from_params
-    monkeypatch.setattr(NetworkCheckpoint, "build", lambda self: build(self).double())
-    monkeypatch.setattr(loop, "network_from_params", lambda *a, **k: make(*a, **k).double())
+    load, make = NetworkCheckpoint.build, network_from_params
+    monkeypatch.setattr(NetworkCheckpoint, "build", lambda self: load(self).double())
+    monkeypatch.setattr(build, "network_from_params", lambda *a, **k: make(*a, **k).double())
     monkeypatch.setattr(Preprocessing, "normalize", _normalized)
     monkeypatch.setattr(
-        preparation,
+        build,
         "output_shapes",
         lambda network, size: probe.output_shapes(copy.deepcopy(network).float(), size),
     )
     train_only = [sample for sample in blocks.samples if sample.split == "train"]
-    ours = train(job, train_only, trainer=CPU, teacher=learned).state.student
+    ours = train(Training(job, train_only, learned), CPU).state.student
 
     torch.manual_seed(job.seed)
     student = make(network, num_classes=3).double()
@@ -214,7 +215,7 @@ def test_thirty_steps_equal_a_plain_loop(
     ones = torch.ones(3, dtype=torch.float64)
     shares = _plain(
         student,
-        build(learned).double(),
+        load(learned).double(),
         batches,
         mode=mode,
         annealed=annealed,

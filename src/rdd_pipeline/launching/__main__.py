@@ -40,9 +40,9 @@ from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.preparation import job_fingerprint, prepare_job
+from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.stopping import TrainingInterruptedError
-from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +81,8 @@ def run_job_file(path: Path) -> dict[str, Any]:
     samples = _samples(spec, base, job.root)
     teacher = load_checkpoint(base / spec.teacher) if spec.teacher else None
     output = base / spec.output
-    fingerprint = job_fingerprint(job, samples, teacher, None)
-    result = train(
-        job,
-        samples,
-        trainer=spec.trainer,
-        teacher=teacher,
-        store=RunStore(output / "work", fingerprint),
-    )
+    training = Training(job, samples, teacher).stored_in(output / "work")
+    result = train(training, spec.trainer)
     if not _is_first():
         return {}
     scores = score_splits(
@@ -104,7 +98,7 @@ def run_job_file(path: Path) -> dict[str, Any]:
     summary = {
         "method": job.method,
         "seed": job.seed,
-        "fingerprint": fingerprint,
+        "fingerprint": result.fingerprint,
         "iterations": result.state.iteration,
         "cost": vars(result.state.cost),
         "scores": scores,
@@ -119,12 +113,12 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
+def _samples(spec: JobFile, base: Path, root: Path) -> tuple[Sample, ...]:
     if spec.index is not None:
         path = base / spec.index
         try:
             with path.open(newline="") as file:
-                return list(from_rows(csv.DictReader(file)))
+                return from_rows(csv.DictReader(file))
         except OSError as error:
             raise UserError(f"The index {path} cannot be read ({error.strerror}).") from error
     if spec.layout is None:
@@ -134,7 +128,7 @@ def _samples(spec: JobFile, base: Path, root: Path) -> list[Sample]:
     raise_problems(root, index.problems)
     for warning in index.warnings:
         logger.warning(warning)
-    return list(index.samples)
+    return index.samples
 
 
 def main() -> int:

@@ -30,7 +30,6 @@ from rdd_pipeline.launching.exchange import Exchange
 from rdd_pipeline.launching.launch import run_workers, write_task
 from rdd_pipeline.launching.worker import Task
 from rdd_pipeline.training.device import resolve_devices
-from rdd_pipeline.training.preparation import title_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def _take_part(exchange: Exchange, training: int, data: Path | None, address: st
         folder = Path(name)
         exchange.fetch(training, folder)
         task = _local(folder, exchange.endpoint, data, address)
-        title = title_of(task.job)
+        title = task.job.title
         resolve_devices(task.trainer, task.job.recipe.batch_size)  # they may not be here
         write_task(task, folder)
         logger.info("%s: taking part with %d process(es).", title, task.processes)

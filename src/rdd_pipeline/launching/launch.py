@@ -26,22 +26,20 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 
 from rdd_pipeline.config import TrainerParams
-from rdd_pipeline.data.index import Sample, usable_cores
+from rdd_pipeline.data.index import usable_cores
 from rdd_pipeline.data.processes import hidden_main
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching import worker
 from rdd_pipeline.launching.exchange import Exchange, Failure, host
 from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, train_in_group
-from rdd_pipeline.networks import NetworkCheckpoint, save_checkpoint
+from rdd_pipeline.networks import save_checkpoint
 from rdd_pipeline.training import loop
+from rdd_pipeline.training.curves import OnLog
 from rdd_pipeline.training.device import resolve_device, resolve_devices
-from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import OnLog, TrainingResult
-from rdd_pipeline.training.preparation import check_inputs, network_of, title_of
-from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training, TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +50,7 @@ _PARTING = 5.0
 
 
 def train(
-    job: TrainingJob,
-    samples: Sequence[Sample],
-    *,
-    trainer: TrainerParams,
-    teacher: NetworkCheckpoint | None = None,
-    initial_state: TrainState | None = None,
-    store: RunStore | None = None,
-    on_log: OnLog | None = None,
+    training: Training, trainer: TrainerParams, on_log: OnLog | None = None
 ) -> TrainingResult:
     """`loop.train` on as many devices as `trainer.devices` says.
 
@@ -73,59 +64,49 @@ def train(
         WorkerFailedError: A process failed more often than `trainer.max_restarts`.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return train_in_group(job, samples, trainer, teacher, initial_state, store, on_log, None)
-    processes = resolve_devices(trainer, job.recipe.batch_size)
+        return train_in_group(training, trainer, on_log)
+    processes = resolve_devices(trainer, training.job.recipe.batch_size)
     if processes * trainer.nodes > 1:
-        if store is None:
+        if training.store is None:
             raise UserError(
                 f"trainer.devices is {processes}: several processes meet in a work folder, but "
                 "none was given. Give one, or set trainer.devices=1 and trainer.nodes=1."
             )
-        check_inputs(job, samples, teacher, initial_state, processes * trainer.nodes)
-        if store.finished_state() is None:
-            return _launch(job, samples, trainer, teacher, initial_state, store, on_log, processes)
-    return loop.train(
-        job,
-        samples,
-        trainer=trainer,
-        teacher=teacher,
-        initial_state=initial_state,
-        store=store,
-        on_log=on_log,
-    )
+        training.check(processes * trainer.nodes)
+        if training.store.finished_state() is None:
+            return _launch(training, training.store, trainer, on_log, processes)
+    return loop.train(training, trainer, on_log=on_log)
 
 
 def _launch(
-    job: TrainingJob,
-    samples: Sequence[Sample],
-    trainer: TrainerParams,
-    teacher: NetworkCheckpoint | None,
-    initial_state: TrainState | None,
+    training: Training,
     store: RunStore,
+    trainer: TrainerParams,
     on_log: OnLog | None,
     processes: int,
 ) -> TrainingResult:
-    begun = store.latest() or initial_state
+    title = training.job.title
+    begun = store.latest() or training.initial_state
     folder = store.path.resolve() / "launch"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         task = Task(
-            job=job,
+            job=training.job,
             trainer=trainer.model_copy(update={"devices": processes}),
-            samples=tuple(samples),
+            samples=training.samples,
             work=store.path.parent.resolve(),
             fingerprint=store.fingerprint,
             cwd=Path.cwd(),
             log_level=logger.getEffectiveLevel(),
         )
         write_task(task, folder)
-        if teacher is not None:
-            save_checkpoint(teacher, folder / "teacher.safetensors")
-        if initial_state is not None:
-            write_atomically(folder / "start.ckpt", initial_state.to_bytes())
+        if training.teacher is not None:
+            save_checkpoint(training.teacher, folder / "teacher.safetensors")
+        if training.initial_state is not None:
+            write_atomically(folder / "start.ckpt", training.initial_state.to_bytes())
         logger.info(
             "%s: %d processes%s train together.",
-            title_of(job),
+            title,
             processes * trainer.nodes,
             f" on {trainer.nodes} machines" if trainer.nodes > 1 else "",
         )
@@ -136,15 +117,10 @@ def _launch(
     state = store.finished_state()
     if state is None:
         raise WorkerFailedError(
-            f"{title_of(job)}: all processes came to their end, but {store.path} holds no final "
-            "state. Look at the disk and repeat the command."
+            f"{title}: all processes came to their end, but {store.path} holds no final state. "
+            "Look at the disk and repeat the command."
         )
-    return TrainingResult(
-        state=state,
-        network=network_of(job, state),
-        fingerprint=store.fingerprint,
-        trained=state.iteration - (begun.iteration if begun is not None else 0),
-    )
+    return training.result(state, trained=state.iteration - (begun.iteration if begun else 0))
 
 
 def write_task(task: Task, folder: Path) -> None:
@@ -307,7 +283,7 @@ def _explained(
     error: Exception, failures: Sequence[Failure], task: Task, store: RunStore
 ) -> Exception:
     """What became of processes that could not finish their task."""
-    trainer, title = task.trainer, title_of(task.job)
+    trainer, title = task.trainer, task.job.title
     processes = task.processes * trainer.nodes
     state = store.latest()
     kept = (

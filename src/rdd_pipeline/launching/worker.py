@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,15 @@ from rdd_pipeline.data.index import Sample
 from rdd_pipeline.data.processes import end_with_parent
 from rdd_pipeline.errors import DataProblem, NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.launching.exchange import LOOPBACK, Exchange, Failure, serve
-from rdd_pipeline.networks import NetworkCheckpoint, load_checkpoint
+from rdd_pipeline.networks import load_checkpoint
 from rdd_pipeline.training import loop
+from rdd_pipeline.training.curves import OnLog
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import OnLog, TrainingResult
-from rdd_pipeline.training.preparation import title_of
 from rdd_pipeline.training.state import DamagedStateError, TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training, TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -138,18 +138,21 @@ def _do(folder: Path, stop: threading.Event) -> None:
     if _attempt() and speaks:
         logger.warning(
             "%s: a process ended; all start again from the last checkpoint (%d of %d).",
-            title_of(task.job),
+            task.job.title,
             _attempt(),
             task.trainer.max_restarts,
         )
     teacher, start = folder / "teacher.safetensors", folder / "start.ckpt"
-    train_in_group(
+    training = Training(
         task.job,
         task.samples,
-        task.trainer,
         load_checkpoint(teacher) if teacher.exists() else None,
         TrainState.from_bytes(start.read_bytes(), source=str(start)) if start.exists() else None,
         None if task.work is None else RunStore(task.work, task.fingerprint),
+    )
+    train_in_group(
+        training,
+        task.trainer,
         lambda iteration, values: events.write({"iteration": iteration, "values": dict(values)}),
         stop,
         loopback=on_one_machine(task.trainer),
@@ -157,14 +160,10 @@ def _do(folder: Path, stop: threading.Event) -> None:
 
 
 def train_in_group(
-    job: TrainingJob,
-    samples: Sequence[Sample],
+    training: Training,
     trainer: TrainerParams,
-    teacher: NetworkCheckpoint | None,
-    initial_state: TrainState | None,
-    store: RunStore | None,
     on_log: OnLog | None,
-    stop: threading.Event | None,
+    stop: threading.Event | None = None,
     *,
     loopback: bool = False,
 ) -> TrainingResult:
@@ -180,16 +179,7 @@ def train_in_group(
     if ours:
         _init_process_group(device, timedelta(seconds=trainer.timeout), loopback)
     result = loop.train(
-        job,
-        samples,
-        trainer=trainer,
-        teacher=teacher,
-        initial_state=initial_state,
-        store=store,
-        group=dist.group.WORLD,
-        device=device,
-        on_log=on_log,
-        stop=stop,
+        training, trainer, group=dist.group.WORLD, device=device, on_log=on_log, stop=stop
     )
     # Not after an error: taking leave of a process that is gone can take for ever.
     if ours:

@@ -52,13 +52,14 @@ from rdd_pipeline.pipelines._shared import (
 )
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
+from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.device import resolve_device, resolve_precision
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import TrainingResult
 from rdd_pipeline.training.notes import training_notes
-from rdd_pipeline.training.preparation import job_fingerprint, loss_context, prepare_job
+from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training, TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -123,19 +124,13 @@ def run_training(
         )
         raise UserError(" ".join(faults)) from error
     job = prepare_job(job, trainer)
-    samples = samples_of(raw_index)
-    if not job.definition.needs_teacher:
-        teacher = None
-    store = RunStore(work_folder, job_fingerprint(job, samples, teacher, initial_state))
-    return train(
+    training = Training(
         job,
-        samples,
-        trainer=trainer,
-        teacher=teacher,
-        initial_state=initial_state,
-        store=store,
-        on_log=partial(tracking.log_metrics, seed=curves),
-    )
+        tuple(samples_of(raw_index)),
+        teacher if job.definition.needs_teacher else None,
+        initial_state,
+    ).stored_in(work_folder)
+    return train(training, trainer, partial(tracking.log_metrics, seed=curves))
 
 
 def seeds_from(seed: int, seeds: int) -> range:

@@ -80,6 +80,12 @@ class TrainingJob(Params):
         return find_method(self.method, self.methods)
 
     @property
+    def title(self) -> str:
+        """What people call it."""
+        stage = "" if self.stage == "whole" else f" ({self.stage} stage)"
+        return self.method + stage + (f", seed {self.seed}" if self.seed else "")
+
+    @property
     def rdd_settings(self) -> RddParams:
         """Settings of RDD as this method has them."""
         return self.definition.settings(self.rdd)

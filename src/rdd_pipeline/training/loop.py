@@ -11,31 +11,25 @@ import logging
 import math
 import threading
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.config import TrainerParams
-from rdd_pipeline.data.index import Sample, of_split
-from rdd_pipeline.data.loading import evaluation_batches, training_batches
+from rdd_pipeline.data.index import of_split
+from rdd_pipeline.data.loading import Batch, evaluation_batches, training_batches
 from rdd_pipeline.data.packed import usable_pack
-from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads
-from rdd_pipeline.distillation.stages import stage_shares
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
-from rdd_pipeline.networks import (
-    NetworkCheckpoint,
-    Preprocessing,
-    network_from_params,
-)
+from rdd_pipeline.networks import Preprocessing
+from rdd_pipeline.training.build import Components, build
 from rdd_pipeline.training.coordinator import Coordinator
+from rdd_pipeline.training.curves import Curves, OnLog
 from rdd_pipeline.training.device import (
     memory_format,
     peak_memory,
@@ -46,60 +40,20 @@ from rdd_pipeline.training.device import (
     set_up,
     unrepeatable_operation,
 )
-from rdd_pipeline.training.difficulty import Difficulty
-from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.notes import training_notes
-from rdd_pipeline.training.preparation import (
-    check_inputs,
-    job_fingerprint,
-    loss_context,
-    network_of,
-    title_of,
-)
 from rdd_pipeline.training.progress import TrainingProgress
-from rdd_pipeline.training.running_means import RunningMeans
-from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer, learning_rate
+from rdd_pipeline.training.schedule import learning_rate
 from rdd_pipeline.training.state import Best, TrainState, copy_to_cpu
-from rdd_pipeline.training.step import TrainingStep
 from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
-from rdd_pipeline.training.store import RunStore
-from rdd_pipeline.training.synchronized import MicroBatches, convert_sync_layers
+from rdd_pipeline.training.synchronized import MicroBatches
+from rdd_pipeline.training.training import Training, TrainingResult
 
 logger = logging.getLogger(__name__)
 
-OnLog = Callable[[int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training hands on.
-
-    Attributes:
-        state: Whole training state after the last iteration (CPU tensors and plain values).
-        network: The weights to use: of the best validation or of the last iteration.
-        fingerprint: Of the work they came from.
-        trained: Iterations done in this call; 0 when all was there already.
-    """
-
-    state: TrainState
-    network: NetworkCheckpoint
-    fingerprint: str
-    trained: int
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """One row a logged or validated iteration, oldest first."""
-        return self.state.history
-
 
 def train(
-    job: TrainingJob,
-    samples: Sequence[Sample],
-    *,
+    training: Training,
     trainer: TrainerParams,
-    teacher: NetworkCheckpoint | None = None,
-    initial_state: TrainState | None = None,
-    store: RunStore | None = None,
+    *,
     group: dist.ProcessGroup | None = None,
     device: torch.device | None = None,
     on_log: OnLog | None = None,
@@ -108,13 +62,8 @@ def train(
     """Train one network, or load it when this very work is done, or go on where it stopped.
 
     Args:
-        job: What to train.
-        samples: The index; splits `train` and, if there, `val` are used.
+        training: What to train, and where it is kept.
         trainer: How to run here.
-        teacher: Frozen network; required by methods that distill.
-        initial_state: State of the stage before (stage `tse`).
-        store: Where checkpoints live; None keeps nothing on disk. Of several ranks the first that
-            has one writes and reads it for all; `initial_state` is that rank's, too.
         group: Ranks that train together; None: this process alone.
         device: Where to compute; None: what `trainer.device` says.
         on_log: Called with (iteration, values) for every point of the curves.
@@ -128,436 +77,205 @@ def train(
     """
     device = resolve_device(trainer.device) if device is None else device
     set_up(trainer, device)
-    run = Trainer(job, samples, trainer, teacher, initial_state, store, group, device, on_log, stop)
-    return run.run()
+    return Trainer(training, trainer, device, group, on_log, stop).run()
 
 
 class Trainer:
-    """One call of `train`."""
+    """One call of `train`, on one of the ranks."""
 
     def __init__(
         self,
-        job: TrainingJob,
-        samples: Sequence[Sample],
+        training: Training,
         trainer: TrainerParams,
-        teacher: NetworkCheckpoint | None,
-        initial_state: TrainState | None,
-        store: RunStore | None,
-        group: dist.ProcessGroup | None,
         device: torch.device,
+        group: dist.ProcessGroup | None,
         on_log: OnLog | None,
         stop: threading.Event | None,
     ) -> None:
-        self.job, self.trainer, self.teacher = job, trainer, teacher
-        self.initial_state, self.store, self.device = initial_state, store, device
-        self.on_log = on_log or (lambda iteration, values: None)
-        self.stop = stop
-        self.judged_from = 0.0
+        self.training, self.job, self.store = training, training.job, training.store
+        self.trainer, self.device = trainer, device
         self.ranks = Collectives(group)
-        self.rank, self.world_size = self.ranks.rank, self.ranks.size
-        self.coordinator = Coordinator(self.ranks, device, has_store=store is not None)
-        self.parts = MicroBatches(self.ranks, job.recipe.gradient_accumulation_steps)
+        self.micro_batches = MicroBatches(self.ranks, self.job.recipe.gradient_accumulation_steps)
+        self.coordinator = Coordinator(self.ranks, device, has_store=self.store is not None)
         self.is_writer = self.coordinator.is_writer
-        self.train_samples = of_split(samples, "train")
-        self.val_samples = of_split(samples, "val")
-        self.fingerprint = store.fingerprint if store else ""
+        self.on_log = (on_log or (lambda iteration, values: None)) if self.is_writer else None
+        self.stop = stop
+        self.state = TrainState()
         if self.is_writer:
-            check_inputs(job, samples, teacher, initial_state, self.world_size)
-            self.fingerprint = self.fingerprint or job_fingerprint(
-                job, samples, teacher, initial_state
-            )
-        self.state = TrainState(fingerprint=self.fingerprint)
+            training.check(self.ranks.size)
+            self.state.fingerprint = training.fingerprint
 
     def run(self) -> TrainingResult:
         """Train to the end of the job, or load it."""
         store = self.store
         finished = self.coordinator.from_writer(lambda: store.finished_state() if store else None)
         if finished is not None:
-            self._log_line("already trained (%s), loaded.", self.fingerprint)
-            return self._wrap(finished, trained=0)
+            self._say("already trained (%s), loaded.", finished.fingerprint)
+            return self.training.result(finished, trained=0)
         if store and self.is_writer:
             store.describe(self.job.model_dump(mode="json"))
-        resumed = self.coordinator.from_writer(lambda: store.latest() if store else None)
-        state = resumed or self.coordinator.from_writer(lambda: self.initial_state)
-        try:
-            self._build()
-            if state is None and not self.coordinator.on_one_machine:
-                # Pretrained weights are files of one machine.
-                state = self.coordinator.from_writer(lambda: self._snapshot())
-            if state is not None:
-                self._restore(state)
-            if resumed is not None:
-                self._log_line("going on after iteration %d.", resumed.iteration)
-            first = self.state.iteration + 1
-            self._iterate()
-        except RuntimeError as error:
-            operation = unrepeatable_operation(error)
-            if operation is not None:
-                raise UserError(self._unrepeatable_message(operation)) from error
-            if not ran_out_of_memory(error):
-                raise
-            raise UserError(self._memory_message(self.state.iteration + 1)) from error
-        final = self._complete()
-        return self._wrap(final, trained=self.state.iteration - first + 1)
+        with self._errors_of_torch():
+            components = self._start()
+            before = self.state.iteration
+            self._iterate(components)
+        final = self._complete(components)
+        return self.training.result(final, trained=final.iteration - before)
 
-    def _log_line(self, text: str, *values: object) -> None:
-        """One line for all ranks."""
-        if self.is_writer:
-            logger.info("%s: " + text, title_of(self.job), *values)
-
-    def _memory_message(self, iteration: int) -> str:
-        recipe = self.job.recipe
-        crop = list(recipe.augment.crop)
-        share = f" ({recipe.batch_size // self.world_size} a device)" if self.world_size > 1 else ""
-        return (
-            f"{title_of(self.job)}: memory of {self.device} ran out in iteration {iteration} with "
-            f"recipe.batch_size={recipe.batch_size}{share}, recipe.augment.crop={crop} "
-            f"and precision {self.job.precision}. Lower the batch size or the crop, or set "
-            "trainer.precision=bfloat16, which starts the training anew; or share the batch among "
-            f"more GPUs (trainer.devices), which goes on with it. {self._kept()}"
-        ).rstrip()
-
-    def _unrepeatable_message(self, operation: str) -> str:
-        return (
-            f"{title_of(self.job)}: trainer.deterministic=true, but torch's {operation} has no "
-            f"repeatable form on {self.device}, and {self.job.network.name} or the method needs "
-            "it. Choose another network or set trainer.deterministic=false."
+    def _start(self) -> Components:
+        """Build everything and go on from what there is: a checkpoint, or the initial state."""
+        store, from_writer = self.store, self.coordinator.from_writer
+        resumed = from_writer(lambda: store.latest() if store else None)
+        state = resumed or from_writer(lambda: self.training.initial_state)
+        together = self.coordinator.on_one_machine
+        components = build(
+            self.training,
+            self.trainer,
+            self.device,
+            self.micro_batches,
+            pretrained=self.is_writer or together,
         )
+        if state is None and not together:
+            # Pretrained weights are files of one machine.
+            state = from_writer(lambda: components.snapshot(self.state))
+        if state is not None:
+            components.load(state)
+            self.state = state.without_tensors(self.state.fingerprint)
+        if resumed is not None:
+            self._say("going on after iteration %d.", resumed.iteration)
+        return components
 
-    def _kept(self) -> str:
-        """What there is to go on from, as a sentence."""
-        return (
-            "The last checkpoint is whole. "
-            if self.store and self.store.latest() is not None
-            else ""
-        )
-
-    def _complete(self) -> TrainState:
-        """Write the final state and mark the work as done."""
-        final = self._snapshot()
-        if self.store and self.is_writer:
-            self.store.save(final)
-            self.store.finish(final.iteration)
-        self.coordinator.wait()
-        return final
-
-    def _build(self) -> None:
-        job = self.job
-        torch.manual_seed(job.seed)
-        self.student = network_from_params(
-            job.network,
-            num_classes=job.labels.num_classes,
-            pretrained=self.is_writer or self.coordinator.on_one_machine,
-        )
-        self.preprocessing = Preprocessing.for_network(job.network)
-        weights = job.labels.class_weights if job.recipe.class_weights else None
-        teacher_network = None
-        if self.teacher is not None and job.definition.needs_teacher:
-            teacher_network = self.teacher.build().requires_grad_(False)
-            if job.definition.uses_rdd:
-                check_auxiliary_heads(
-                    job.rdd_settings,
-                    warmup=job.warmup,
-                    iterations=job.recipe.iterations,
-                    teacher=teacher_network.auxiliary is not None,
-                    student=self.student.auxiliary is not None,
-                )
-        self.objective = Objective(
-            job.definition,
-            rdd=job.rdd_settings,
-            iterations=job.recipe.iterations,
-            aux_weight=job.recipe.aux_weight,
-            class_weights=None if weights is None else torch.tensor(weights),
-            ignore_index=job.labels.ignore_index,
-            context=None
-            if teacher_network is None
-            else loss_context(
-                self.student,
-                teacher_network,
-                job.recipe,
-                job.labels,
-                ranks=self.ranks,
-                cross_image=job.methods.cross_image,
-            ),
-            scale_by_positions=job.methods.scale_by_positions,
-            ranks=self.ranks,
-        )
-        if teacher_network is not None:
-            _to_device(teacher_network, self.device, self.trainer)
-        self.step = TrainingStep(
-            self.student,
-            self.objective,
-            teacher=teacher_network,
-            student_preprocessing=self.preprocessing,
-            teacher_preprocessing=self.teacher.header.preprocessing if self.teacher else None,
-            autocast=torch.bfloat16 if job.precision == "bfloat16" else None,
-        )
-        _to_device(self.step, self.device, self.trainer)
-        against = [p for module in self.objective.adversaries() for p in module.parameters()]
-        ids = {id(parameter) for parameter in against}
-        self.parameters = [p for p in self.step.parameters() if id(p) not in ids]
-        self.optimizer = build_optimizer(job.recipe.optimizer, self.parameters)
-        self.adversary_optimizer = build_adversary_optimizer(against)
-        if self.parts.in_all > 1:
-            convert_sync_layers(self.step, self.parts, self.device)
-        self.wrapped: nn.Module = self.step
-        if self.world_size > 1 and self.parts.parts == 1:
-            with warnings.catch_warnings():
-                # torch 2.15 has another name for it, which older ones do not know.
-                warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
-                self.wrapped = DistributedDataParallel(
-                    self.step,
-                    device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                    process_group=self.ranks.group,
-                    broadcast_buffers=False,
-                )
-
-    def _restore(self, state: TrainState) -> None:
-        self.student.load_state_dict(state.student)
-        self.objective.load_state_dict(state.objective)
-        # A copy: the optimizer goes on in the very tensors it is given, here the caller's.
-        self.optimizer.load_state_dict(copy_to_cpu(state.optimizer))
-        if self.adversary_optimizer is not None:
-            self.adversary_optimizer.load_state_dict(copy_to_cpu(state.adversary_optimizer))
-        self.state = TrainState(
-            state.iteration,
-            best=state.best,
-            history=list(state.history),
-            cost=replace(state.cost),
-            fingerprint=self.fingerprint,
-        )
-
-    def _snapshot(self) -> TrainState:
-        """The state with its tensors, which later steps leave as they are."""
-        adversary = self.adversary_optimizer
-        return replace(
-            self.state,
-            student=copy_to_cpu(self.student.state_dict()),
-            objective=copy_to_cpu(self.objective.state_dict()),
-            optimizer=copy_to_cpu(self.optimizer.state_dict()),
-            adversary_optimizer=copy_to_cpu(adversary.state_dict()) if adversary else None,
-            history=list(self.state.history),
-            cost=replace(self.state.cost),
-        )
-
-    def _wrap(self, state: TrainState, *, trained: int) -> TrainingResult:
-        return TrainingResult(
-            state=state,
-            network=network_of(self.job, state),
-            fingerprint=self.fingerprint,
-            trained=trained,
-        )
-
-    def _iterate(self) -> None:
-        job, recipe = self.job, self.job.recipe
-        first, last = self.state.iteration + 1, job.last_iteration
+    def _iterate(self, components: Components) -> None:
+        job, first, last = self.job, self.state.iteration + 1, self.job.last_iteration
         if first > last:
             return
-        batches = training_batches(
-            self.train_samples,
+        batches = self._batches(first, last)
+        reset_peak_memory(self.device)
+        components.wrapped.train()
+        best = self.state.best.miou if self.state.best else None
+        saved = time.monotonic()
+        with (
+            stop_signals(self.stop) as stop,
+            TrainingProgress(job.title, first, last, best=best, silent=not self.is_writer) as bar,
+        ):
+            curves = Curves(job, job.labels, self.state, bar, self.on_log)
+            for batch in batches:
+                lr = learning_rate(job.recipe.optimizer, batch.iteration, job.recipe.iterations)
+                curves.add(*self._one_step(components, batch, lr))
+                iteration = self.state.iteration = batch.iteration
+                if iteration % self.trainer.log_every == 0 or iteration == last:
+                    peak = peak_memory(self.device)
+                    self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak)
+                    curves.log(lr)
+                validated = self._validate_if_due(components, curves)
+                due = time.monotonic() - saved > self.trainer.checkpoint_every
+                stopping = self.coordinator.any(stop.is_set())
+                if iteration < last and (validated or due or stopping):
+                    self._save(components)
+                    saved = time.monotonic()
+                    curves.resume_clock()
+                if stopping:
+                    self._stop(components)
+
+    def _batches(self, first: int, last: int) -> Iterator[Batch]:
+        job, samples = self.job, of_split(self.training.samples, "train")
+        return training_batches(
+            samples,
             job.root,
-            augment=recipe.augment,
+            augment=job.recipe.augment,
             seed=job.seed,
-            batch_size=recipe.batch_size,
+            batch_size=job.recipe.batch_size,
             first_iteration=first,
             last_iteration=last,
             lookup=job.labels.lookup,
             ignore_index=job.labels.ignore_index,
             image_size=job.image_size,
-            pad_color=self.preprocessing.mean_rgb(),
+            pad_color=Preprocessing.for_network(job.network).mean_rgb(),
             workers=resolve_workers(self.trainer.workers, self.device),
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
             pack=usable_pack(
-                job.packs, self.train_samples, lookup=job.labels.lookup, image_size=job.image_size
+                job.packs, samples, lookup=job.labels.lookup, image_size=job.image_size
             ),
             pin_memory=self.device.type == "cuda",
             patience=self.trainer.timeout,
         )
-        reset_peak_memory(self.device)
-        means, difficulty = RunningMeans(), Difficulty(job.labels.names)
-        saved = time.monotonic()
-        self.wrapped.train()
-        with (
-            stop_signals(self.stop) as stop,
-            TrainingProgress(
-                title_of(job),
-                first,
-                last,
-                best=self.state.best.miou if self.state.best else None,
-                silent=not self.is_writer,
-            ) as progress,
-        ):
-            for batch in batches:
-                iteration = batch.iteration
-                lr = learning_rate(recipe.optimizer, iteration, recipe.iterations)
-                values = self._one_step(batch.images, batch.labels, iteration, lr, difficulty)
-                self.state.iteration = iteration
-                self.state.cost.images += recipe.batch_size
-                self.state.cost.seconds += means.add(values, recipe.batch_size)
-                if iteration % self.trainer.log_every == 0 or iteration == last:
-                    self._log(means, difficulty, lr, progress)
-                    self._warn_of_difficulty()
-                validated = iteration % recipe.validate_every == 0 or iteration == recipe.iterations
-                if validated and self.val_samples:
-                    self._validate(progress)
-                    if iteration == recipe.iterations:
-                        self._warn_without_best()
-                    means.resume_clock()
-                due = time.monotonic() - saved > self.trainer.checkpoint_every
-                stopping = self.coordinator.any(stop.is_set())
-                if iteration < last and (validated or due or stopping):
-                    self._checkpoint()
-                    saved = time.monotonic()
-                    means.resume_clock()
-                if stopping:
-                    if iteration == last:
-                        self._complete()
-                    self.coordinator.wait()
-                    kept = "Its state is saved; the same command goes on from there."
-                    raise TrainingInterruptedError(
-                        f"{title_of(job)} was asked to stop after iteration {iteration} of {last}. "
-                        + (kept if self.store else "Nothing was saved.")
-                    )
 
     def _one_step(
-        self, images: Tensor, labels: Tensor, iteration: int, lr: float, difficulty: Difficulty
-    ) -> dict[str, float]:
-        """Forward, check, backward, update; returns all scalars of the step."""
+        self, components: Components, batch: Batch, lr: float
+    ) -> tuple[dict[str, float], Tensor | None]:
+        """Forward, check, backward, update.
+
+        Returns:
+            All scalars of the step, and, where they were counted, the pixels of each class (fields
+            of `PixelsOfClass`, classes).
+        """
         # The same on all ranks, which draw what one process would draw and take their share of it.
-        seed = _step_seed(self.job.seed, iteration)
+        seed = _step_seed(self.job.seed, batch.iteration)
         torch.manual_seed(seed)
         pinned = self.device.type == "cuda"  # elsewhere the memory may be gone before it is read
-        images = images.to(self.device, non_blocking=pinned)
-        labels = labels.to(self.device, non_blocking=pinned)
+        images = batch.images.to(self.device, non_blocking=pinned)
+        labels = batch.labels.to(self.device, non_blocking=pinned)
         images = images.contiguous(memory_format=memory_format(self.trainer, self.device))
-        for group in self.optimizer.param_groups:
+        for group in components.optimizer.param_groups:
             group["lr"] = lr
-        if self.parts.parts > 1:
-            output = self.step.backward_in_parts(images, labels, iteration, self.parts, seed)
-            self.coordinator.average_gradients(self.step.parameters())
+        if self.micro_batches.parts > 1:
+            output = components.step.backward_in_parts(
+                images, labels, batch.iteration, self.micro_batches, seed
+            )
+            self.coordinator.average_gradients(components.step.parameters())
         else:
-            output = self.wrapped(images, labels, iteration)
+            output = components.wrapped(images, labels, batch.iteration)
             output.total.backward()
         scalars = {"loss": output.total.detach(), **output.parts, **output.statistics}
         norm = self.job.recipe.clip_norm
         if norm is not None:
-            scalars["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, norm)
+            scalars["gradient_norm"] = nn.utils.clip_grad_norm_(components.parameters, norm)
         # All ranks log the mean of all, and all of them stop where one meets a NaN.
         numbers = self.ranks.mean(torch.stack([value.float() for value in scalars.values()]))
-        if output.pixels_of_class is not None:
-            numbers = torch.cat([numbers, torch.stack(output.pixels_of_class).flatten().float()])
+        counts = output.pixels_of_class
+        if counts is not None:
+            numbers = torch.cat([numbers, torch.stack(counts).flatten().float()])
         # One transfer, and the only wait for the device in a step.
         numbers = numbers.cpu()
         values = dict(zip(scalars, numbers[: len(scalars)].tolist(), strict=True))
-        if output.pixels_of_class is not None:
-            difficulty.add(numbers[len(scalars) :].view(len(output.pixels_of_class), -1))
-        self._require_finite(values, iteration)
-        for optimizer in (self.optimizer, self.adversary_optimizer):
-            if optimizer is not None:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        return values
+        self._require_finite(values, batch.iteration)
+        for optimizer in components.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return values, None if counts is None else numbers[len(scalars) :].view(len(counts), -1)
 
-    def _require_finite(self, values: Mapping[str, float], iteration: int) -> None:
-        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if not bad:
-            return
-        named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-        raise NonFiniteLossError(
-            f"{title_of(self.job)}: non-finite at iteration {iteration}: {named}. The step was not "
-            f"taken. {self._kept()}Lower recipe.optimizer.lr, set recipe.clip_norm, or use "
-            "trainer.precision=float32."
-        )
+    def _validate_if_due(self, components: Components, curves: Curves) -> bool:
+        """Validate every so often and at the end of the run; returns whether it was time for it."""
+        recipe, state = self.job.recipe, self.state
+        due = state.iteration % recipe.validate_every == 0 or state.iteration == recipe.iterations
+        samples = of_split(self.training.samples, "val")
+        if due and samples:
+            scores = self._scores(components)
+            # NaN (no labeled pixel) is never the best; of older work it may stand there.
+            best = math.nan if state.best is None else state.best.miou
+            if scores.miou > best or (math.isnan(best) and not math.isnan(scores.miou)):
+                weights = copy_to_cpu(components.step.student.state_dict())
+                state.best = Best(scores.miou, state.iteration, weights)
+            curves.validated(scores)
+            curves.resume_clock()
+        return due
 
-    def _log(
-        self,
-        means: RunningMeans,
-        difficulty: Difficulty,
-        lr: float,
-        progress: TrainingProgress,
-    ) -> None:
-        values, images, seconds = means.close()
-        self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak_memory(self.device))
-        row = {"iteration": self.state.iteration, "lr": lr, **values}
-        stages = self.job.definition.stages
-        shares = stage_shares(
-            stages, self.job.rdd_settings, self.state.iteration, self.job.recipe.iterations
-        )
-        row |= {f"{stage.name}_share": shares[stage.name] for stage in stages[:-1]}
-        # The classes' shares stay out of what is observed: 450 curves of ADE20K.
-        self.state.history.append(row | difficulty.close())
-        rate = images / seconds if seconds > 0 else 0.0
-        if self.is_writer:
-            self.on_log(
-                self.state.iteration,
-                {k: v for k, v in row.items() if k != "iteration"} | {"images_per_second": rate},
-            )
-        progress.show(
-            self.state.iteration,
-            loss=values["loss"],
-            lr=lr,
-            rate=rate,
-        )
-
-    def _validate(self, progress: TrainingProgress) -> None:
-        scores = self._scores()
-        row = {
-            "iteration": self.state.iteration,
-            "val.miou": scores.miou,
-            "val.pixel_accuracy": scores.pixel_accuracy,
-        }
-        self.state.history.append(row)
-        if self.is_writer:
-            self.on_log(self.state.iteration, {k: v for k, v in row.items() if k != "iteration"})
-        # NaN (no labeled pixel) is never the best; of older work it may stand there.
-        best = math.nan if self.state.best is None else self.state.best.miou
-        if scores.miou > best or (math.isnan(best) and not math.isnan(scores.miou)):
-            weights = copy_to_cpu(self.student.state_dict())
-            self.state.best = Best(scores.miou, self.state.iteration, weights)
-        best = math.nan if self.state.best is None else self.state.best.miou
-        progress.validated(scores.miou, best=best)
-
-    def _warn_of_difficulty(self) -> None:
-        """Say once, early in TSE, what would else be found out at the end of the run.
-
-        Looked at in tenths of TSE: reading the whole history at each point of the curves would
-        take longer the longer the run is.
-        """
-        job = self.job
-        tse = job.recipe.iterations - job.warmup
-        here = self.state.iteration - job.warmup
-        if not max(self.judged_from, min(tse / 5, 500)) <= here <= tse / 2 or not self.is_writer:
-            return
-        notes = training_notes(self.state.history, method=job.definition, labels=job.labels)
-        for note in notes:
-            logger.warning("%s: %s", title_of(job), note)
-        self.judged_from = math.inf if notes else here + tse / 10
-
-    def _warn_without_best(self) -> None:
-        if self.job.recipe.keep == "best" and self.state.best is None and self.is_writer:
-            logger.warning(
-                "%s: every validation score is NaN, as no pixel of split 'val' is labeled. The "
-                "last weights are kept, whether good or not.",
-                title_of(self.job),
-            )
-
-    def _scores(self) -> Scores:
-        job = self.job
+    def _scores(self, components: Components) -> Scores:
+        job, samples = self.job, of_split(self.training.samples, "val")
         batches = evaluation_batches(
-            self.val_samples,
+            samples,
             job.root,
             # Not the training's: whole images take many times the memory of crops.
             batch_size=job.evaluation.batch_size,
             lookup=job.labels.lookup,
             image_size=job.image_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            pack=usable_pack(job.packs, self.val_samples, lookup=job.labels.lookup),
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            pack=usable_pack(job.packs, samples, lookup=job.labels.lookup),
         )
         matrix = evaluate(
-            self.student,
-            self.preprocessing,
+            components.step.student,
+            Preprocessing.for_network(job.network),
             batches,
             num_classes=job.labels.num_classes,
             ignore_index=job.labels.ignore_index,
@@ -569,17 +287,82 @@ class Trainer:
         )
         return Scores.from_matrix(matrix)
 
-    def _checkpoint(self) -> None:
+    def _save(self, components: Components) -> None:
         if self.store and self.is_writer:
-            self.store.save(self._snapshot())
+            self.store.save(components.snapshot(self.state))
+
+    def _complete(self, components: Components) -> TrainState:
+        """Write the final state and mark the work as done."""
+        final = components.snapshot(self.state)
+        if self.store and self.is_writer:
+            self.store.save(final)
+            self.store.finish(final.iteration)
+        self.coordinator.wait()
+        return final
+
+    def _stop(self, components: Components) -> None:
+        iteration, last = self.state.iteration, self.job.last_iteration
+        if iteration == last:
+            self._complete(components)
+        self.coordinator.wait()
+        raise TrainingInterruptedError(
+            f"{self.job.title} was asked to stop after iteration {iteration} of {last}. "
+            + (
+                "Its state is saved; the same command goes on from there."
+                if self.store
+                else "Nothing was saved."
+            )
+        )
+
+    def _say(self, text: str, *values: object) -> None:
+        """One line for all ranks."""
+        if self.is_writer:
+            logger.info("%s: " + text, self.job.title, *values)
+
+    def _kept(self) -> str:
+        """What there is to go on from, as a sentence."""
+        return "The last checkpoint is whole. " if self.store and self.store.latest() else ""
+
+    def _require_finite(self, values: Mapping[str, float], iteration: int) -> None:
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if not bad:
+            return
+        named = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        raise NonFiniteLossError(
+            f"{self.job.title}: non-finite at iteration {iteration}: {named}. The step was not "
+            f"taken. {self._kept()}Lower recipe.optimizer.lr, set recipe.clip_norm, or use "
+            "trainer.precision=float32."
+        )
+
+    @contextmanager
+    def _errors_of_torch(self) -> Iterator[None]:
+        """Turn what a user can mend into one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            job = self.job
+            operation = unrepeatable_operation(error)
+            if operation is not None:
+                raise UserError(
+                    f"{job.title}: trainer.deterministic=true, but torch's {operation} has no "
+                    f"repeatable form on {self.device}, and {job.network.name} or the method needs "
+                    "it. Choose another network or set trainer.deterministic=false."
+                ) from error
+            if not ran_out_of_memory(error):
+                raise
+            size, ranks = job.recipe.batch_size, self.ranks.size
+            share = f" ({size // ranks} a device)" if ranks > 1 else ""
+            raise UserError(
+                f"{job.title}: memory of {self.device} ran out in iteration "
+                f"{self.state.iteration + 1} with recipe.batch_size={size}{share}, "
+                f"recipe.augment.crop={list(job.recipe.augment.crop)} and precision "
+                f"{job.precision}. Lower the batch size or the crop, or set "
+                "trainer.precision=bfloat16, which starts the training anew; or share the batch "
+                "among more GPUs (trainer.devices), which goes on with it. "
+                f"{self._kept()}".rstrip()
+            ) from error
 
 
 def _step_seed(seed: int, iteration: int) -> int:
     """Decides dropout and other draws on the device in one step."""
     return (seed * 1_000_003 + iteration) * 1_009
-
-
-def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) -> None:
-    module.to(device)
-    if memory_format(trainer, device) == torch.channels_last:
-        module.to(memory_format=torch.channels_last)

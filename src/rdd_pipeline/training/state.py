@@ -13,7 +13,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -96,6 +96,16 @@ class TrainState:
         """Nested dicts of tensors and plain values, sharing the tensors: what a file holds."""
         best = None if self.best is None else dict(vars(self.best))
         return {**vars(self), "best": best, "cost": dict(vars(self.cost))}
+
+    def without_tensors(self, fingerprint: str) -> TrainState:
+        """A copy for a training that goes on from here; its tensors are those of the networks."""
+        return TrainState(
+            self.iteration,
+            best=self.best,
+            history=list(self.history),
+            cost=replace(self.cost),
+            fingerprint=fingerprint,
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes, *, source: str = "training state") -> Self:

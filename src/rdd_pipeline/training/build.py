@@ -1,0 +1,205 @@
+"""Networks, losses and optimizers of a training, put together on a device."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from rdd_pipeline.collectives import ALONE, Collectives
+from rdd_pipeline.config import RecipeParams, TrainerParams
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads
+from rdd_pipeline.losses.base import LossContext
+from rdd_pipeline.networks import Preprocessing, SegmentationNetwork, network_from_params
+from rdd_pipeline.networks.probe import output_shapes
+from rdd_pipeline.training.device import memory_format
+from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer
+from rdd_pipeline.training.state import TrainState, copy_to_cpu
+from rdd_pipeline.training.step import TrainingStep
+from rdd_pipeline.training.synchronized import MicroBatches, convert_sync_layers
+from rdd_pipeline.training.training import Training
+
+
+@dataclass(frozen=True)
+class Components:
+    """What has tensors in a training.
+
+    Attributes:
+        step: Student, losses and teacher, as one module.
+        wrapped: The step as it is called: for several ranks, in `DistributedDataParallel`.
+        optimizer: Over all that learns but adversaries.
+        adversary_optimizer: Over modules that learn against the student; None: there are none.
+    """
+
+    step: TrainingStep
+    wrapped: nn.Module
+    optimizer: Optimizer
+    adversary_optimizer: Optimizer | None
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those that there are."""
+        return [self.optimizer, *([self.adversary_optimizer] if self.adversary_optimizer else [])]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What `optimizer` changes."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def load(self, state: TrainState) -> None:
+        """Go on from the tensors of a state, which stay as they are."""
+        self.step.student.load_state_dict(state.student)
+        self.step.objective.load_state_dict(state.objective)
+        # A copy: an optimizer goes on in the very tensors it is given.
+        self.optimizer.load_state_dict(copy_to_cpu(state.optimizer))
+        if self.adversary_optimizer is not None:
+            self.adversary_optimizer.load_state_dict(copy_to_cpu(state.adversary_optimizer))
+
+    def snapshot(self, state: TrainState) -> TrainState:
+        """A copy of the state with the tensors of now."""
+        adversary = self.adversary_optimizer
+        return replace(
+            state,
+            student=copy_to_cpu(self.step.student.state_dict()),
+            objective=copy_to_cpu(self.step.objective.state_dict()),
+            optimizer=copy_to_cpu(self.optimizer.state_dict()),
+            adversary_optimizer=copy_to_cpu(adversary.state_dict()) if adversary else None,
+            history=list(state.history),
+            cost=replace(state.cost),
+        )
+
+
+def build(
+    training: Training,
+    trainer: TrainerParams,
+    device: torch.device,
+    micro_batches: MicroBatches,
+    *,
+    pretrained: bool = True,
+) -> Components:
+    """Build everything for the first iteration; weights depend on the seed alone.
+
+    Args:
+        training: What is trained.
+        trainer: How to run here.
+        device: Where.
+        micro_batches: How each batch is divided.
+        pretrained: Whether to read pretrained weights; False: they come with a state.
+
+    Raises:
+        UserError: Networks or losses do not fit together.
+    """
+    job = training.job
+    torch.manual_seed(job.seed)
+    student = network_from_params(
+        job.network, num_classes=job.labels.num_classes, pretrained=pretrained
+    )
+    teacher = None
+    if training.teacher is not None and job.definition.needs_teacher:
+        teacher = training.teacher.build().requires_grad_(False)
+    step = TrainingStep(
+        student,
+        _objective(job, student, teacher, micro_batches.ranks),
+        teacher=teacher,
+        student_preprocessing=Preprocessing.for_network(job.network),
+        teacher_preprocessing=training.teacher.header.preprocessing if training.teacher else None,
+        autocast=torch.bfloat16 if job.precision == "bfloat16" else None,
+    )
+    if teacher is not None:
+        _to_device(teacher, device, trainer)
+    _to_device(step, device, trainer)
+    against = [p for module in step.objective.adversaries() for p in module.parameters()]
+    ids = {id(parameter) for parameter in against}
+    optimizer = build_optimizer(
+        job.recipe.optimizer, [p for p in step.parameters() if id(p) not in ids]
+    )
+    adversary_optimizer = build_adversary_optimizer(against)
+    if micro_batches.in_all > 1:
+        convert_sync_layers(step, micro_batches, device)
+    wrapped = _distributed(step, device, micro_batches)
+    return Components(step, wrapped, optimizer, adversary_optimizer)
+
+
+def loss_context(
+    student: SegmentationNetwork,
+    teacher: SegmentationNetwork,
+    recipe: RecipeParams,
+    labels: LabelSet,
+    *,
+    ranks: Collectives = ALONE,
+    cross_image: Literal["global", "local"] = "global",
+) -> LossContext:
+    """What distillation losses are built for: both networks' maps of a training sample."""
+    crop = recipe.augment.crop
+    return LossContext(
+        student=output_shapes(student, crop),
+        teacher=output_shapes(teacher, crop),
+        ignore_index=labels.ignore_index,
+        aux_weight=recipe.aux_weight,
+        ranks=ranks,
+        cross_image=cross_image,
+    )
+
+
+def _objective(
+    job: TrainingJob,
+    student: SegmentationNetwork,
+    teacher: SegmentationNetwork | None,
+    ranks: Collectives,
+) -> Objective:
+    if teacher is not None and job.definition.uses_rdd:
+        check_auxiliary_heads(
+            job.rdd_settings,
+            warmup=job.warmup,
+            iterations=job.recipe.iterations,
+            teacher=teacher.auxiliary is not None,
+            student=student.auxiliary is not None,
+        )
+    context = None
+    if teacher is not None:
+        cross_image = job.methods.cross_image
+        context = loss_context(
+            student, teacher, job.recipe, job.labels, ranks=ranks, cross_image=cross_image
+        )
+    weights = job.labels.class_weights if job.recipe.class_weights else None
+    return Objective(
+        job.definition,
+        rdd=job.rdd_settings,
+        iterations=job.recipe.iterations,
+        aux_weight=job.recipe.aux_weight,
+        class_weights=None if weights is None else torch.tensor(weights),
+        ignore_index=job.labels.ignore_index,
+        context=context,
+        scale_by_positions=job.methods.scale_by_positions,
+        ranks=ranks,
+    )
+
+
+def _distributed(
+    step: TrainingStep, device: torch.device, micro_batches: MicroBatches
+) -> nn.Module:
+    """The step for all ranks; with micro-batches it averages its gradients by itself."""
+    if micro_batches.ranks.size == 1 or micro_batches.parts > 1:
+        return step
+    with warnings.catch_warnings():
+        # torch 2.15 has another name for it, which older ones do not know.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+        return DistributedDataParallel(
+            step,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            process_group=micro_batches.ranks.group,
+            broadcast_buffers=False,
+        )
+
+
+def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) -> None:
+    module.to(device)
+    if memory_format(trainer, device) == torch.channels_last:
+        module.to(memory_format=torch.channels_last)

@@ -1,0 +1,117 @@
+"""The points of a training's curves: history, `on_log`, progress bar, and warnings about them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.distillation.stages import stage_shares
+from rdd_pipeline.evaluation.confusion import Scores
+from rdd_pipeline.training.difficulty import Difficulty
+from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.notes import training_notes
+from rdd_pipeline.training.progress import TrainingProgress
+from rdd_pipeline.training.running_means import RunningMeans
+from rdd_pipeline.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+OnLog = Callable[[int, Mapping[str, float]], None]
+"""Called with (iteration, values) for every point of the curves."""
+
+
+class Curves:
+    """Adds up what the steps say and turns it into points.
+
+    Args:
+        job: What is trained.
+        labels: Its classes.
+        state: Gets the points, in its history.
+        progress: Shows them.
+        on_log: Is told them; None: this rank tells nobody, and warns of nothing.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        labels: LabelSet,
+        state: TrainState,
+        progress: TrainingProgress,
+        on_log: OnLog | None,
+    ) -> None:
+        self.job, self.labels, self.state = job, labels, state
+        self._progress, self._on_log = progress, on_log
+        self._means, self._difficulty = RunningMeans(), Difficulty(labels.names)
+        self._judged_from = 0.0
+
+    def add(self, values: Mapping[str, float], pixels_of_class: Tensor | None) -> None:
+        """Count one step that ends now."""
+        size = self.job.recipe.batch_size
+        if pixels_of_class is not None:
+            self._difficulty.add(pixels_of_class)
+        self.state.cost.images += size
+        self.state.cost.seconds += self._means.add(values, size)
+
+    def resume_clock(self) -> None:
+        """Leave out what was done since the last step: validation, writing checkpoints."""
+        self._means.resume_clock()
+
+    def log(self, lr: float) -> None:
+        """A point with the means since the last one."""
+        means, images, seconds = self._means.close()
+        row = {"lr": lr, **means}
+        stages = self.job.definition.stages
+        shares = stage_shares(
+            stages, self.job.rdd_settings, self.state.iteration, self.job.recipe.iterations
+        )
+        row |= {f"{stage.name}_share": shares[stage.name] for stage in stages[:-1]}
+        # The classes' shares stay out of what is told: 450 curves of ADE20K.
+        self._append(row | self._difficulty.close())
+        rate = images / seconds if seconds > 0 else 0.0
+        self._tell(row | {"images_per_second": rate})
+        self._progress.show(self.state.iteration, loss=means["loss"], lr=lr, rate=rate)
+        self._warn_of_difficulty()
+
+    def validated(self, scores: Scores) -> None:
+        """A point with the scores of a validation."""
+        row = {"val.miou": scores.miou, "val.pixel_accuracy": scores.pixel_accuracy}
+        self._append(row)
+        self._tell(row)
+        best = math.nan if self.state.best is None else self.state.best.miou
+        self._progress.validated(scores.miou, best=best)
+        over = self.state.iteration == self.job.recipe.iterations
+        if over and self.job.recipe.keep == "best" and self.state.best is None:
+            self._warn(
+                "every validation score is NaN, as no pixel of split 'val' is labeled. The last "
+                "weights are kept, whether good or not."
+            )
+
+    def _append(self, row: Mapping[str, float]) -> None:
+        self.state.history.append({"iteration": self.state.iteration, **row})
+
+    def _tell(self, row: Mapping[str, float]) -> None:
+        if self._on_log is not None:
+            self._on_log(self.state.iteration, row)
+
+    def _warn(self, text: str) -> None:
+        if self._on_log is not None:
+            logger.warning("%s: %s", self.job.title, text)
+
+    def _warn_of_difficulty(self) -> None:
+        """Say once, early in TSE, what would else be found out at the end of the run.
+
+        Looked at in tenths of TSE: reading the whole history at each point of the curves would
+        take longer the longer the run is.
+        """
+        tse = self.job.recipe.iterations - self.job.warmup
+        here = self.state.iteration - self.job.warmup
+        if not max(self._judged_from, min(tse / 5, 500)) <= here <= tse / 2 or not self._on_log:
+            return
+        notes = training_notes(self.state.history, method=self.job.definition, labels=self.labels)
+        for note in notes:
+            self._warn(note)
+        self._judged_from = math.inf if notes else here + tse / 10
