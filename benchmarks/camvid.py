@@ -124,7 +124,7 @@ def job(task: Task, a: argparse.Namespace, index: Path) -> dict[str, Any]:
                 "optimizer": {"name": "adamw", "lr": 0.001, "weight_decay": 0.01},
                 "augment": {"crop": [a.crop, a.crop]},
             },
-            # As in conf/camvid_published.
+            # As in conf/camvid/published.
             "rdd": {"tfe_length": 0.1, "mode": "xor", "threshold": 0.7, "min_kept": 0.193, **rdd},
             "methods": {"kd": 1.0, **methods},
         },

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from rdd_pipeline.hooks.environments import environments
+
 ROOT = Path(__file__).resolve().parents[1]
-CONF = ROOT / "conf"
+
+
+def _shared_configuration() -> Path:
+    """``conf/`` with an empty ``conf/local``: what is one machine's own is not tested."""
+    folder = Path(tempfile.mkdtemp(prefix="conf-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / "local").mkdir()
+    for path in (ROOT / "conf").iterdir():
+        if path.name != "local":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+CONF = _shared_configuration()
+ENVIRONMENTS = [name for name in environments(CONF) if name != "local"]
 
 
 def bootstrap() -> None:

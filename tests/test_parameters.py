@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines as registered
 from kedro.framework.project import settings
 from kedro.io import DataCatalog, MemoryDataset
@@ -27,14 +26,14 @@ from rdd_pipeline.config import (
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.hooks.configuration import check_machine
 from rdd_pipeline.hooks.parameters import check_parameters, faults, fields_of, suggest
-from tests.kedro_project import CONF, bootstrap
+from tests.kedro_project import CONF, ENVIRONMENTS, bootstrap
 
 KNOWN = list(dict(fields_of(Parameters)))
 
 
 def context_of(conf: Path, params: dict[str, Any] | None = None, env: str = "test") -> Any:
     bootstrap()
-    loader = OmegaConfigLoader(
+    loader = settings.CONFIG_LOADER_CLASS(
         conf_source=str(conf), env=env, runtime_params=params, **settings.CONFIG_LOADER_ARGS
     )
     return SimpleNamespace(config_loader=loader, env=env, _runtime_params=params)
@@ -54,9 +53,18 @@ def test_the_list_of_parameters_is_what_the_pipelines_take():
         assert Parameters.model_fields[name].annotation is kind, name
 
 
-@pytest.mark.parametrize("env", sorted(path.parent.name for path in CONF.glob("*/globals.yml")))
+@pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_environment_passes(env):
-    check_parameters(context_of(CONF, env="local" if env == "base" else env), Parameters)
+    check_parameters(context_of(CONF, env=env), Parameters)
+
+
+def test_without_an_environment_the_line_says_what_only_one_can_say():
+    with pytest.raises(UserError) as info:
+        check_parameters(context_of(CONF, env="local"), Parameters)
+    message = str(info.value)
+    assert len(message.splitlines()) == 1
+    for name in ("data.layout", "teacher.network", "student.name"):
+        assert f"{name}: not set. An environment (--env) or --params says it." in message
 
 
 def test_all_faults_come_in_one_line_that_says_what_was_meant():

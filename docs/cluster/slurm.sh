@@ -20,7 +20,7 @@ export TIMEOUT=600
 # shellcheck disable=SC2016  # expanded on each machine
 srun --kill-on-bad-exit=0 bash -c '
     if [ "$SLURM_NODEID" = 0 ]; then
-        exec .venv/bin/kedro run --pipeline=distill_tse --env=camvid_published \
+        exec .venv/bin/kedro run --pipeline=distill_tse --env=camvid/published \
             --params="trainer.devices=auto,trainer.nodes=$SLURM_NNODES,trainer.rendezvous=$RENDEZVOUS,trainer.timeout=$TIMEOUT" "$@"
     else
         exec .venv/bin/python -m rdd_pipeline.launching.join "$RENDEZVOUS" --timeout "$TIMEOUT"

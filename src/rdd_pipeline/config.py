@@ -105,7 +105,6 @@ class DataParams(Params):
     """Where the labelled images are and how they are read."""
 
     layout: str = Field(
-        "scenes",
         description="How the folder is organized: scenes, camvid, cityscapes, voc, ade20k, "
         "coco_stuff, or folders (image and mask trees with a labels.yaml).",
     )

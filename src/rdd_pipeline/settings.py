@@ -9,20 +9,21 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from rdd_pipeline.config import Parameters
 from rdd_pipeline.hooks import ExperimentHook
+from rdd_pipeline.hooks.environments import LayeredConfigLoader
 
 HOOKS = (ExperimentHook(Parameters),)
 # ExperimentHook extends kedro-mlflow's own hook; kedro-viz's run hook only warns on partial runs.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-viz", "kedro-telemetry")
 
+CONFIG_LOADER_CLASS = LayeredConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
-    "default_run_env": "local",
+    "default_run_env": "scenes",  # the demonstration
     # "soft": an environment changes the keys it names and keeps the others.
-    "merge_strategy": {
-        "parameters": "soft",
-        "globals": "soft",
-        "mlflow": "soft",
-        "catalog": "soft",
+    "merge_strategy": dict.fromkeys(("parameters", "globals", "mlflow", "catalog"), "soft"),
+    # Not `**/parameters*`: a folder below an environment is a variant of it.
+    "config_patterns": {
+        name: [f"{name}*", f"{name}*/**"]
+        for name in ("parameters", "catalog", "credentials", "mlflow")
     },
-    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
 }

@@ -11,7 +11,8 @@ from kedro.pipeline import Node, Pipeline
 from kedro_datasets.json import JSONDataset
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.hooks.configuration import check_environment, check_upstream
+from rdd_pipeline.hooks.configuration import check_upstream
+from rdd_pipeline.hooks.environments import check_environment
 from tests.hooks.project import Project
 
 

@@ -2,43 +2,164 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.framework.project import settings
+from omegaconf import OmegaConf
 
 from rdd_pipeline.config import (
     DataParams,
     EvaluationParams,
     MethodsParams,
     NetworkParams,
+    Parameters,
     RddParams,
     RecipeParams,
     TeacherParams,
 )
 from rdd_pipeline.data.layouts import LAYOUTS, Layout
 from rdd_pipeline.distillation.methods import check_changes, find_method
-from tests.kedro_project import CONF, bootstrap
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.hooks.environments import check_environment, environments
+from tests.kedro_project import CONF, ENVIRONMENTS, bootstrap
 
-ENVIRONMENTS = sorted(path.parent.name for path in CONF.glob("*/globals.yml"))
+# Digests of all parameters: what an environment computes changes on purpose only.
+PARAMETERS = {
+    "ade20k": "201e3e587645283e",
+    "camvid": "acedd116ea4c0a7f",
+    "camvid/published": "452deede3244c17d",
+    "camvid/small": "d52c5eb4e178d48e",
+    "cityscapes": "0215c47c0671a29f",
+    "coco_stuff": "e94a951a6d22dd53",
+    "folders": "b76de0c984a869d6",
+    "scenes": "3674114bc5215e48",
+    "scenes/long": "648dcd2ddd362d2b",
+    "scenes/quick": "b396baf5be7a234c",
+    "test": "8066ce62c268ed59",
+    "voc": "2447e7072295251b",
+}
 # Layout -> (crop, batch size, iterations) of the field's recipe.
 PUBLISHED = {
     "cityscapes": ((512, 1024), 16, 40_000),
-    "camvid_published": ((360, 360), 16, 40_000),
+    "camvid/published": ((360, 360), 16, 40_000),
     "voc": ((512, 512), 16, 40_000),
     "ade20k": ((512, 512), 16, 40_000),
     "coco_stuff": ((512, 512), 16, 80_000),
 }
 
 
-def parameters(env: str) -> dict[str, Any]:
+def loader_of(env: str | None, source: Path = CONF, **runtime: Any) -> Any:
     bootstrap()
-    # conf/base alone has no environment of its own: local is empty.
-    name = "local" if env == "base" else env
-    loader = OmegaConfigLoader(conf_source=str(CONF), env=name, **settings.CONFIG_LOADER_ARGS)
-    return dict(loader["parameters"])
+    return settings.CONFIG_LOADER_CLASS(
+        conf_source=str(source), env=env, runtime_params=runtime, **settings.CONFIG_LOADER_ARGS
+    )
+
+
+def parameters(env: str) -> dict[str, Any]:
+    return dict(loader_of(env)["parameters"])
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_an_environment_says_what_it_said(env: str):
+    """If this fails on purpose: every fingerprint of the environment's trainings may be new."""
+    values = Parameters.model_validate(parameters(env)).model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    assert digest == PARAMETERS[env]
+
+
+def test_the_demonstration_is_the_default():
+    assert dict(loader_of(None)["parameters"]) == parameters("scenes")
+    assert dict(loader_of(None)["globals"])["dataset"] == "scenes"
+
+
+def test_base_says_nothing_of_its_own():
+    """What base said, each environment would have to undo."""
+    said = {name: {} for name in Parameters.model_fields} | {"seed": 0, "seeds": 1}
+    assert dict(loader_of("base")["parameters"]) == said
+
+
+@pytest.mark.parametrize("env", [env for env in ENVIRONMENTS if "/" not in env])
+def test_no_environment_repeats_a_default(env: str):
+    """Where the field's recipe changes in config.py, it does so for all that follow it."""
+    said = OmegaConf.to_container(OmegaConf.load(CONF / env / "parameters.yml"))
+    required = {
+        "data": {"layout": ""},
+        "teacher": {"network": {"name": ""}},
+        "student": {"name": ""},
+    }
+    given = {name: {} for name in Parameters.model_fields} | {"seed": 0, "seeds": 1} | required
+    defaults = Parameters.model_validate(given).model_dump(mode="json")
+    assert isinstance(said, dict)
+    assert _repeated(said, defaults) == []
+
+
+def _repeated(said: dict[Any, Any], defaults: Any, place: str = "") -> list[str]:
+    found = []
+    for key, value in said.items():
+        default = defaults.get(key) if isinstance(defaults, dict) else None
+        if isinstance(value, dict):
+            found += _repeated(value, default, f"{place}{key}.")
+        elif default is not None and value == default:
+            found.append(f"{place}{key}")
+    return found
+
+
+def _write(conf: Path, **files: str) -> None:
+    for name, text in files.items():
+        place = conf / name.replace("__", "/") / "parameters.yml"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+
+
+def test_a_variant_is_read_on_top_of_its_data_set_and_local_settings_on_all(tmp_path):
+    _write(
+        tmp_path,
+        base="a: {x: 0, y: 0, z: 0, p: 0}",
+        sheep="a: {x: 1, y: 1, z: 1}",
+        sheep__short="a: {x: 2, y: 2}",
+        sheep__short__night="a: {x: 3}",
+        goats="a: {y: 9}",
+        local="a: {p: 5}",
+    )
+    for env, x, y, z in (
+        ("sheep", 1, 1, 1), ("sheep/short", 2, 2, 1), ("sheep/short/night", 3, 2, 1),
+        ("goats", 0, 9, 0), ("local", 0, 0, 0),
+    ):  # fmt: skip
+        loader = loader_of(env, tmp_path)
+        assert loader["parameters"]["a"] == {"x": x, "y": y, "z": z, "p": 5}, env
+        given = loader_of(env, tmp_path, a={"z": 7})
+        assert given["parameters"]["a"] == {"x": x, "y": y, "z": 7, "p": 5}, env
+    shutil.rmtree(tmp_path / "local")
+    assert loader_of("sheep/short", tmp_path)["parameters"]["a"]["p"] == 0
+    assert environments(tmp_path) == ["goats", "sheep", "sheep/short", "sheep/short/night"]
+
+
+def test_this_machine_s_tracking_server_is_used_with_every_environment(tmp_path):
+    for name in ("base", "scenes", "local"):
+        (tmp_path / name).mkdir()
+    shutil.copy(CONF / "base" / "mlflow.yml", tmp_path / "base")
+    (tmp_path / "scenes" / "globals.yml").write_text("dataset: scenes")
+    (tmp_path / "local" / "mlflow.yml").write_text("server: {mlflow_tracking_uri: 'http://mine'}")
+    for env in (None, "scenes"):
+        content = loader_of(env, tmp_path)["mlflow"]
+        assert content["server"]["mlflow_tracking_uri"] == "http://mine"
+        assert content["tracking"]["experiment"]["name"] == "rdd_scenes"
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [("quick", "scenes/quick"), ("long", "scenes/long"), ("camvid_small", "camvid/small")],
+)
+def test_a_former_environment_is_answered_with_its_new_name(former: str, now: str):
+    context = SimpleNamespace(env=former, config_loader=loader_of(former))
+    with pytest.raises(UserError, match=rf"no environment '{former}' .*; did you mean {now}\?"):
+        check_environment(context)
 
 
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "scenes"])
@@ -48,7 +169,6 @@ def test_every_layout_has_an_environment_of_its_name(name: str):
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_class_weights_are_on_only_where_the_label_set_has_some(env: str):
-    """Environments are merged into conf/base, which has them on."""
     found = parameters(env)
     layout = LAYOUTS[DataParams(**found["data"]).layout]
     weights = layout.labels.class_weights if isinstance(layout, Layout) else None
@@ -87,7 +207,7 @@ AF_DCD = {
     "voc": (1.0, 1e-6, 0.005, 64 * 64),
     "ade20k": (0.5, 1e-6, 0.04, 64 * 64),
     "coco_stuff": (0.5, 5e-6, 0.005, 64 * 64),
-    "camvid_published": (1.0, 8e-6, 0.01, 45 * 45),
+    "camvid/published": (1.0, 8e-6, 0.01, 45 * 45),
 }
 
 
@@ -109,7 +229,7 @@ def test_changes_of_methods_are_of_methods_that_there_are(env: str):
     check_changes(MethodsParams(**parameters(env)["methods"]))
 
 
-@pytest.mark.parametrize("env", [env for env in ENVIRONMENTS if env not in ("folders", "local")])
+@pytest.mark.parametrize("env", [env for env in ENVIRONMENTS if env != "folders"])
 def test_what_is_called_rdd_is_the_papers_method(env: str):
     rdd = RddParams(**parameters(env)["rdd"])
     assert (rdd.mode, rdd.class_floor) == ("xor", 0.0)
@@ -117,8 +237,9 @@ def test_what_is_called_rdd_is_the_papers_method(env: str):
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_the_head_of_globals_says_the_command(env: str):
-    if env in ("base", "test"):
+    if env == "test":
         return
     text = (Path(CONF) / env / "globals.yml").read_text()
     assert text.startswith("# ")
-    assert f"kedro run --pipeline=distill_tse --env={env}" in text
+    command = "kedro run --pipeline=distill_tse"
+    assert (command if env == "scenes" else f"{command} --env={env}") in text

@@ -387,7 +387,7 @@ def _ingest_camvid_tags(root: Path) -> set[str]:
 
 def test_splits_may_not_take_all_training_images():
     with pytest.raises(ValueError, match="leave no image for training"):
-        DataParams(val_fraction=0.5, test_fraction=0.5)
+        DataParams(layout="camvid", val_fraction=0.5, test_fraction=0.5)
 
 
 def test_labels_that_teach_nothing_stop_the_run_before_training(images):
@@ -437,8 +437,8 @@ def test_the_cache_can_be_switched_off(images, ingested):
 
 @pytest.mark.parametrize("word", ["off", "false", False])
 def test_off_may_be_written_in_several_ways(word):
-    assert DataParams(cache=word).cache is False
-    assert DataParams(cache="auto").cache == "auto"
+    assert DataParams(layout="camvid", cache=word).cache is False
+    assert DataParams(layout="camvid", cache="auto").cache == "auto"
 
 
 def _nearly_full(monkeypatch, free: int) -> None:
@@ -513,8 +513,11 @@ def test_paths_of_users_start_at_the_project_and_know_the_home_folder(tmp_path, 
     assert from_project(Path("weights/x.pth")) == tmp_path / "weights/x.pth"
     assert from_project(Path("~/x.pth")) == tmp_path / "home/x.pth"
     assert from_project(tmp_path / "x") == tmp_path / "x"
-    assert images_root(tmp_path / "raw", DataParams(path=Path("mine"))) == tmp_path / "mine"
-    assert images_root(tmp_path / "raw", DataParams()) == tmp_path / "raw"
+    assert (
+        images_root(tmp_path / "raw", DataParams(layout="camvid", path=Path("mine")))
+        == tmp_path / "mine"
+    )
+    assert images_root(tmp_path / "raw", DataParams(layout="camvid")) == tmp_path / "raw"
 
 
 # ---- train_teacher

@@ -53,7 +53,7 @@ def _demonstration() -> TrainingJob:
 
 
 def _quick() -> TrainingJob:
-    """Plain KD of `--env=quick`."""
+    """Plain KD of `--env=scenes/quick`."""
     return TrainingJob(
         method="kd",
         seed=3,

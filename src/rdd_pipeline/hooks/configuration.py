@@ -30,30 +30,6 @@ def section(context: KedroContext, name: str) -> Mapping[str, Any]:
     return content
 
 
-def check_environment(context: KedroContext) -> None:
-    """Refuse a configuration environment that does not exist, and list those that do.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    source = Path(str(context.config_loader.conf_source))
-    if not context.env or not source.is_dir() or (source / context.env).is_dir():
-        return
-    loader = context.config_loader
-    if context.env == getattr(loader, "default_run_env", None):
-        return
-    hidden = {getattr(loader, "base_env", None)}
-    found = sorted(
-        path.name
-        for path in source.iterdir()
-        if path.is_dir() and not path.name.startswith((".", "_")) and path.name not in hidden
-    )
-    raise UserError(
-        f"There is no environment {context.env!r} (of --env or KEDRO_ENV). The environments in "
-        f"{source.name}/ are: {', '.join(found) or '(none)'}."
-    )
-
-
 def session_of(context: KedroContext) -> Session:
     """What the session was started with, for the commands that it shows."""
     source = Path(str(context.config_loader.conf_source)).absolute()

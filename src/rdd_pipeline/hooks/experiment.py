@@ -37,13 +37,13 @@ from rdd_pipeline.config import Params
 from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
-    check_environment,
     check_machine,
     check_upstream,
     mlflow_config,
     section,
     session_of,
 )
+from rdd_pipeline.hooks.environments import check_environment
 from rdd_pipeline.hooks.facts import (
     command,
     flat_params,

@@ -71,6 +71,8 @@ def faults(values: Mapping[str, Any], known: type[Params], given: Mapping[str, A
             while place and ".".join(place) not in fields and fault["type"] != "missing":
                 place.pop()
             reason = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "missing":
+                reason = "not set. An environment (--env) or --params says it."
             found.setdefault(".".join(place), ({}, fault["input"]))[0].setdefault(reason)
         return [
             *(_unknown(name, list(fields), given) for name in _as_given(unknown, values)),
@@ -118,7 +120,7 @@ def used_by_files(context: KedroContext) -> set[str]:
     """Names that files of conf/ take from ``--params`` by `${runtime_params:NAME}`."""
     source = Path(str(context.config_loader.conf_source))
     loader: Any = context.config_loader
-    names = {loader.base_env, context.env or loader.default_run_env} - {None}
+    names = getattr(loader, "layers", (loader.base_env, context.env or loader.default_run_env))
     return {
         found.split(".")[0]
         for name in names
