@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from rdd_pipeline.errors import UserError
+from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.launching import worker
 from rdd_pipeline.training.step import TrainingStep
 
@@ -52,6 +52,17 @@ def wrong_input(*task) -> None:
     def act(iteration: int) -> None:
         if iteration == 3 and os.environ[RANK] == "1":
             raise UserError("image 7 is not what it was. Put it back.")
+
+    _before_each_step(act)
+    worker.train_worker(*task)
+
+
+def diverges(*task) -> None:
+    """The loss is NaN in iteration 3, which all processes agree on."""
+
+    def act(iteration: int) -> None:
+        if iteration == 3:
+            raise NonFiniteLossError("loss = nan. The step was not taken.")
 
     _before_each_step(act)
     worker.train_worker(*task)

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import to_rows
 from rdd_pipeline.data.loading import evaluation_batches
-from rdd_pipeline.errors import DataProblem, UserError, WorkerFailedError
+from rdd_pipeline.errors import DataProblem, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.launching import exchange, launch, worker
@@ -245,6 +245,14 @@ def test_what_the_user_has_to_mend_is_not_tried_again(run, job, tmp_path, monkey
     assert "start again" not in caplog.text
 
 
+def test_what_all_processes_end_with_ends_the_run_at_once(run, job, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(worker, "train_worker", faulty.diverges)
+    with pytest.raises(NonFiniteLossError, match=r"^loss = nan. The step was not taken.$"):
+        run(job, tmp_path)
+    assert "start again" not in caplog.text
+    assert not list(tmp_path.rglob("launch"))
+
+
 def _listening(pids: list[int]) -> set[str]:
     """Addresses on which processes listen for TCP connections, in the kernel's hexadecimal."""
     links = []
@@ -448,6 +456,26 @@ def test_a_signal_to_the_second_machine_saves_and_stops_all(
     assert "Stopped" in output
     machine.start()
     assert 0 < run(job, tmp_path, trainer=trainer).trained < 8
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_first_machine_lets_the_second_wait_for_the_next_command(
+    undisturbed, run, job, two_machines, tmp_path, monkeypatch
+):
+    trainer, machine = two_machines
+    monkeypatch.setattr(worker, "train_worker", faulty.slow)
+    sent = []
+
+    def on_log(iteration, values):
+        if iteration == 3 and not sent:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingInterruptedError, match="was asked to stop after iteration"):
+        run(job, tmp_path, trainer=trainer, on_log=on_log)
+    assert time.monotonic() - sent[0] < 30
+    assert machine.process.poll() is None
+    _same(run(job, tmp_path, trainer=trainer), undisturbed[1])
 
 
 @pytest.mark.slow
