@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rdd_pipeline.config import AugmentParams
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, build_index, of_split
 from rdd_pipeline.data.labels import CAMVID
 from rdd_pipeline.data.layouts import get_layout
-from rdd_pipeline.data.loading import training_batches
+from rdd_pipeline.data.loading import Loader
 from rdd_pipeline.data.packed import write_pack
 
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
@@ -120,10 +121,14 @@ def main() -> None:
         plain = plain_loader(root, samples, augment)
 
         def batches(pack: Path | None) -> Callable[[], int]:
-            stream = training_batches(
-                samples, root, augment=augment, seed=0, batch_size=4, first_iteration=1,
-                last_iteration=1_000_000, lookup=CAMVID.lookup, cache_bytes=0, pack=pack,
-            )  # fmt: skip
+            folder = None if pack is None else pack.parent
+            stream = Images(root, samples, CAMVID, packs=folder).training_batches(
+                augment,
+                seed=0,
+                batch_size=4,
+                iterations=range(1, 1_000_001),
+                loader=Loader(cache_bytes=0),
+            )
             return lambda: len(next(stream).images)
 
         steps: dict[str, Callable[[], int]] = {

@@ -90,6 +90,7 @@ def recipe(a: argparse.Namespace, iterations: int, lr: float, warmup: int) -> di
 def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
     """Train and score; returns a row."""
     from rdd_pipeline.config import EvaluationParams, TrainerParams
+    from rdd_pipeline.data.images import Images
     from rdd_pipeline.data.labels import SCENES
     from rdd_pipeline.evaluation.scoring import score_splits
     from rdd_pipeline.networks import load_checkpoint, save_checkpoint
@@ -127,11 +128,8 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
         save_checkpoint(result.network, file)
     scores = score_splits(
         result.network,
-        samples,
-        root,
-        labels=job.labels,
-        params=EvaluationParams(),
-        image_size=None,
+        Images(root, tuple(samples), job.labels),
+        EvaluationParams(),
         device=resolve_device(device),
     )
     shares = [row for row in result.history if "chosen" in row or "hard_teacher" in row]

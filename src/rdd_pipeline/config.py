@@ -159,6 +159,10 @@ class DataParams(Params):
     )
     scenes: SceneParams = SceneParams()
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides which images there are and what they hold, to be digested."""
+        return self.model_dump(mode="json", exclude={"workers", "download", "cache"})
+
     @model_validator(mode="after")
     def _training_images_are_left(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1:

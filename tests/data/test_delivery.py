@@ -17,7 +17,7 @@ import torch
 from rdd_pipeline.config import AugmentParams, RecipeParams, TrainerParams
 from rdd_pipeline.data import delivery, loading
 from rdd_pipeline.data.delivery import check_shared_memory, share
-from rdd_pipeline.data.loading import Batch, _load, crop_bytes
+from rdd_pipeline.data.loading import Batch, Loader, _load, crop_bytes
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.training.preparation import check_trainer
 
@@ -63,9 +63,11 @@ def _ends_in_one_line(fault: str, kind: type[UserError], message: str, pin_memor
     batches = _load(
         Faulty(fault),
         [1, 2, 3],
-        workers=1,
-        pin_memory=pin_memory,
-        patience=3.0 if fault in ("hang", "stopped") else 100.0,
+        Loader(
+            workers=1,
+            pin_memory=pin_memory,
+            timeout=3.0 if fault in ("hang", "stopped") else 100.0,
+        ),
     )
     start = time.monotonic()
     with pytest.raises(kind, match=message) as info:

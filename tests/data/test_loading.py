@@ -3,24 +3,26 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rdd_pipeline.config import AugmentParams
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, build_index, of_split
 from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.data.loading import (
     Batch,
-    FileSource,
-    evaluation_batches,
+    Loader,
     rank_slots,
     sample_order,
     sample_plan,
-    training_batches,
 )
 from rdd_pipeline.data.reading import read_image, read_mask
+from rdd_pipeline.data.sources import FileSource
 from rdd_pipeline.errors import DataProblem, UserError
 
 from .files import make_camvid, noise, save
@@ -37,11 +39,14 @@ def samples(tmp_path: Path) -> tuple[Sample, ...]:
 
 
 def batches(samples: tuple[Sample, ...], root: Path, **changes: object) -> list[Batch]:
-    options: dict[str, object] = {
-        "augment": AUGMENT, "seed": 3, "batch_size": 4, "first_iteration": 1,
-        "last_iteration": 6, "lookup": LOOKUP,
-    }  # fmt: skip
-    return list(training_batches(samples, root, **(options | changes)))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"augment": AUGMENT, "seed": 3, "batch_size": 4} | changes
+    first, last = options.pop("first_iteration", 1), options.pop("last_iteration", 6)
+    loader = {f.name: options.pop(f.name) for f in fields(Loader) if f.name in options}
+    images = Images(root, samples, CAMVID.labels, options.pop("image_size", None))
+    stream = images.training_batches(
+        iterations=range(first, last + 1), loader=Loader(**loader), **options
+    )
+    return list(stream)
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
@@ -241,8 +246,8 @@ class TestEvaluation:
         seen = Counter(
             position
             for rank in range(3)
-            for batch in evaluation_batches(
-                chosen, tmp_path, batch_size=2, lookup=LOOKUP, rank=rank, world_size=3
+            for batch in Images(tmp_path, chosen, CAMVID.labels).evaluation_batches(
+                2, Loader(rank=rank, world_size=3)
             )
             for position in batch.indices
         )
@@ -256,7 +261,7 @@ class TestEvaluation:
             save(tmp_path / "valannot" / f"val{number}.png", noise(number, 9, 7, high=12))
         chosen = of_split(build_index(tmp_path, CAMVID).samples, "val")
         got = list(
-            evaluation_batches(chosen, tmp_path, batch_size=2, lookup=LOOKUP, workers=workers)
+            Images(tmp_path, chosen, CAMVID.labels).evaluation_batches(2, Loader(workers=workers))
         )
         assert [batch.indices for batch in got] == [(0, 2), (4,), (1, 3)]
         for batch in got:
@@ -267,14 +272,12 @@ class TestEvaluation:
     def test_resized_images_keep_labels_at_their_own_size(
         self, samples: tuple[Sample, ...], tmp_path: Path
     ):
-        batch = next(
-            evaluation_batches(samples, tmp_path, batch_size=3, lookup=LOOKUP, image_size=(7, 9))
-        )
+        images = Images(tmp_path, samples, CAMVID.labels, image_size=(7, 9))
+        batch = next(images.evaluation_batches(3))
         assert batch.images.shape == (3, 3, 7, 9)
         assert batch.labels.shape == (3, 14, 18)
 
     def test_no_images_give_no_batches(self, tmp_path: Path):
         for workers in (0, 1):
-            assert not list(
-                evaluation_batches((), tmp_path, batch_size=2, lookup=LOOKUP, workers=workers)
-            )
+            images = Images(tmp_path, (), CAMVID.labels)
+            assert not list(images.evaluation_batches(2, Loader(workers=workers)))

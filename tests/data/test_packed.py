@@ -13,14 +13,13 @@ from torchvision.transforms.v2 import functional as TF
 
 from rdd_pipeline.config import AugmentParams
 from rdd_pipeline.data import packed as cache
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, build_index, of_split
 from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.data.loading import (
     TrainingSet,
-    evaluation_batches,
     sample_order,
     sample_plan,
-    training_batches,
 )
 from rdd_pipeline.data.packed import PackedSource, pack_path, packed_bytes, write_pack
 from rdd_pipeline.data.sources import FileSource
@@ -73,10 +72,10 @@ def test_training_batches_are_the_same_from_pack_and_files(
     samples: tuple[Sample, ...], tmp_path: Path
 ):
     def batches(pack: Path | None, image_size: tuple[int, int] | None) -> list[torch.Tensor]:
-        stream = training_batches(
-            samples, tmp_path, augment=AugmentParams(crop=(12, 10)), seed=1, batch_size=3,
-            first_iteration=1, last_iteration=6, lookup=LOOKUP, image_size=image_size, pack=pack,
-        )  # fmt: skip
+        folder = None if pack is None else pack.parent
+        stream = Images(tmp_path, samples, CAMVID.labels, image_size, folder).training_batches(
+            AugmentParams(crop=(12, 10)), seed=1, batch_size=3, iterations=range(1, 7)
+        )
         return [tensor for batch in stream for tensor in (batch.images, batch.labels)]
 
     for size in (None, (11, 13)):
@@ -90,12 +89,8 @@ def test_evaluation_batches_are_the_same_from_pack_and_files(
 ):
     pack = packed(samples, tmp_path)
     both = [
-        list(
-            evaluation_batches(
-                samples, tmp_path, batch_size=2, lookup=LOOKUP, image_size=(7, 9), pack=which
-            )
-        )
-        for which in (pack, None)
+        list(Images(tmp_path, samples, CAMVID.labels, (7, 9), folder).evaluation_batches(2))
+        for folder in (pack.parent, None)
     ]
     for one, other in zip(*both, strict=True):
         assert one.indices == other.indices

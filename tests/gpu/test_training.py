@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from rdd_pipeline.config import AugmentParams, NetworkParams, TrainerParams
-from rdd_pipeline.data.index import of_split
-from rdd_pipeline.data.loading import training_batches
+from rdd_pipeline.data.loading import Loader
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching.__main__ import run_job_file
 from rdd_pipeline.training.device import resolve_device, resolve_precision
@@ -26,7 +25,6 @@ from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training
-from tests.training.conftest import LABELS
 from tests.training.test_methods import CNN, OPTIONS, TRANSFORMER, _equal
 
 pytestmark = pytest.mark.gpu
@@ -171,17 +169,12 @@ def test_killed_it_goes_on_to_the_same_bits(
 def test_two_loader_processes_and_pinned_memory_change_no_pixel(blocks, device):
     def batches(workers: int, pin: bool) -> list[tuple[Tensor, Tensor]]:
         found = []
-        for batch in training_batches(
-            of_split(blocks.samples, "train"),
-            blocks.root,
-            augment=AugmentParams(crop=(32, 32)),
+        for batch in blocks.images.split("train").training_batches(
+            AugmentParams(crop=(32, 32)),
             seed=0,
             batch_size=4,
-            first_iteration=1,
-            last_iteration=8,
-            lookup=LABELS.lookup,
-            workers=workers,
-            pin_memory=pin,
+            iterations=range(1, 9),
+            loader=Loader(workers=workers, pin_memory=pin),
         ):
             if pin:
                 assert batch.images.is_pinned()

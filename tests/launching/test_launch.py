@@ -21,7 +21,6 @@ from torch.testing import assert_close
 
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import to_rows
-from rdd_pipeline.data.loading import evaluation_batches
 from rdd_pipeline.errors import DataProblem, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
@@ -171,12 +170,7 @@ def test_their_evaluation_is_that_of_one_process(undisturbed, job, blocks):
     matrix = evaluate(
         result.network.build(),
         result.network.header.preprocessing,
-        evaluation_batches(
-            [sample for sample in blocks.samples if sample.split == "val"],
-            blocks.root,
-            batch_size=4,
-            lookup=LABELS.lookup,
-        ),
+        blocks.images.split("val").evaluation_batches(4),
         num_classes=3,
         ignore_index=255,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +35,13 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
+from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.index import from_rows
 from rdd_pipeline.data.labels import CAMVID, make_lookup
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_checkpoint
 from rdd_pipeline.pipelines import _training
-from rdd_pipeline.pipelines._shared import from_project, images_root, rows_of, samples_of
+from rdd_pipeline.pipelines._shared import from_project, images_root, rows_of
 from rdd_pipeline.pipelines._summary import make_summarize_node
 from rdd_pipeline.pipelines._training import draw_history, protocol_digest, score_network
 from rdd_pipeline.pipelines.data_ingestion import nodes as ingestion
@@ -81,8 +84,8 @@ FOLDER = DataParams(layout="camvid", workers=1)
 class Ingested(NamedTuple):
     """What ingestion hands on."""
 
+    images: Images
     index: pd.DataFrame
-    labels: dict[str, Any]
     statistics: pd.DataFrame
     tags: dict[str, str]
     report: str
@@ -109,35 +112,35 @@ def images(tmp_path) -> Path:
 def _ingest(images: Path, data: DataParams) -> Ingested:
     """The two nodes that make the index, one after the other as Kedro runs them."""
     cache = images.parent / "cache"
-    checked, labels, statistics, problems, report = inspect_images(images, cache, data)
-    index, tags = index_images(images, checked, problems, data)
-    return Ingested(index, labels, statistics, tags, report)
+    inspection, statistics, _, report = inspect_images(images, cache, data)
+    checked, index, tags = index_images(inspection, data)
+    return Ingested(checked, index, statistics, tags, report)
 
 
 @pytest.fixture
-def ingested(images):
-    """Index and label set of the images."""
-    return _ingest(images, FOLDER)[:2]
+def ingested(images) -> Images:
+    """The images, checked."""
+    return _ingest(images, FOLDER).images
 
 
 # ---- data_ingestion
 
 
 def test_a_folder_becomes_an_index_statistics_and_tags(images):
-    index, labels, statistics, tags, _ = _ingest(images, FOLDER)
+    checked, index, statistics, tags, _ = _ingest(images, FOLDER)
     assert list(index["split"]) == ["train"] * 3 + ["val", "test"]
-    assert labels["names"] == list(CAMVID.names)
+    assert checked.labels.names == CAMVID.names
     assert set(statistics["split"]) == {"train", "val", "test"}
     assert tags["images"] == "5"
     assert tags["layout"] == "camvid"
 
 
 def test_the_index_survives_its_csv_file(images, tmp_path):
-    index = _ingest(images, FOLDER).index
+    checked, index, *_ = _ingest(images, FOLDER)
     index.to_csv(tmp_path / "index.csv", index=False)
     text = dict.fromkeys(("split", "name", "image_digest", "mask_digest"), str)
     again = pd.read_csv(tmp_path / "index.csv", dtype=text, keep_default_na=False)
-    assert samples_of(again) == samples_of(index)  # names such as 0 stay text
+    assert from_rows(rows_of(again)) == checked.samples  # names such as 0 stay text
 
 
 def test_scenes_are_rendered_once(tmp_path):
@@ -220,22 +223,22 @@ def _see(images: Path, data: DataParams):
 def test_problems_and_report_are_there_before_the_run_stops(images):
     for fault in (_remove, _spoil_label, _truncate):
         fault(images)
-    checked, _, _, problems, report = _see(images, FOLDER)
-    assert list(checked["name"]) == ["0", "0"]  # of train and test
+    inspection, _, problems, report = _see(images, FOLDER)
+    assert [s.name for s in inspection.images.samples] == ["0", "0"]  # of train and test
     assert [problem["file"] for problem in problems] == [
         "train/1.png", "train/2.png", "valannot/0.png",
     ]  # fmt: skip
     assert "3 found" in report
     assert "The run stopped" in report
     with pytest.raises(DataProblem, match=r"ingestion_report.*data\.on_problem=quarantine"):
-        index_images(images, checked, problems, FOLDER)
+        index_images(inspection, FOLDER)
 
 
 def test_quarantine_is_not_advised_where_it_does_not_help(images):
     _empty_split(images)
-    checked, _, _, problems, report = _see(images, FOLDER)
+    inspection, _, _, report = _see(images, FOLDER)
     with pytest.raises(DataProblem) as info:
-        index_images(images, checked, problems, FOLDER)
+        index_images(inspection, FOLDER)
     for text in (str(info.value), report):
         assert "split" in text
         assert "on_problem=quarantine" not in text
@@ -244,7 +247,7 @@ def test_quarantine_is_not_advised_where_it_does_not_help(images):
 def test_bad_images_are_left_out_when_asked_and_that_is_said(images, caplog):
     for fault in (_remove, _truncate):
         fault(images)
-    index, _, _, tags, report = _ingest(images, QUARANTINE)
+    _, index, _, tags, report = _ingest(images, QUARANTINE)
     assert list(index["split"]) == ["train", "val", "test"]
     assert list(index["name"]) == ["0", "0", "0"]
     assert tags["image_problems"] == "2"
@@ -319,7 +322,7 @@ def test_shares_in_the_report_are_those_of_the_masks(images):
 def test_names_in_the_report_are_escaped(images):
     image = np.zeros((8, 8, 3), np.uint8)
     _write(images / "train" / "<script>alert(1)<!-- & 'x'.png", image)
-    report = _see(images, FOLDER)[4]
+    report = _see(images, FOLDER)[3]
     assert "<script>" not in report
     assert "&lt;script&gt;alert(1)&lt;!-- &amp; " in report
     _Page(report)
@@ -353,7 +356,7 @@ def test_many_problems_and_sizes_do_not_make_the_report_endless(images, monkeypa
         size = (number, number)
         _write(images / "val" / f"{number}.png", np.zeros((*size, 3), np.uint8))
         _write(images / "valannot" / f"{number}.png", np.zeros(size, np.uint8))
-    report = _see(images, FOLDER)[4]
+    report = _see(images, FOLDER)[3]
     assert "and 1 more, in" in report
     assert "2 other sizes" in report
 
@@ -366,7 +369,7 @@ def test_a_split_made_of_training_images_is_in_log_report_and_tags(images, caplo
         _ingest(images, FOLDER)
     data = _change(FOLDER, val_fraction=0.34, split_seed=3)
     with caplog.at_level(logging.INFO):
-        index, _, statistics, tags, report = _ingest(images, data)
+        _, index, statistics, tags, report = _ingest(images, data)
     assert list(index["split"]) == ["train", "train", "val", "test"]
     assert list(statistics["split"].unique()) == ["train", "val", "test"]
     assert (tags["val_fraction"], tags["split_seed"]) == ("0.34", "3")
@@ -396,7 +399,7 @@ def test_labels_that_teach_nothing_stop_the_run_before_training(images):
     for data in (FOLDER, QUARANTINE):
         with pytest.raises(DataProblem, match="split 'train' has no labeled pixel"):
             _ingest(images, data)
-    assert "split &#39;train&#39; has no labeled pixel" in _see(images, FOLDER)[4]
+    assert "split &#39;train&#39; has no labeled pixel" in _see(images, FOLDER)[3]
 
 
 def test_training_images_of_one_class_stop_the_run(images):
@@ -409,8 +412,11 @@ def test_training_images_of_one_class_stop_the_run(images):
 # ---- packed cache
 
 
-def _pack(images: Path, ingested, data: DataParams) -> dict[str, Any]:
-    return pack_images(images, images.parent / "cache", *ingested, data)
+def _pack(images: Path, ingested: Images, data: DataParams) -> dict[str, Any]:
+    packed, info = pack_images(ingested, images.parent / "cache", data)
+    assert packed == replace(ingested, packs=None if info["folder"] is None else packed.packs)
+    assert info["folder"] == (None if packed.packs is None else str(packed.packs))
+    return info
 
 
 def test_every_split_is_packed_once(images, ingested):
@@ -424,7 +430,7 @@ def test_every_split_is_packed_once(images, ingested):
 
 def test_only_training_images_are_packed_resized(images, ingested):
     packed = _pack(images, ingested, FOLDER)["splits"]
-    small = _pack(images, ingested, _change(FOLDER, image_size=(16, 20)))["splits"]
+    small = _pack(images, replace(ingested, image_size=(16, 20)), FOLDER)["splits"]
     assert small["train"]["file"] != packed["train"]["file"]
     assert small["val"] == packed["val"]
 
@@ -485,7 +491,7 @@ def test_an_image_that_changed_since_stops_the_run_with_auto_too(images, ingeste
 
 
 def test_packs_of_other_images_are_mentioned(images, ingested, caplog):
-    _pack(images, ingested, _change(FOLDER, image_size=(16, 20)))
+    _pack(images, replace(ingested, image_size=(16, 20)), FOLDER)
     with caplog.at_level(logging.INFO):
         _pack(images, ingested, FOLDER)
     assert "1 packs of other images or sizes" in caplog.text
@@ -500,9 +506,8 @@ def test_download_is_asked_for_before_anything_is_read(tmp_path, monkeypatch):
 
 
 def test_the_preview_shows_at_most_what_is_there(images, ingested):
-    assert isinstance(preview_images(images, *ingested, FOLDER), Figure)
-    small = FOLDER.model_copy(update={"image_size": (16, 24)})
-    assert isinstance(preview_images(images, *ingested, small), Figure)
+    assert isinstance(preview_images(ingested), Figure)
+    assert isinstance(preview_images(replace(ingested, image_size=(16, 24))), Figure)
 
 
 def test_paths_of_users_start_at_the_project_and_know_the_home_folder(tmp_path, monkeypatch):
@@ -524,12 +529,9 @@ def test_paths_of_users_start_at_the_project_and_know_the_home_folder(tmp_path, 
 
 
 def _check(ingested, **change):
-    index, labels = ingested
     return check_networks(
-        raw_index=index,
-        label_set=labels,
+        images=ingested,
         **{
-            "data": FOLDER,
             "teacher": TeacherParams(network=TEACHER),
             "student": STUDENT,
             "teacher_recipe": RECIPE,
@@ -663,12 +665,8 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
     teacher = TeacherParams(network=TEACHER, weights=teacher_file)
     plan = _check(ingested, teacher=teacher)
     shared = {
-        "raw_images": images,
-        "raw_index": ingested[0],
-        "label_set": ingested[1],
-        "packed_images": {"folder": None},
+        "images": ingested,
         "work_folder": tmp_path / "work",
-        "data": FOLDER,
         "trainer": CPU,
     }
     weights, history, training = train_teacher(
@@ -707,27 +705,23 @@ def test_scores_are_computed_once_and_looked_up_then(
 ):
     arguments = {
         "name": "teacher",
-        "root": images,
-        "labels": CAMVID,
         "evaluation": EvaluationParams(splits=("val",)),
         "trainer": CPU,
         "comparison": "",
         "work_folder": tmp_path / "work",
     }
-    samples = samples_of(ingested[0])
-    first = score_network(teacher, samples, data=FOLDER, **arguments)
+    first = score_network(teacher, ingested, **arguments)
     monkeypatch.setattr(_training, "score_splits", None)
-    assert score_network(teacher, samples, data=FOLDER, **arguments) == first
+    assert score_network(teacher, ingested, **arguments) == first
     others = [
         {"evaluation": EvaluationParams(splits=("val",), flip=True)},
         {"evaluation": EvaluationParams(splits=("val", "test"))},
     ]
     for other in others:
         with pytest.raises(TypeError):  # would be computed
-            score_network(teacher, samples, data=FOLDER, **{**arguments, **other})
-    resized = _change(FOLDER, image_size=(16, 24))
+            score_network(teacher, ingested, **{**arguments, **other})
     with pytest.raises(TypeError):
-        score_network(teacher, samples, data=resized, **arguments)
+        score_network(teacher, replace(ingested, image_size=(16, 24)), **arguments)
 
 
 def _confusion(network: NetworkCheckpoint, root: Path, samples, lookup: np.ndarray) -> np.ndarray:
@@ -762,21 +756,17 @@ def _lookup(train_ids: dict[int, int], ignored: tuple[int, ...] = (11,)) -> tupl
 def test_masks_that_mean_something_else_are_scored_anew(
     images, ingested, teacher, tmp_path, change
 ):
-    samples = samples_of(ingested[0])
     arguments = {
         "name": "teacher",
-        "root": images,
-        "data": FOLDER,
         "evaluation": EvaluationParams(splits=("val",)),
         "trainer": CPU,
         "comparison": "",
         "work_folder": tmp_path / "work",
     }
-    before = score_network(teacher, samples, labels=CAMVID, **arguments)
+    before = score_network(teacher, ingested, **arguments)
     labels = CAMVID.model_copy(update=change)
-    after = score_network(teacher, samples, labels=labels, **arguments)
-    val = [sample for sample in samples if sample.split == "val"]
-    expected = _confusion(teacher, images, val, np.array(labels.lookup))
+    after = score_network(teacher, replace(ingested, labels=labels), **arguments)
+    expected = _confusion(teacher, images, ingested.split("val").samples, np.array(labels.lookup))
     assert np.array_equal(after["splits"]["val"]["confusion"], expected)
     assert not np.array_equal(before["splits"]["val"]["confusion"], expected)
     assert after["about"]["data_digest"] != before["about"]["data_digest"]
@@ -787,18 +777,15 @@ def test_scores_are_looked_up_when_only_figures_change(
 ):
     arguments = {
         "name": "teacher",
-        "root": images,
-        "data": FOLDER,
         "evaluation": EvaluationParams(splits=("val",)),
         "trainer": CPU,
         "comparison": "",
         "work_folder": tmp_path / "work",
     }
-    samples = samples_of(ingested[0])
-    first = score_network(teacher, samples, labels=CAMVID, **arguments)
+    first = score_network(teacher, ingested, **arguments)
     monkeypatch.setattr(_training, "score_splits", None)
     painted = CAMVID.model_copy(update={"colors": CAMVID.colors[::-1], "name": "other"})
-    assert score_network(teacher, samples, labels=painted, **arguments) == first
+    assert score_network(teacher, replace(ingested, labels=painted), **arguments) == first
 
 
 def test_splits_that_are_not_there_are_left_out_and_one_must_be_there(
@@ -806,28 +793,27 @@ def test_splits_that_are_not_there_are_left_out_and_one_must_be_there(
 ):
     arguments = {
         "name": "teacher",
-        "root": images,
-        "labels": CAMVID,
-        "data": FOLDER,
         "trainer": CPU,
         "comparison": "",
         "work_folder": tmp_path,
     }
-    samples = samples_of(ingested[0])
     metrics = score_network(
-        teacher, samples, evaluation=EvaluationParams(splits=("val", "later")), **arguments
+        teacher, ingested, evaluation=EvaluationParams(splits=("val", "later")), **arguments
     )
     assert set(metrics["splits"]) == {"val"}
     with pytest.raises(UserError, match="None of the splits later has images"):
-        score_network(teacher, samples, evaluation=EvaluationParams(splits=("later",)), **arguments)
+        score_network(
+            teacher, ingested, evaluation=EvaluationParams(splits=("later",)), **arguments
+        )
 
 
 def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
-    weighted = CAMVID.model_copy(update={"class_weights": (1.0,) * 11})
+    def relabeled(**change) -> dict[str, Images]:
+        return {"images": replace(ingested, labels=CAMVID.model_copy(update=change))}
+
+    weighted = relabeled(class_weights=(1.0,) * 11)
     base = {
-        "samples": samples_of(ingested[0]),
-        "labels": CAMVID,
-        "data": FOLDER,
+        "images": ingested,
         "student": STUDENT,
         "recipe": RECIPE,
         "methods": MethodsParams(),
@@ -837,17 +823,17 @@ def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
     key = protocol_digest(**base)
     for irrelevant in (
         {"evaluation": EvaluationParams(batch_size=1, figure_images=0)},
-        {"labels": CAMVID.model_copy(update={"name": "other", "colors": CAMVID.colors[::-1]})},
-        {"labels": weighted},  # the recipe does not use them
+        relabeled(name="other", colors=CAMVID.colors[::-1]),
+        weighted,  # the recipe does not use them
         {"methods": MethodsParams(weights={"cwd": {"cwd_logits": 2.0}})},
         {"trainer": _change(CPU, workers=0, threads=1)},
     ):
         assert protocol_digest(**{**base, **irrelevant}) == key
     for changed in (
-        {"samples": samples_of(ingested[0])[1:]},
-        {"labels": CAMVID.model_copy(update={"lookup": _lookup({}, ignored=(11, 12))})},
-        {"labels": CAMVID.model_copy(update={"names": CAMVID.names[::-1]})},
-        {"data": _change(FOLDER, image_size=(16, 16))},
+        {"images": replace(ingested, samples=ingested.samples[1:])},
+        relabeled(lookup=_lookup({}, ignored=(11, 12))),
+        relabeled(names=CAMVID.names[::-1]),
+        {"images": replace(ingested, image_size=(16, 16))},
         {"student": TEACHER},
         {"recipe": _change(RECIPE, iterations=3)},
         {"methods": MethodsParams(kd=5.0)},
@@ -858,14 +844,11 @@ def test_students_are_comparable_when_all_but_the_method_is_equal(ingested):
     ):
         assert protocol_digest(**{**base, **changed}) != key, changed
     with_weights = {**base, "recipe": _change(RECIPE, class_weights=True)}
-    assert protocol_digest(**{**with_weights, "labels": weighted}) != protocol_digest(
-        **with_weights
-    )
+    assert protocol_digest(**{**with_weights, **weighted}) != protocol_digest(**with_weights)
 
 
 def test_students_scored_with_other_labels_are_not_compared(images, ingested, teacher, tmp_path):
     """The same masks, once with class 10 and once with it ignored: two blocks, no gain."""
-    samples = samples_of(ingested[0])
     ignored = make_lookup({raw: raw for raw in range(10)}, ignored=(10, 11))
     scored = {}
     for method, labels in (
@@ -873,16 +856,12 @@ def test_students_scored_with_other_labels_are_not_compared(images, ingested, te
         ("tse", CAMVID.model_copy(update={"lookup": ignored})),
         ("kd", CAMVID),
     ):
-        key = protocol_digest(
-            samples, labels, FOLDER, STUDENT, RECIPE, MethodsParams(), EvaluationParams(), CPU
-        )
+        relabeled = replace(ingested, labels=labels)
+        key = protocol_digest(relabeled, STUDENT, RECIPE, MethodsParams(), EvaluationParams(), CPU)
         scored[method] = score_network(
             teacher,
-            samples,
+            relabeled,
             name=method,
-            root=images,
-            labels=labels,
-            data=FOLDER,
             evaluation=EvaluationParams(),
             trainer=CPU,
             comparison=key,
@@ -922,11 +901,9 @@ def test_pixels_are_drawn_for_any_teacher_and_number_of_images(images, ingested,
         (teacher, 1, ("later",)),
     ):
         figure = draw_pixels(
-            images,
-            *ingested,
+            ingested,
             {"0": one},
             {"0": student, "1": None},
-            FOLDER,
             RddParams(min_kept=100),
             EvaluationParams(figure_images=count, splits=splits),
         )
@@ -1097,13 +1074,9 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
     node = _training.make_train_node("baseline", "whole")
     assert node.__name__ == "train_baseline"
     weights, history, training = node(
-        raw_images=images,
-        raw_index=ingested[0],
-        label_set=ingested[1],
-        packed_images=_pack(images, ingested, FOLDER),
+        images=pack_images(ingested, images.parent / "cache", FOLDER)[0],
         work_folder=tmp_path / "work",
         method_plan={},
-        data=FOLDER,
         student=STUDENT,
         recipe=RECIPE,
         rdd=RddParams(),
@@ -1129,12 +1102,8 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
         network_from_params(TEACHER, num_classes=11), params=TEACHER, label_names=CAMVID.names
     )
     shared = {
-        "raw_images": images,
-        "raw_index": ingested[0],
-        "label_set": ingested[1],
-        "packed_images": {"folder": None},
+        "images": ingested,
         "work_folder": tmp_path / "work",
-        "data": FOLDER,
         "student": STUDENT,
         "recipe": RECIPE,
         "trainer": CPU,
@@ -1183,13 +1152,9 @@ def test_several_seeds_are_trained_scored_and_handed_on_side_by_side(images, ing
 def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(images, ingested, tmp_path):
     with pytest.raises(UserError, match="goes on from the state of stage `tfe`; none was given"):
         _training.make_train_node("tse", "tse")(
-            raw_images=images,
-            raw_index=ingested[0],
-            label_set=ingested[1],
-            packed_images={"folder": None},
+            images=ingested,
             work_folder=tmp_path,
             method_plan={},
-            data=FOLDER,
             student=STUDENT,
             recipe=RECIPE,
             rdd=RddParams(tfe_length=2, min_kept=0.1),
@@ -1218,7 +1183,7 @@ def test_a_method_is_checked_before_anything_is_trained(ingested, tmp_path, teac
             NetworkCheckpoint.from_network(network, params=TEACHER, label_names=CAMVID.names), path
         )
     arguments = {
-        "label_set": ingested[1],
+        "images": ingested,
         "network_plan": {},
         "teacher": TeacherParams(network=TEACHER, weights=path if teacher_file else None),
         "student": STUDENT,

@@ -19,6 +19,7 @@ from rdd_pipeline.config import (
     RecipeParams,
     TrainerParams,
 )
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, build_index
 from rdd_pipeline.data.labels import LabelSet, make_lookup
 from rdd_pipeline.data.layouts import get_layout
@@ -43,6 +44,11 @@ class Blocks(NamedTuple):
 
     root: Path
     samples: tuple[Sample, ...]
+
+    @property
+    def images(self) -> Images:
+        """All of them."""
+        return Images(self.root, self.samples, LABELS)
 
 
 def write_blocks(root: Path) -> None:

@@ -21,7 +21,8 @@ from rdd_pipeline.config import (
     OptimizerParams,
     TrainerParams,
 )
-from rdd_pipeline.data.loading import evaluation_batches, training_batches
+from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.loading import Loader
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
@@ -256,17 +257,13 @@ def test_equals_a_hand_written_training_loop(run, make_job, blocks):
 
 
 def _batches(blocks, job, **ranks):
-    return training_batches(
-        [sample for sample in blocks.samples if sample.split == "train"],
-        blocks.root,
-        augment=job.recipe.augment,
+    return blocks.images.split("train").training_batches(
+        job.recipe.augment,
         seed=job.seed,
         batch_size=job.recipe.batch_size,
-        first_iteration=1,
-        last_iteration=job.last_iteration,
-        lookup=LABELS.lookup,
+        iterations=range(1, job.last_iteration + 1),
         pad_color=Preprocessing.imagenet().mean_rgb(),
-        **ranks,
+        loader=Loader(**ranks),
     )
 
 
@@ -477,11 +474,10 @@ def test_the_first_stage_hands_its_last_weights_on(run, make_job):
 
 def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, blocks):
     result = run(make_job())
-    val = [sample for sample in blocks.samples if sample.split == "val"]
     matrix = evaluate(
         result.network.build(),
         result.network.header.preprocessing,
-        evaluation_batches(val, blocks.root, batch_size=2, lookup=LABELS.lookup),
+        blocks.images.split("val").evaluation_batches(2),
         num_classes=3,
     )
     assert Scores.from_matrix(matrix).miou == result.state.best.miou
@@ -490,7 +486,7 @@ def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, bl
 
 def test_validation_scores_as_the_evaluation_does(run, make_job, blocks, monkeypatch):
     sizes = []
-    batches = loop.evaluation_batches
+    batches = Images.evaluation_batches
 
     def spy(*args, **kwargs):
         for batch in batches(*args, **kwargs):
@@ -498,7 +494,7 @@ def test_validation_scores_as_the_evaluation_does(run, make_job, blocks, monkeyp
             yield batch
 
     seen = []
-    monkeypatch.setattr(loop, "evaluation_batches", spy)
+    monkeypatch.setattr(Images, "evaluation_batches", spy)
     monkeypatch.setattr(
         loop,
         "evaluate",
@@ -509,15 +505,7 @@ def test_validation_scores_as_the_evaluation_does(run, make_job, blocks, monkeyp
     )
     result = run(make_job("baseline", evaluation=params))
     assert set(sizes) == {1}
-    scores = score_splits(
-        result.network,
-        blocks.samples,
-        blocks.root,
-        labels=LABELS,
-        params=params,
-        image_size=None,
-        device=torch.device("cpu"),
-    )
+    scores = score_splits(result.network, blocks.images, params, device=torch.device("cpu"))
     assert scores["val"]["miou"] == pytest.approx(result.state.best.miou, abs=1e-12)
     expected = {"scales": (0.5, 1.5), "flip": True, "average": "logits"}
     assert all(kwargs.items() >= expected.items() for kwargs in seen)

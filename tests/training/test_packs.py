@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,8 @@ def test_packs_that_cannot_be_used_cost_speed_only(blocks, make_job, packs, dama
 
 
 def test_scores_from_packs_are_the_same(blocks, teacher, packs, nowhere):
-    options = {
-        "labels": LABELS,
-        "params": EvaluationParams(splits=("val", "test"), batch_size=2),
-        "image_size": (30, 36),
-        "device": torch.device("cpu"),
-    }
-    plain = score_splits(teacher, blocks.samples, blocks.root, **options)
-    assert score_splits(teacher, blocks.samples, nowhere, packs=packs, **options) == plain
+    params = EvaluationParams(splits=("val", "test"), batch_size=2)
+    images = replace(blocks.images, image_size=(30, 36))
+    plain = score_splits(teacher, images, params, device=torch.device("cpu"))
+    packed = replace(images, root=nowhere, packs=packs)
+    assert score_splits(teacher, packed, params, device=torch.device("cpu")) == plain

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from rdd_pipeline.config import AugmentParams, NetworkParams, OptimizerParams, TrainerParams
-from rdd_pipeline.data.index import of_split
-from rdd_pipeline.data.loading import training_batches
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     Preprocessing,
@@ -197,19 +195,12 @@ def test_thirty_steps_equal_a_plain_loop(
     start = copy.deepcopy(student.state_dict())
     batches = [
         (batch.images, batch.labels)
-        for batch in training_batches(
-            of_split(blocks.samples, "train"),
-            blocks.root,
-            augment=job.recipe.augment,
+        for batch in blocks.images.split("train").training_batches(
+            job.recipe.augment,
             seed=job.seed,
             batch_size=BATCH,
-            first_iteration=1,
-            last_iteration=STEPS,
-            lookup=LABELS.lookup,
-            ignore_index=255,
-            image_size=None,
+            iterations=range(1, STEPS + 1),
             pad_color=Preprocessing.imagenet().mean,
-            workers=0,
         )
     ]
     ones = torch.ones(3, dtype=torch.float64)

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rdd_pipeline.config import AugmentParams
+from rdd_pipeline.config import AugmentParams, Size
 from rdd_pipeline.data.delivery import (
     LOOK_EVERY,
     PREFETCHED,
@@ -31,12 +30,9 @@ from rdd_pipeline.data.delivery import (
     share,
     started_here,
 )
-from rdd_pipeline.data.index import Sample
-from rdd_pipeline.data.labels import Lookup
-from rdd_pipeline.data.packed import PackedSource
 from rdd_pipeline.data.processes import end_with_parent, hidden_main
 from rdd_pipeline.data.reading import resize_image
-from rdd_pipeline.data.sources import FileSource, ImageSource
+from rdd_pipeline.data.sources import ImageSource
 from rdd_pipeline.data.transforms import (
     ColorPlan,
     CropPlan,
@@ -48,12 +44,6 @@ from rdd_pipeline.errors import UserError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """RGB mean of ImageNet in 0..255, the default padding."""
-
-PATIENCE = 600.0
-"""Seconds to wait for a batch from a loader process, unless told otherwise."""
-
-CACHE_BYTES = 1 << 30
-"""Decoded images kept in memory, over all loader processes of a rank together."""
 
 # First word after the seed: keeps the random streams of order, crops and colors apart.
 _ORDER, _AUGMENT, _COLORS = 1, 2, 3
@@ -87,6 +77,28 @@ class _Failed(NamedTuple):
 
     kind: type[UserError]
     message: str
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How batches are loaded in this process, which changes no pixel.
+
+    Attributes:
+        workers: Loader processes; 0: load in this one.
+        rank: This process among those that train or evaluate together.
+        world_size: Their number; in training rank r loads slots r*B//W to (r+1)*B//W.
+        cache_bytes: Memory for decoded training images, over all loader processes of this rank;
+            without a pack only.
+        pin_memory: Put batches in page-locked memory, for a GPU.
+        timeout: Seconds to wait for a batch from a loader process.
+    """
+
+    workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+    cache_bytes: int = 1 << 30
+    pin_memory: bool = False
+    timeout: float = 600.0
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
@@ -189,80 +201,16 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         return Batch(iteration, torch.stack(images), torch.stack(labels))
 
 
-def training_batches(
-    samples: Sequence[Sample],
-    root: Path,
-    *,
-    augment: AugmentParams,
-    seed: int,
-    batch_size: int,
-    first_iteration: int,
-    last_iteration: int,
-    lookup: Lookup,
-    ignore_index: int = 255,
-    image_size: tuple[int, int] | None = None,
-    pad_color: tuple[float, float, float] = IMAGENET_MEAN,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    cache_bytes: int = CACHE_BYTES,
-    pack: Path | None = None,
-    pin_memory: bool = False,
-    patience: float = PATIENCE,
-) -> Iterator[Batch]:
-    """The training batches of iterations `first_iteration` to `last_iteration`, both included.
-
-    Args:
-        samples: The training images.
-        root: The data set's folder.
-        augment: Crop size, scales and flip probability.
-        seed: With iteration and slot it decides everything random.
-        batch_size: Images an iteration, over all ranks together.
-        first_iteration: Iterations count from 1; any one may be the first.
-        last_iteration: Less than `first_iteration`: no batches.
-        lookup: What mask values or colors mean, see `LabelSet.lookup`.
-        ignore_index: Label of padding.
-        image_size: (height, width) images and masks are resized to before the crop.
-        pad_color: RGB of padding, 0..255.
-        workers: Loader processes; 0: load in this one. The pixels are the same.
-        rank: This process among the training processes.
-        world_size: Number of training processes; rank r loads slots r*B//W to (r+1)*B//W.
-        cache_bytes: Memory for decoded images, over all loader processes of this rank; without
-            a pack only.
-        pack: Pack of these samples, from `cache.write_pack`; None: read the files.
-        pin_memory: Put batches in page-locked memory, for a GPU.
-        patience: Seconds to wait for a batch from a loader process.
-
-    Yields:
-        One batch an iteration.
+def load_training(dataset: TrainingSet, iterations: range, loader: Loader) -> Iterator[Batch]:
+    """One batch for each iteration, of the slots that are this rank's.
 
     Raises:
-        DataProblem: A file cannot be read (the message names it).
-        UserError: No samples, more ranks than slots, too little shared memory for the loader
-            processes, or one of them died or delivers nothing.
+        DataProblem: A file cannot be read.
+        UserError: See `Images.training_batches`.
     """
-    files = FileSource(
-        samples,
-        root,
-        lookup=lookup,
-        image_size=image_size,
-        cache_bytes=0 if pack else cache_bytes // max(workers, 1),
-    )
-    source = PackedSource(pack, files) if pack else files
-    dataset = TrainingSet(
-        source,
-        augment=augment,
-        seed=seed,
-        batch_size=batch_size,
-        ignore_index=ignore_index,
-        pad_color=pad_color,
-    )
-    slots = rank_slots(batch_size, rank, world_size)
-    keys = [(iteration, slots) for iteration in range(first_iteration, last_iteration + 1)]
-    check_shared_memory(workers, crop_bytes(augment, len(slots)), local_trainings())
-    return _load(
-        _LoadTraining(dataset), keys, workers=workers, pin_memory=pin_memory, patience=patience
-    )
+    slots = rank_slots(dataset.batch_size, loader.rank, loader.world_size)
+    check_shared_memory(loader.workers, crop_bytes(dataset.augment, len(slots)), local_trainings())
+    return _load(_LoadTraining(dataset), [(number, slots) for number in iterations], loader)
 
 
 def crop_bytes(augment: AugmentParams, count: int) -> int:
@@ -276,65 +224,43 @@ def local_trainings() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def evaluation_batches(
-    samples: Sequence[Sample],
-    root: Path,
-    *,
+def load_whole(
+    source: ImageSource,
+    sizes: Sequence[Size],
+    image_size: Size | None,
     batch_size: int,
-    lookup: Lookup,
-    image_size: tuple[int, int] | None = None,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    pack: Path | None = None,
-    pin_memory: bool = False,
-    patience: float = PATIENCE,
+    loader: Loader,
 ) -> Iterator[EvaluationBatch]:
-    """Whole images, each once over all ranks: rank r gets r, r + world_size, ...
+    """Whole images in batches of equal size; see `Images.evaluation_batches`.
 
     Args:
-        samples: The images.
-        root: The data set's folder.
-        batch_size: At most so many images at once; only images of equal size share a batch.
-        lookup: What mask values or colors mean, see `LabelSet.lookup`.
+        source: Decoded images at their own size.
+        sizes: (height, width) of each of them.
         image_size: (height, width) images are resized to; the labels keep their own size.
-        workers: Loader processes; 0: load in this one.
-        rank: This process among the evaluating processes.
-        world_size: Number of evaluating processes.
-        pack: Pack of these samples at their own size; None: read the files.
-        pin_memory: Put batches in page-locked memory, for a GPU.
-        patience: Seconds to wait for a batch from a loader process.
-
-    Yields:
-        Batches ordered by image size, then by position.
-
-    Raises:
-        DataProblem: A file cannot be read (the message names it).
-        UserError: As for `training_batches`.
+        batch_size: At most so many at once.
+        loader: How they are loaded.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for position in range(rank, len(samples), world_size):
-        groups.setdefault((samples[position].height, samples[position].width), []).append(position)
+    groups: dict[Size, list[int]] = {}
+    for position in range(loader.rank, len(sizes), loader.world_size):
+        groups.setdefault(sizes[position], []).append(position)
     keys = [
         tuple(positions[start : start + batch_size])
         for _, positions in sorted(groups.items())
         for start in range(0, len(positions), batch_size)
     ]
-    files = FileSource(samples, root, lookup=lookup)
-    load = _LoadWhole(PackedSource(pack, files) if pack else files, image_size)
-    if workers > 0:
-        largest = max((_whole_bytes(samples, key, image_size) for key in keys), default=0)
-        check_shared_memory(workers, largest, local_trainings())
-    return _load(load, keys, workers=workers, pin_memory=pin_memory, patience=patience)
+    if loader.workers > 0:
+        largest = max(
+            (_whole_bytes(sizes[key[0]], len(key), image_size) for key in keys), default=0
+        )
+        check_shared_memory(loader.workers, largest, local_trainings())
+    return _load(_LoadWhole(source, image_size), keys, loader)
 
 
-def _whole_bytes(
-    samples: Sequence[Sample], positions: Sequence[int], image_size: tuple[int, int] | None
-) -> int:
+def _whole_bytes(size: Size, count: int, image_size: Size | None) -> int:
     """Size of whole images with their labels."""
-    own = samples[positions[0]].height * samples[positions[0]].width
-    height, width = image_size or (own, 1)
-    return len(positions) * (3 * height * width + own)
+    own = size[0] * size[1]
+    height, width = image_size or size
+    return count * (3 * height * width + own)
 
 
 @dataclass(frozen=True)
@@ -348,7 +274,7 @@ class _LoadTraining:
 @dataclass(frozen=True)
 class _LoadWhole:
     source: ImageSource
-    image_size: tuple[int, int] | None
+    image_size: Size | None
 
     def __call__(self, positions: tuple[int, ...]) -> EvaluationBatch:
         images, labels = zip(*(self.source[position] for position in positions), strict=True)
@@ -374,18 +300,13 @@ class _Keyed(Dataset[Any]):
 
 
 def _load(
-    load: Callable[[Any], AnyBatch],
-    keys: Sequence[Any],
-    *,
-    workers: int,
-    pin_memory: bool,
-    patience: float,
+    load: Callable[[Any], AnyBatch], keys: Sequence[Any], options: Loader
 ) -> Iterator[AnyBatch]:
-    """`load(key)` for each key in order, in `workers` processes or in this one."""
-    if workers == 0:
+    """`load(key)` for each key in order, in loader processes or in this one."""
+    if options.workers == 0:
         for key in keys:
             batch = load(key)
-            yield _pinned(batch) if pin_memory else batch
+            yield _pinned(batch) if options.pin_memory else batch
         return
     if not keys:
         return
@@ -396,11 +317,11 @@ def _load(
         _Keyed(load, keys),
         batch_size=None,
         collate_fn=_unchanged_batch,
-        num_workers=workers,
+        num_workers=options.workers,
         prefetch_factor=PREFETCHED,
-        timeout=min(LOOK_EVERY, patience),
+        timeout=min(LOOK_EVERY, options.timeout),
         multiprocessing_context=context,
-        pin_memory=pin_memory,
+        pin_memory=options.pin_memory,
         worker_init_fn=end_with_parent,
         # Otherwise a number is drawn from the global generator, which training uses.
         generator=torch.Generator().manual_seed(0),
@@ -408,7 +329,7 @@ def _load(
     with hidden_main(), started_here() as started:
         batches = iter(loader)
     try:
-        for batch in deliver(batches, started, patience):
+        for batch in deliver(batches, started, options.timeout):
             if isinstance(batch, _Failed):
                 raise batch.kind(batch.message)
             yield batch

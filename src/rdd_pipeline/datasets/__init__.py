@@ -8,6 +8,7 @@ from typing import Any
 
 _MODULES = {
     "FolderDataset": "folder",
+    "ImagesDataset": "images",
     "MetricsDataset": "metrics",
     "NetworksDataset": "networks",
     "TrainedMetricsDataset": "metrics",
@@ -16,6 +17,7 @@ _MODULES = {
 
 __all__ = [
     "FolderDataset",
+    "ImagesDataset",
     "MetricsDataset",
     "NetworksDataset",
     "TrainedMetricsDataset",

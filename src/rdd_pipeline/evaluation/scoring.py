@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from rdd_pipeline.config import EvaluationParams, Size
-from rdd_pipeline.data.index import Sample, of_split
+from rdd_pipeline.config import EvaluationParams
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
-from rdd_pipeline.data.loading import evaluation_batches
-from rdd_pipeline.data.packed import usable_pack
+from rdd_pipeline.data.loading import Loader
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import METRICS, Scores
 from rdd_pipeline.evaluation.predict import evaluate
@@ -22,17 +19,13 @@ from rdd_pipeline.networks import NetworkCheckpoint
 
 def score_splits(
     network: NetworkCheckpoint,
-    samples: Sequence[Sample],
-    root: Path,
-    *,
-    labels: LabelSet,
+    images: Images,
     params: EvaluationParams,
-    image_size: Size | None,
+    *,
     device: torch.device,
     group: dist.ProcessGroup | None = None,
-    packs: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate on every split of `params.splits` that has images, read from `packs` if they can be.
+    """Evaluate on every split of `params.splits` that has images.
 
     Returns:
         By split: the `METRICS` in [0, 1], ``classes_in_mean``, ``iou`` by class name (None: absent
@@ -41,26 +34,19 @@ def score_splits(
     Raises:
         UserError: None of the splits has images.
     """
-    model = network.build().to(device)
+    model, labels = network.build().to(device), images.labels
+    loader = Loader()
+    if group is not None:
+        loader = Loader(rank=dist.get_rank(group), world_size=dist.get_world_size(group))
     results: dict[str, dict[str, Any]] = {}
     for split in params.splits:
-        chosen = of_split(samples, split)
-        if not chosen:
+        chosen = images.split(split)
+        if not chosen.samples:
             continue
-        batches = evaluation_batches(
-            chosen,
-            root,
-            batch_size=params.batch_size,
-            lookup=labels.lookup,
-            image_size=image_size,
-            rank=dist.get_rank(group) if group is not None else 0,
-            world_size=dist.get_world_size(group) if group is not None else 1,
-            pack=usable_pack(packs, chosen, lookup=labels.lookup),
-        )
         matrix = evaluate(
             model,
             network.header.preprocessing,
-            batches,
+            chosen.evaluation_batches(params.batch_size, loader),
             num_classes=labels.num_classes,
             ignore_index=labels.ignore_index,
             device=device,

@@ -16,7 +16,7 @@ from kedro.pipeline import Pipeline
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
 from rdd_pipeline.commands import Session
-from rdd_pipeline.config import RecipeParams, TrainerParams
+from rdd_pipeline.config import DataParams, RecipeParams, TrainerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.tracking.records import database_path
 
@@ -120,6 +120,20 @@ def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None
             + (f", for instance with{complete}: it makes" if complete else "; it makes")
             + " what is needed and trains nothing twice."
         )
+
+
+def check_images(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
+    """Tell the entry `images` which images this session is about, and look whether they are there.
+
+    Raises:
+        UserError: The pipeline begins after ingestion, and these images have not been ingested.
+    """
+    if catalog is None or "images" not in pipeline.datasets() or "images" not in catalog:
+        return
+    images: Any = catalog.get("images")
+    images.expect(DataParams.model_validate(catalog.load("params:data")))
+    if "images" in pipeline.inputs():
+        images.find()
 
 
 def check_machine(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:

@@ -37,6 +37,7 @@ from rdd_pipeline.config import Params
 from rdd_pipeline.errors import RunInterrupted, UserError
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
+    check_images,
     check_machine,
     check_upstream,
     mlflow_config,
@@ -162,6 +163,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             UserError: A part of a pipeline was asked for, and what it reads is not there; or the
                 device is not there.
         """
+        check_images(pipeline, self._catalog)
         check_upstream(pipeline, self._catalog)
         check_machine(pipeline, self._catalog)
         self._process = os.getpid()

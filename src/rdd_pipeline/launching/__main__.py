@@ -31,6 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
 from rdd_pipeline.data.coverage import with_coverage
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, build_index, from_rows
 from rdd_pipeline.data.layouts import get_layout, raise_problems
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
@@ -87,13 +88,9 @@ def run_job_file(path: Path) -> dict[str, Any]:
         return {}
     scores = score_splits(
         result.network,
-        samples,
-        job.root,
-        labels=job.labels,
-        params=spec.evaluation,
-        image_size=job.image_size,
+        Images(job.root, tuple(samples), job.labels, job.image_size, job.packs),
+        spec.evaluation,
         device=resolve_device(spec.trainer.device),
-        packs=job.packs,
     )
     summary = {
         "method": job.method,

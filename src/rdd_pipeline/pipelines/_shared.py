@@ -7,12 +7,8 @@ from typing import Any
 
 import pandas as pd
 from kedro.utils import find_kedro_project
-from torch import Tensor
 
-from rdd_pipeline.config import DataParams, NetworkParams, Size, TeacherParams
-from rdd_pipeline.data.index import Sample, from_rows
-from rdd_pipeline.data.labels import LabelSet
-from rdd_pipeline.data.reading import read_image, read_mask
+from rdd_pipeline.config import DataParams, NetworkParams, TeacherParams
 
 
 def from_project(path: Path) -> Path:
@@ -41,32 +37,6 @@ def local_teacher(teacher: TeacherParams) -> TeacherParams:
     )
 
 
-def packs_folder(packed_images: dict[str, Any]) -> Path | None:
-    """Folder with the packs that ingestion made; None: images are read from their files."""
-    folder = packed_images["folder"]
-    return None if folder is None else Path(folder)
-
-
-def samples_of(raw_index: pd.DataFrame) -> list[Sample]:
-    """Rows of the index table as samples."""
-    return list(from_rows(rows_of(raw_index)))
-
-
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a table as dictionaries by column name."""
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
-def label_set_of(label_set: dict[str, Any]) -> LabelSet:
-    """The label set as ingestion saved it."""
-    return LabelSet.model_validate(label_set)
-
-
-def read_sample(
-    root: Path, sample: Sample, labels: LabelSet, image_size: Size | None
-) -> tuple[Tensor, Tensor]:
-    """Image (3, H, W) and train ids (H, W) of one sample, both uint8 and of the same size."""
-    return (
-        read_image(root / sample.image, image_size=image_size, bits=sample.bits),
-        read_mask(root / sample.mask, labels.lookup, image_size=image_size),
-    )

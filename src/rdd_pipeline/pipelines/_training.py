@@ -17,7 +17,6 @@ from rdd_pipeline import tracking
 from rdd_pipeline.commands import session_text
 from rdd_pipeline.config import (
     FORMER_NAMES,
-    DataParams,
     EvaluationParams,
     MethodsParams,
     NetworkParams,
@@ -26,7 +25,7 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
-from rdd_pipeline.data.index import Sample, index_digest
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import find_method, method_title
 from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_losses
@@ -42,13 +41,9 @@ from rdd_pipeline.networks import (
     network_from_params,
 )
 from rdd_pipeline.pipelines._shared import (
-    images_root,
-    label_set_of,
     local_network,
     local_teacher,
-    packs_folder,
     rows_of,
-    samples_of,
 )
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
@@ -75,12 +70,8 @@ def run_training(
     *,
     method: str,
     stage: str,
-    raw_images: Path,
-    raw_index: pd.DataFrame,
-    label_set: dict[str, Any],
-    packed_images: dict[str, Any],
+    images: Images,
     work_folder: Path,
-    data: DataParams,
     network: NetworkParams,
     recipe: RecipeParams,
     rdd: RddParams,
@@ -105,10 +96,10 @@ def run_training(
             stage=stage,
             seed=seed,
             network=local_network(network),
-            labels=label_set_of(label_set),
-            root=images_root(raw_images, data),
-            image_size=data.image_size,
-            packs=packs_folder(packed_images),
+            labels=images.labels,
+            root=images.root,
+            image_size=images.image_size,
+            packs=images.packs,
             recipe=recipe,
             rdd=rdd,
             methods=methods,
@@ -126,7 +117,7 @@ def run_training(
     job = prepare_job(job, trainer)
     training = Training(
         job,
-        tuple(samples_of(raw_index)),
+        images.samples,
         teacher if job.definition.needs_teacher else None,
         initial_state,
     ).stored_in(work_folder)
@@ -151,19 +142,15 @@ def seeds_from(seed: int, seeds: int) -> range:
 
 def score_network(
     network: NetworkCheckpoint,
-    samples: Sequence[Sample],
+    images: Images,
     *,
     name: str,
-    root: Path,
-    labels: LabelSet,
-    data: DataParams,
     evaluation: EvaluationParams,
     trainer: TrainerParams,
     comparison: str,
     work_folder: Path,
     title: str | None = None,
     notes: Sequence[str] = (),
-    packs: Path | None = None,
 ) -> Metrics:
     """Scores and cost of one network; looked up when the same network was scored before.
 
@@ -173,25 +160,14 @@ def score_network(
     Returns:
         ``about`` (texts), ``cost`` (numbers) and ``splits``: the scores by split.
     """
-    weights, scored = network.digest(), data_digest(samples, labels, data, evaluation)
+    weights, scored = network.digest(), data_digest(images, evaluation)
     key = json_digest([weights, scored, evaluation.splits])
     provenance = network.header.provenance
     store = RunStore(work_folder, provenance.get("fingerprint", f"imported-{weights[:8]}"))
     scores = store.recall(f"scores-{key}")
     if scores is None:
-        scores = score_splits(
-            network,
-            samples,
-            root,
-            labels=labels,
-            params=evaluation,
-            image_size=data.image_size,
-            device=resolve_device(trainer.device),
-            packs=packs,
-        )
+        scores = score_splits(network, images, evaluation, device=resolve_device(trainer.device))
         store.remember(f"scores-{key}", scores)
-    first = samples[0]
-    size = data.image_size or (first.height, first.width)
     return {
         "about": {
             "method": name,
@@ -205,24 +181,25 @@ def score_network(
             "session": session_text(),
             "notes": list(notes),
         },
-        "cost": measure_cost(network.build(), size),
+        "cost": measure_cost(network.build(), images.input_size),
         "splits": scores,
     }
 
 
-def data_digest(
-    samples: Sequence[Sample], labels: LabelSet, data: DataParams, evaluation: EvaluationParams
-) -> str:
+def data_digest(images: Images, evaluation: EvaluationParams) -> str:
     """Digest of what networks are scored on: images, meaning of the masks, size, protocol."""
     return json_digest(
-        [index_digest(samples), labels.meaning(), data.image_size, evaluation.protocol()]
+        [
+            images.index_digest,
+            images.labels.meaning(),
+            images.image_size,
+            evaluation.protocol(),
+        ]
     )
 
 
 def protocol_digest(
-    samples: Sequence[Sample],
-    labels: LabelSet,
-    data: DataParams,
+    images: Images,
     student: NetworkParams,
     recipe: RecipeParams,
     methods: MethodsParams,
@@ -237,10 +214,10 @@ def protocol_digest(
     """
     return json_digest(
         [
-            data_digest(samples, labels, data, evaluation),
+            data_digest(images, evaluation),
             student.model_dump(mode="json", context=FORMER_NAMES),
             recipe.model_dump(mode="json", context=FORMER_NAMES),
-            labels.class_weights if recipe.class_weights else None,
+            images.labels.class_weights if recipe.class_weights else None,
             methods.model_dump(mode="json", exclude={"weights", "options"}, context=FORMER_NAMES),
             resolve_precision(trainer.precision, resolve_device(trainer.device)),
         ]
@@ -280,13 +257,9 @@ def make_train_node(method: str, stage: str, *, keep_state: bool = False) -> Cal
     """
 
     def train_student(
-        raw_images: Path,
-        raw_index: pd.DataFrame,
-        label_set: dict[str, Any],
-        packed_images: dict[str, Any],
+        images: Images,
         work_folder: Path,
         method_plan: dict[str, Any],
-        data: DataParams,
         student: NetworkParams,
         recipe: RecipeParams,
         rdd: RddParams,
@@ -302,12 +275,8 @@ def make_train_node(method: str, stage: str, *, keep_state: bool = False) -> Cal
             str(number): run_training(
                 method=method,
                 stage=stage,
-                raw_images=raw_images,
-                raw_index=raw_index,
-                label_set=label_set,
-                packed_images=packed_images,
+                images=images,
                 work_folder=work_folder,
-                data=data,
                 network=student,
                 recipe=recipe,
                 rdd=rdd,
@@ -321,7 +290,7 @@ def make_train_node(method: str, stage: str, *, keep_state: bool = False) -> Cal
             )
             for number in seeds_from(seed, seeds)
         }
-        labels, definition = label_set_of(label_set), find_method(method, methods)
+        labels, definition = images.labels, find_method(method, methods)
         outputs = (
             {seed: result.network for seed, result in results.items()},
             joined_history(results),
@@ -344,14 +313,10 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
     """Node function that scores the students of `method`, one for each seed."""
 
     def evaluate_student(
-        raw_images: Path,
-        raw_index: pd.DataFrame,
-        label_set: dict[str, Any],
-        packed_images: dict[str, Any],
+        images: Images,
         work_folder: Path,
         weights: Networks,
         training: Mapping[str, dict[str, Any]],
-        data: DataParams,
         student: NetworkParams,
         recipe: RecipeParams,
         rdd: RddParams,
@@ -359,31 +324,23 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         evaluation: EvaluationParams,
         trainer: TrainerParams,
     ) -> tuple[dict[str, Metrics], Figure]:
-        labels = label_set_of(label_set)
-        samples = samples_of(raw_index)
-        comparison = protocol_digest(
-            samples, labels, data, student, recipe, methods, evaluation, trainer
-        )
+        comparison = protocol_digest(images, student, recipe, methods, evaluation, trainer)
         metrics = {}
         for seed, network in weights.items():
             metrics[seed] = score_network(
                 network,
-                samples,
+                images,
                 name=method,
                 title=method_title(method, rdd),
                 notes=training[seed]["notes"],
-                root=images_root(raw_images, data),
-                labels=labels,
-                data=data,
                 evaluation=evaluation,
                 trainer=trainer,
                 comparison=comparison,
                 work_folder=work_folder,
-                packs=packs_folder(packed_images),
             )
             metrics[seed]["cost"] |= training[seed]["cost"]
             _log_scores(metrics[seed])
-        return metrics, confusion_of(metrics, labels)
+        return metrics, confusion_of(metrics, images.labels)
 
     evaluate_student.__name__ = f"evaluate_{method}"
     return evaluate_student
@@ -413,7 +370,7 @@ def make_check_node(method: str) -> Callable[..., Any]:
     """Node function that refuses what a method's training would fail with after all others."""
 
     def check_method(
-        label_set: dict[str, Any],
+        images: Images,
         network_plan: dict[str, Any],
         teacher: TeacherParams,
         student: NetworkParams,
@@ -421,7 +378,7 @@ def make_check_node(method: str) -> Callable[..., Any]:
         rdd: RddParams,
         methods: MethodsParams,
     ) -> dict[str, Any]:
-        labels = label_set_of(label_set)
+        labels = images.labels
         definition = find_method(method, methods)
         settings = definition.settings(rdd)
         with torch.device("meta"):  # shapes are enough; the weights were looked at before

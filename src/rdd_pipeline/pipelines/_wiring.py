@@ -20,7 +20,6 @@ from rdd_pipeline.pipelines._training import (
 )
 
 SHARED_PARAMETERS = {
-    "params:data",
     "params:teacher",
     "params:student",
     "params:recipe",
@@ -46,16 +45,12 @@ def method_pipeline(method: str) -> Pipeline:
     start = definition.stage_before and f"state_{definition.stage_before}"
     keep_state = not definition.finishes
     inputs = {
-        "raw_images": "raw_images",
-        "raw_index": "raw_index",
-        "label_set": "label_set",
-        "packed_images": "packed_images",
+        "images": "images",
         "work_folder": "work_folder",
     }
     training_inputs = {
         **inputs,
         "method_plan": "plan",
-        "data": "params:data",
         "student": "params:student",
         "recipe": "params:recipe",
         "rdd": "params:rdd",
@@ -78,7 +73,7 @@ def method_pipeline(method: str) -> Pipeline:
                 make_check_node(method),
                 name=f"check_{method}_node",
                 inputs={
-                    "label_set": "label_set",
+                    "images": "images",
                     "network_plan": "network_plan",
                     "teacher": "params:teacher",
                     "student": "params:student",
@@ -103,7 +98,6 @@ def method_pipeline(method: str) -> Pipeline:
                     **inputs,
                     "weights": "weights",
                     "training": "training",
-                    "data": "params:data",
                     "student": "params:student",
                     "recipe": "params:recipe",
                     "rdd": "params:rdd",

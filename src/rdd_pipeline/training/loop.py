@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.config import TrainerParams
-from rdd_pipeline.data.index import of_split
-from rdd_pipeline.data.loading import Batch, evaluation_batches, training_batches
-from rdd_pipeline.data.packed import usable_pack
+from rdd_pipeline.data.loading import Batch, Loader
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
@@ -177,27 +175,20 @@ class Trainer:
                     self._stop(components)
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
-        job, samples = self.job, of_split(self.training.samples, "train")
-        return training_batches(
-            samples,
-            job.root,
-            augment=job.recipe.augment,
+        job = self.job
+        return self.training.images.split("train").training_batches(
+            job.recipe.augment,
             seed=job.seed,
             batch_size=job.recipe.batch_size,
-            first_iteration=first,
-            last_iteration=last,
-            lookup=job.labels.lookup,
-            ignore_index=job.labels.ignore_index,
-            image_size=job.image_size,
+            iterations=range(first, last + 1),
             pad_color=Preprocessing.for_network(job.network).mean_rgb(),
-            workers=resolve_workers(self.trainer.workers, self.device),
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-            pack=usable_pack(
-                job.packs, samples, lookup=job.labels.lookup, image_size=job.image_size
+            loader=Loader(
+                workers=resolve_workers(self.trainer.workers, self.device),
+                rank=self.ranks.rank,
+                world_size=self.ranks.size,
+                pin_memory=self.device.type == "cuda",
+                timeout=self.trainer.timeout,
             ),
-            pin_memory=self.device.type == "cuda",
-            patience=self.trainer.timeout,
         )
 
     def _one_step(
@@ -248,8 +239,7 @@ class Trainer:
         """Validate every so often and at the end of the run; returns whether it was time for it."""
         recipe, state = self.job.recipe, self.state
         due = state.iteration % recipe.validate_every == 0 or state.iteration == recipe.iterations
-        samples = of_split(self.training.samples, "val")
-        if due and samples:
+        if due and self.training.images.split("val").samples:
             scores = self._scores(components)
             # NaN (no labeled pixel) is never the best; of older work it may stand there.
             best = math.nan if state.best is None else state.best.miou
@@ -261,17 +251,11 @@ class Trainer:
         return due
 
     def _scores(self, components: Components) -> Scores:
-        job, samples = self.job, of_split(self.training.samples, "val")
-        batches = evaluation_batches(
-            samples,
-            job.root,
+        job = self.job
+        batches = self.training.images.split("val").evaluation_batches(
             # Not the training's: whole images take many times the memory of crops.
-            batch_size=job.evaluation.batch_size,
-            lookup=job.labels.lookup,
-            image_size=job.image_size,
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-            pack=usable_pack(job.packs, samples, lookup=job.labels.lookup),
+            job.evaluation.batch_size,
+            Loader(rank=self.ranks.rank, world_size=self.ranks.size),
         )
         matrix = evaluate(
             components.step.student,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, index_digest, of_split
 from rdd_pipeline.distillation.stages import stage_before
 from rdd_pipeline.errors import UserError
@@ -59,6 +60,12 @@ class Training:
     teacher: NetworkCheckpoint | None = None
     initial_state: TrainState | None = None
     store: RunStore | None = None
+
+    @cached_property
+    def images(self) -> Images:
+        """Where the samples lie and how they are read."""
+        job = self.job
+        return Images(job.root, self.samples, job.labels, job.image_size, job.packs)
 
     @cached_property
     def fingerprint(self) -> str:

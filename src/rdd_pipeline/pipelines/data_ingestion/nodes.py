@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,14 +13,8 @@ from matplotlib.figure import Figure
 from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.coverage import with_coverage
 from rdd_pipeline.data.division import Division
-from rdd_pipeline.data.index import (
-    Index,
-    Sample,
-    check_images,
-    index_digest,
-    of_split,
-    to_rows,
-)
+from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.index import Index, check_images, of_split, to_rows
 from rdd_pipeline.data.layouts import Problem, download, get_layout, raise_problems
 from rdd_pipeline.data.packed import (
     PackProblem,
@@ -30,7 +25,7 @@ from rdd_pipeline.data.packed import (
 )
 from rdd_pipeline.data.statistics import label_statistics
 from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
+from rdd_pipeline.pipelines._shared import images_root
 from rdd_pipeline.reporting.figures import dataset_preview
 from rdd_pipeline.scenes.write import write_scenes
 
@@ -45,9 +40,17 @@ LOGGED = 10
 REPORT = "The report, catalog entry `ingestion_report` below data/08_reporting, has all of them."
 
 
+class Inspection(NamedTuple):
+    """What looking at a folder of images has found."""
+
+    images: Images
+    """Those without a problem."""
+    problems: tuple[Problem, ...]
+
+
 def inspect_images(
     raw_images: Path, image_cache: Path, data: DataParams
-) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame, list[dict[str, Any]], str]:
+) -> tuple[Inspection, pd.DataFrame, list[dict[str, Any]], str]:
     """Look at every image and mask once; what has to be downloaded or generated comes first.
 
     What is wrong is collected, so that the report is there before the run stops for it.
@@ -58,8 +61,7 @@ def inspect_images(
         data: Layout and reading.
 
     Returns:
-        One row for each image without a problem, the label set, statistics by split and class, all
-        problems, and the report.
+        What was found, statistics by split and class, all problems, and the report.
 
     Raises:
         DataProblem: The folder with the images, or the table of labels in it, is missing.
@@ -105,8 +107,7 @@ def inspect_images(
         divided=divided,
     )
     return (
-        pd.DataFrame(to_rows(index.samples), columns=list(Sample._fields)),
-        layout.labels.model_dump(mode="json"),
+        Inspection(Images(root, index.samples, layout.labels, data.image_size), index.problems),
         pd.DataFrame(statistics, columns=["split", "class", "pixels", "share", "images"]),
         [problem._asdict() for problem in index.problems],
         report,
@@ -114,23 +115,19 @@ def inspect_images(
 
 
 def index_images(
-    raw_images: Path,
-    checked_images: pd.DataFrame,
-    image_problems: list[dict[str, Any]],
-    data: DataParams,
-) -> tuple[pd.DataFrame, dict[str, str]]:
+    inspection: Inspection, data: DataParams
+) -> tuple[Images, pd.DataFrame, dict[str, str]]:
     """Let the images through that nothing is wrong with, or stop for those that something is.
 
     Returns:
-        The index (one row for each image) and tags that identify the data.
+        The images, their table (one row for each) and tags that identify the data.
 
     Raises:
         DataProblem: There are problems and `data.on_problem` is `stop`, or leaving images out does
             not help; all problems in one message.
     """
-    root = images_root(raw_images, data)
-    problems = [Problem(**problem) for problem in image_problems]
-    samples = samples_of(checked_images)
+    images, problems = inspection
+    root = images.root
     left_out = len(problems)
     if data.on_problem == "stop":
         cure = " To go on without these images: data.on_problem=quarantine"
@@ -143,17 +140,17 @@ def index_images(
             logger.warning(
                 "%d problems: the images they are about are LEFT OUT, %d are used. %s",
                 left_out,
-                len(samples),
+                len(images.samples),
                 REPORT,
             )
             _log([problem.text for problem in problems])
-    if not of_split(samples, "train"):
+    if not images.split("train").samples:
         expected = get_layout(data.layout, root).expected
         raise DataProblem(f"{root} has no training image. Expected: {expected}")
     tags = {
-        "data_digest": index_digest(samples),
+        "data_digest": images.index_digest,
         "layout": data.layout,
-        "images": str(len(samples)),
+        "images": str(len(images.samples)),
     }
     if left_out:
         tags["image_problems"] = str(left_out)
@@ -161,33 +158,29 @@ def index_images(
         tags |= {
             key: str(getattr(data, key)) for key in ("val_fraction", "test_fraction", "split_seed")
         }
-    return pd.DataFrame(to_rows(samples)), tags
+    return images, pd.DataFrame(to_rows(images.samples)), tags
 
 
 def pack_images(
-    raw_images: Path,
-    image_cache: Path,
-    raw_index: pd.DataFrame,
-    label_set: dict[str, Any],
-    data: DataParams,
-) -> dict[str, Any]:
+    indexed_images: Images, image_cache: Path, data: DataParams
+) -> tuple[Images, dict[str, Any]]:
     """Keep the decoded images of each split in one file, unless it is there already.
 
-    Training images are packed at `data.image_size`, the others at their own size, as they are used.
+    Training images are packed at their `image_size`, the others at their own size, as they are
+    used.
 
     Returns:
-        ``folder`` of the packs (None: images are read from their files), the file and its size in
-        MB by split, and a note why there is none.
+        The images with their packs; and for people: ``folder`` of the packs (None: images are read
+        from their files), the file and its size in MB by split, and a note why there is none.
 
     Raises:
         DataProblem: `data.cache` is true and the packs do not fit, or a file has changed.
     """
     if data.cache is False:
-        return _unpacked("data.cache is false")
-    samples, labels = samples_of(raw_index), label_set_of(label_set)
-    root = images_root(raw_images, data)
+        return indexed_images, _unpacked("data.cache is false")
+    root, samples, labels = indexed_images.root, indexed_images.samples, indexed_images.labels
     splits = {
-        split: (of_split(samples, split), data.image_size if split == "train" else None)
+        split: (of_split(samples, split), indexed_images.image_size if split == "train" else None)
         for split in dict.fromkeys(sample.split for sample in samples)
     }
     missing = sum(
@@ -196,7 +189,7 @@ def pack_images(
         if usable_pack(image_cache, chosen, lookup=labels.lookup, image_size=size) is None
     )
     if data.cache == "auto" and missing and not fits_comfortably(image_cache, missing):
-        return _unpacked(
+        return indexed_images, _unpacked(
             f"{missing / 2**30:.1f} GiB would take more than half of the free disk; data.cache=true"
             " packs all the same"
         )
@@ -215,7 +208,7 @@ def pack_images(
     except PackProblem as problem:
         if data.cache is True:
             raise
-        return _unpacked(str(problem))
+        return indexed_images, _unpacked(str(problem))
     others = [
         path.stat().st_size
         for path in image_cache.glob("*.pack")
@@ -229,22 +222,19 @@ def pack_images(
             sum(others) / 1e9,
             image_cache,
         )
-    return {"folder": str(image_cache), "splits": packs, "note": ""}
+    return (
+        dataclasses.replace(indexed_images, packs=image_cache),
+        {"folder": str(image_cache), "splits": packs, "note": ""},
+    )
 
 
-def preview_images(
-    raw_images: Path, raw_index: pd.DataFrame, label_set: dict[str, Any], data: DataParams
-) -> Figure:
+def preview_images(images: Images) -> Figure:
     """Show a few training images with their labels, evenly spaced: neighbors are often alike."""
-    labels = label_set_of(label_set)
-    samples = of_split(samples_of(raw_index), "train")
+    samples = images.split("train").samples
     count = min(PREVIEWED, len(samples))
     chosen = [samples[(2 * n + 1) * len(samples) // (2 * count)] for n in range(count)]
-    root = images_root(raw_images, data)
-    pairs = [
-        (sample.name, *read_sample(root, sample, labels, data.image_size)) for sample in chosen
-    ]
-    return dataset_preview(pairs, labels)
+    pairs = [(sample.name, *images.read(sample)) for sample in chosen]
+    return dataset_preview(pairs, images.labels)
 
 
 def _workers(data: DataParams) -> int | None:

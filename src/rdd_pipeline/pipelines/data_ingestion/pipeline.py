@@ -8,7 +8,7 @@ from .nodes import index_images, inspect_images, pack_images, preview_images
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Folder of labeled images -> report, index, label set, statistics, packed cache, preview."""
+    """Folder of labeled images -> report, statistics, checked images with packs, preview."""
     return Pipeline(
         [
             Node(
@@ -19,49 +19,31 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "image_cache": "image_cache",
                     "data": "params:data",
                 },
-                outputs=[
-                    "checked_images",
-                    "label_set",
-                    "label_statistics",
-                    "image_problems",
-                    "ingestion_report",
-                ],
+                outputs=["inspection", "label_statistics", "image_problems", "ingestion_report"],
                 tags=["data"],
             ),
             Node(
                 index_images,
                 name="index_images_node",
-                inputs={
-                    "raw_images": "raw_images",
-                    "checked_images": "checked_images",
-                    "image_problems": "image_problems",
-                    "data": "params:data",
-                },
-                outputs=["raw_index", "data_tags"],
+                inputs=["inspection", "params:data"],
+                outputs=["indexed_images", "image_index", "data_tags"],
                 tags=["data"],
             ),
             Node(
                 pack_images,
                 name="pack_images_node",
                 inputs={
-                    "raw_images": "raw_images",
+                    "indexed_images": "indexed_images",
                     "image_cache": "image_cache",
-                    "raw_index": "raw_index",
-                    "label_set": "label_set",
                     "data": "params:data",
                 },
-                outputs="packed_images",
+                outputs=["images", "packed_images"],
                 tags=["data"],
             ),
             Node(
                 preview_images,
                 name="preview_images_node",
-                inputs={
-                    "raw_images": "raw_images",
-                    "raw_index": "raw_index",
-                    "label_set": "label_set",
-                    "data": "params:data",
-                },
+                inputs="images",
                 outputs="data_preview",
                 tags=["data", "figures"],
             ),

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from rdd_pipeline.config import DataParams, EvaluationParams, RddParams
-from rdd_pipeline.data.index import of_split
+from rdd_pipeline.config import EvaluationParams, RddParams
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence
-from rdd_pipeline.pipelines._shared import images_root, label_set_of, read_sample, samples_of
 from rdd_pipeline.pipelines._training import Networks, the_only
 from rdd_pipeline.reporting.figures import RddRow, rdd_figure
 
 
 def draw_pixels(
-    raw_images: Path,
-    raw_index: pd.DataFrame,
-    label_set: dict[str, Any],
+    images: Images,
     teacher_weights: Networks,
     student_weights: Networks,
-    data: DataParams,
     rdd: RddParams,
     evaluation: EvaluationParams,
 ) -> Figure:
@@ -32,24 +24,22 @@ def draw_pixels(
     The student is that of the first seed. Images come from the first split of `evaluation.splits`
     that has any, evenly spaced.
     """
-    labels = label_set_of(label_set)
-    samples = samples_of(raw_index)
-    split = next((name for name in evaluation.splits if of_split(samples, name)), "train")
-    candidates = of_split(samples, split)
+    labels = images.labels
+    there = [name for name in evaluation.splits if images.split(name).samples]
+    candidates = images.split((*there, "train")[0]).samples
     count = min(evaluation.figure_images, len(candidates))
-    root = images_root(raw_images, data)
     trained = the_only(teacher_weights), next(iter(student_weights.values()))
     teacher, student = (network.build() for network in trained)
     teacher_input, student_input = (network.header.preprocessing for network in trained)
     rows = []
     for number in range(count):
         sample = candidates[(2 * number + 1) * len(candidates) // (2 * count)]
-        image, label = read_sample(root, sample, labels, data.image_size)
-        images, label_maps = image.unsqueeze(0), label.unsqueeze(0)
+        image, label = images.read(sample)
+        inputs, label_maps = image.unsqueeze(0), label.unsqueeze(0)
         size = (label.shape[0], label.shape[1])
         with torch.inference_mode():
-            seen = teacher(teacher_input.normalize(images))
-            given = student(student_input.normalize(images))
+            seen = teacher(teacher_input.normalize(inputs))
+            given = student(student_input.normalize(inputs))
             confidence = None
             if seen.aux_logits is not None:
                 confidence = teacher_confidence(seen.logits, seen.aux_logits, size=size)[0]

@@ -22,12 +22,9 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 draw_pixels,
                 name="draw_pixels_node",
                 inputs={
-                    "raw_images": "raw_images",
-                    "raw_index": "raw_index",
-                    "label_set": "label_set",
+                    "images": "images",
                     "teacher_weights": "teacher_weights",
                     "student_weights": "student_tse",
-                    "data": "params:data",
                     "rdd": "params:rdd",
                     "evaluation": "params:evaluation",
                 },

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rdd_pipeline.config import (
-    DataParams,
     EvaluationParams,
     MethodsParams,
     NetworkParams,
@@ -19,18 +18,15 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.distillation.methods import check_changes
 from rdd_pipeline.distillation.objective import check_auxiliary_heads
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.networks import NetworkCheckpoint, import_teacher, network_from_params
 from rdd_pipeline.pipelines._shared import (
-    images_root,
-    label_set_of,
     local_network,
     local_teacher,
-    packs_folder,
-    samples_of,
 )
 from rdd_pipeline.pipelines._training import (
     IMPORTED,
@@ -48,9 +44,7 @@ from rdd_pipeline.training.device import resolve_device
 
 
 def check_networks(
-    raw_index: pd.DataFrame,
-    label_set: dict[str, Any],
-    data: DataParams,
+    images: Images,
     teacher: TeacherParams,
     student: NetworkParams,
     teacher_recipe: RecipeParams,
@@ -70,7 +64,7 @@ def check_networks(
     Raises:
         UserError: Unknown network, weights that do not fit, other classes, impossible schedule.
     """
-    labels = label_set_of(label_set)
+    labels = images.labels
     resolve_device(trainer.device)
     seeds_from(seed, seeds)
     check_changes(methods)
@@ -98,12 +92,10 @@ def check_networks(
         teacher=big.auxiliary is not None,
         student=small.auxiliary is not None,
     )
-    first = samples_of(raw_index)[0]
-    size = data.image_size or (first.height, first.width)
     return {
         role: {
             "name": params.name,
-            **measure_cost(network, size),
+            **measure_cost(network, images.input_size),
             "stride": network.stride,
         }
         for role, params, network in (
@@ -114,13 +106,9 @@ def check_networks(
 
 
 def train_teacher(
-    raw_images: Path,
-    raw_index: pd.DataFrame,
-    label_set: dict[str, Any],
-    packed_images: dict[str, Any],
+    images: Images,
     work_folder: Path,
     network_plan: dict[str, Any],
-    data: DataParams,
     teacher: TeacherParams,
     teacher_recipe: RecipeParams,
     rdd: RddParams,
@@ -136,19 +124,14 @@ def train_teacher(
     """
     teacher = local_teacher(teacher)
     if teacher.weights is not None:
-        labels = label_set_of(label_set)
-        network = import_teacher(teacher, labels.names)
+        network = import_teacher(teacher, images.labels.names)
         record: dict[str, Any] = {"cost": {}, "notes": []}
         return {IMPORTED: network}, pd.DataFrame({"iteration": []}), {IMPORTED: record}
     result = run_training(
         method="teacher",
         stage="whole",
-        raw_images=raw_images,
-        raw_index=raw_index,
-        label_set=label_set,
-        packed_images=packed_images,
+        images=images,
         work_folder=work_folder,
-        data=data,
         network=teacher.network,
         recipe=teacher_recipe,
         rdd=rdd,
@@ -167,32 +150,23 @@ def train_teacher(
 
 
 def evaluate_teacher(
-    raw_images: Path,
-    raw_index: pd.DataFrame,
-    label_set: dict[str, Any],
-    packed_images: dict[str, Any],
+    images: Images,
     work_folder: Path,
     weights: Networks,
     training: Mapping[str, dict[str, Any]],
-    data: DataParams,
     evaluation: EvaluationParams,
     trainer: TrainerParams,
 ) -> tuple[dict[str, Metrics], Figure]:
     """Score the teacher on the splits of `evaluation.splits`."""
-    labels = label_set_of(label_set)
     ((seed, network),) = weights.items()
     metrics = score_network(
         network,
-        samples_of(raw_index),
+        images,
         name="teacher",
-        root=images_root(raw_images, data),
-        labels=labels,
-        data=data,
         evaluation=evaluation,
         trainer=trainer,
         comparison="",
         work_folder=work_folder,
-        packs=packs_folder(packed_images),
     )
     metrics["cost"] |= training[seed]["cost"]
-    return {seed: metrics}, confusion_of({seed: metrics}, labels)
+    return {seed: metrics}, confusion_of({seed: metrics}, images.labels)

@@ -11,10 +11,7 @@ from rdd_pipeline.pipelines._training import draw_history
 from .nodes import check_networks, evaluate_teacher, train_teacher
 
 _SHARED = {
-    "raw_images": "raw_images",
-    "raw_index": "raw_index",
-    "label_set": "label_set",
-    "packed_images": "packed_images",
+    "images": "images",
     "work_folder": "work_folder",
 }
 
@@ -30,9 +27,7 @@ def teacher_pipeline() -> Pipeline:
         check_networks,
         name="check_networks_node",
         inputs={
-            "raw_index": "raw_index",
-            "label_set": "label_set",
-            "data": "params:data",
+            "images": "images",
             "teacher": "params:teacher",
             "student": "params:student",
             "teacher_recipe": "params:teacher_recipe",
@@ -54,7 +49,6 @@ def teacher_pipeline() -> Pipeline:
                 inputs={
                     **_SHARED,
                     "network_plan": "network_plan",
-                    "data": "params:data",
                     "teacher": "params:teacher",
                     "teacher_recipe": "params:teacher_recipe",
                     "rdd": "params:rdd",
@@ -73,7 +67,6 @@ def teacher_pipeline() -> Pipeline:
                     **_SHARED,
                     "weights": "weights",
                     "training": "training",
-                    "data": "params:data",
                     "evaluation": "params:evaluation",
                     "trainer": "params:trainer",
                 },
@@ -105,7 +98,6 @@ def teacher_pipeline() -> Pipeline:
                 "curves": "curves_teacher",
             },
             parameters={
-                "params:data",
                 "params:teacher",
                 "params:teacher_recipe",
                 "params:rdd",
