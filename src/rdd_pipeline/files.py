@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,6 +85,33 @@ def json_digest(facts: Any) -> str:
     """Digest of plain values, 16 hexadecimal digits (SHA-256), whatever the order of keys."""
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_checked_json(value: Mapping[str, Any]) -> bytes:
+    """A JSON object that carries its `json_digest`."""
+    return json.dumps({"digest": json_digest(value), **value}, indent=1).encode()
+
+
+def from_checked_json(data: bytes, source: str) -> dict[str, Any]:
+    """Inverse of `to_checked_json`; `source` names the file in messages.
+
+    Raises:
+        UserError: It is no such object, or was changed since.
+    """
+    try:
+        value = json.loads(data)
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    except ValueError as error:
+        raise UserError(f"{source} cannot be read: {error}.") from error
+    digest = value.pop("digest", None)
+    if digest != json_digest(value):
+        found = "has no digest" if digest is None else "was changed: its digest does not fit"
+        raise UserError(
+            f"{source} {found}. Delete it, and repeat the command that wrote it: what was trained "
+            "is not trained again."
+        )
+    return value
 
 
 def file_digest(path: Path) -> str:

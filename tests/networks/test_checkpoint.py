@@ -121,6 +121,22 @@ def test_a_file_that_is_cut_inside_of_the_tensors_is_no_checkpoint(saved):
         load_checkpoint(path)
 
 
+def test_a_flipped_bit_of_a_weight_is_noticed(saved):
+    _, _, path = saved
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="its digest does not fit its weights"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_before_digests_is_read(saved):
+    _, checkpoint, path = saved
+    header = json.dumps(checkpoint.header.model_dump(mode="json"))
+    safetensors.torch.save_file(checkpoint.tensors, path, metadata={"rdd_pipeline": header})
+    assert load_checkpoint(path).digest() == checkpoint.digest()
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x80\x04" * 40, b"\xff" * 64])
 def test_other_files_are_errors_that_name_the_file(tmp_path, content):
     path = tmp_path / "bad.safetensors"

@@ -221,14 +221,17 @@ def test_remembered_results_come_back_and_damaged_ones_do_not(store):
     store.remember("scores-1", {"miou": 0.25})
     assert store.recall("scores-1") == {"miou": 0.25}
     assert store.recall("scores-2") is None
-    (store.path / "scores-1.json").write_text('{"miou": 0.')
-    assert store.recall("scores-1") is None
+    path = store.path / "scores-1.json"
+    for content in ('{"miou": 0.', '{"miou": 0.25}', path.read_text().replace("0.25", "0.52")):
+        path.write_text(content)
+        assert store.recall("scores-1") is None
 
 
 def test_the_description_is_written_once(store):
     store.describe({"seed": 1, "root": Path("images")})
     store.describe({"seed": 2})
     assert '"seed": 1' in (store.path / "job.json").read_text()
+    assert store.description() == {"seed": 1, "root": "images"}
 
 
 def test_every_write_of_the_folder_is_atomic(store, monkeypatch):

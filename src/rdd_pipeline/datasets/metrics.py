@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ from kedro.io.core import get_protocol_and_path
 
 from rdd_pipeline.datasets.by_seed import BySeedDataset
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import json_digest
+from rdd_pipeline.files import from_checked_json, to_checked_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,35 +36,13 @@ class MetricsDataset(BySeedDataset[Metrics]):
     suffix = ".json"
 
     def _encode(self, data: Metrics) -> bytes:
-        return json.dumps({"digest": json_digest(data), **data}, indent=1).encode()
+        return to_checked_json(data)
 
     def _decode(self, data: bytes, source: str) -> Metrics:
-        return decode_metrics(data, source)
+        return from_checked_json(data, source)
 
     def _same(self, data: Metrics, other: Metrics) -> bool:
         return data == other
-
-
-def decode_metrics(data: bytes, source: str) -> Metrics:
-    """Content of one file of a `MetricsDataset`, without its digest.
-
-    Raises:
-        UserError: It is no such file, or was changed since it was written.
-    """
-    try:
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-    except ValueError as error:
-        raise UserError(f"{source} cannot be read: {error}.") from error
-    digest = content.pop("digest", None)
-    if digest != json_digest(content):
-        found = "has no digest" if digest is None else "was changed: its digest does not fit"
-        raise UserError(
-            f"{source} {found}. Delete it, and repeat the command that wrote it: what was trained "
-            "is not trained again."
-        )
-    return content
 
 
 class TrainedMetricsDataset(AbstractDataset[NoReturn, list[Metrics]]):
@@ -108,7 +85,7 @@ class TrainedMetricsDataset(AbstractDataset[NoReturn, list[Metrics]]):
         found = []
         for path in self._paths():
             try:
-                content = decode_metrics(self._fs.cat_file(path.as_posix()), str(path))
+                content = from_checked_json(self._fs.cat_file(path.as_posix()), str(path))
             except (OSError, UserError) as error:
                 logger.warning("Left out: %s", error)
                 continue

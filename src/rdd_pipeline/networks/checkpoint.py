@@ -25,6 +25,7 @@ from rdd_pipeline.networks.preprocessing import Preprocessing
 
 # safetensors keeps metadata in an unordered map: one key keeps the bytes the same every time.
 _METADATA_KEY = "rdd_pipeline"
+_DIGEST = "digest"
 _LARGEST_HEADER = 100_000_000
 
 
@@ -127,7 +128,8 @@ class NetworkCheckpoint:
     def to_bytes(self) -> bytes:
         """The safetensors file; equal content gives equal bytes."""
         tensors = {key: value.contiguous() for key, value in self.tensors.items()}
-        metadata = {_METADATA_KEY: json.dumps(self.header.model_dump(mode="json"), sort_keys=True)}
+        header = {**self.header.model_dump(mode="json"), _DIGEST: self.digest()}
+        metadata = {_METADATA_KEY: json.dumps(header, sort_keys=True)}
         data: bytes = safetensors.torch.save(tensors, metadata=metadata)
         return data
 
@@ -140,14 +142,17 @@ class NetworkCheckpoint:
             source: the file's name for messages.
 
         Raises:
-            UserError: not a network of this project, or damaged.
+            UserError: not a network of this project, or damaged: a changed bit is noticed.
         """
-        header = _parse_header(io.BytesIO(data), source)
+        header, digest = _parse_header(io.BytesIO(data), source)
         try:
             tensors = safetensors.torch.load(data)
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(_damaged(source, str(error))) from error
-        return cls(tensors, header)
+        checkpoint = cls(tensors, header)
+        if digest not in (None, checkpoint.digest()):  # files of older versions have none
+            raise UserError(_damaged(source, "its digest does not fit its weights"))
+        return checkpoint
 
     def digest(self) -> str:
         """SHA-256 over names, shapes, types and bytes of the tensors and the architecture.
@@ -282,7 +287,8 @@ def _metadata(stream: BinaryIO) -> dict[str, str]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _parse_header(stream: BinaryIO, source: str) -> NetworkHeader:
+def _parse_header(stream: BinaryIO, source: str) -> tuple[NetworkHeader, str | None]:
+    """The header, and the digest that the weights must have."""
     try:
         metadata = _metadata(stream)
     except ValueError as error:
@@ -293,7 +299,9 @@ def _parse_header(stream: BinaryIO, source: str) -> NetworkHeader:
             "to is unknown. Give it as the teacher's `weights` together with the network."
         )
     try:
-        return NetworkHeader.model_validate_json(metadata[_METADATA_KEY])
+        content = json.loads(metadata[_METADATA_KEY])
+        digest = content.pop(_DIGEST, None)
+        return NetworkHeader.model_validate_json(json.dumps(content)), digest
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise UserError(

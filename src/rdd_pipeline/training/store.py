@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rdd_pipeline.files import write_atomically
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import from_checked_json, to_checked_json, write_atomically
 from rdd_pipeline.training.state import DamagedStateError, TrainState
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,14 @@ class RunStore:
         if not (self.path / "job.json").exists():
             text = json.dumps(job, indent=1, sort_keys=True, default=str)
             write_atomically(self.path / "job.json", text.encode())
+
+    def description(self) -> dict[str, Any] | None:
+        """What `describe` was told; None where it is not there."""
+        try:
+            value = json.loads((self.path / "job.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
 
     def save(self, state: TrainState) -> Path:
         """Write the state of its iteration and drop all but it and the one before.
@@ -85,16 +94,16 @@ class RunStore:
         return state if state is not None and state.iteration == final else None
 
     def remember(self, key: str, value: Mapping[str, Any]) -> None:
-        """Keep a JSON result that belongs to this work (an evaluation, say)."""
-        write_atomically(self.path / f"{key}.json", json.dumps(value).encode())
+        """Keep a JSON result that belongs to this work (an evaluation, say), with its digest."""
+        write_atomically(self.path / f"{key}.json", to_checked_json(value))
 
     def recall(self, key: str) -> dict[str, Any] | None:
-        """What was remembered under `key`, or None."""
+        """What was remembered under `key`; None: nothing, or it was changed since."""
+        path = self.path / f"{key}.json"
         try:
-            value = json.loads((self.path / f"{key}.json").read_text())
-        except (OSError, ValueError):
+            return from_checked_json(path.read_bytes(), str(path))
+        except (OSError, UserError):
             return None
-        return value if isinstance(value, dict) else None
 
     def _states(self) -> list[Path]:
         if not self.path.is_dir():

@@ -141,7 +141,7 @@ def _jobs(results: list[dict[str, Any]], work_folder: Path) -> dict[str, dict[st
     """What the work behind the results was, by fingerprint; imported networks have none."""
     found = {}
     for fingerprint in {str(result["about"].get("fingerprint", "")) for result in results} - {""}:
-        job = RunStore(work_folder, fingerprint).recall("job")
+        job = RunStore(work_folder, fingerprint).description()
         if job is not None:
             found[fingerprint] = job
     return found
