@@ -116,12 +116,14 @@ class Exchange:
     Attributes:
         endpoint: HOST:PORT of the store.
         is_host: Whether the store is this process's own.
+        on_loopback: Whether all processes are on one machine.
     """
 
     def __init__(self, store: TCPStore, endpoint: str, *, is_host: bool) -> None:
         self._store = store
         self.endpoint = endpoint
         self.is_host = is_host
+        self.on_loopback = parse_endpoint(endpoint)[0] in (LOOPBACK, "localhost")
 
     @classmethod
     def connect(cls, endpoint: str, wait: float = 60.0) -> Self:

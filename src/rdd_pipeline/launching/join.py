@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from rdd_pipeline.errors import INTERRUPTED, UserError
 from rdd_pipeline.launching.exchange import Exchange
-from rdd_pipeline.launching.launch import run_workers, write_task
+from rdd_pipeline.launching.launch import run_workers
 from rdd_pipeline.launching.worker import Task
 from rdd_pipeline.training.device import resolve_devices
 
@@ -87,7 +87,7 @@ def _take_part(exchange: Exchange, training: int, data: Path | None, address: st
         task = _local(folder, exchange.endpoint, data, address)
         title = task.job.title
         resolve_devices(task.trainer, task.job.recipe.batch_size)  # they may not be here
-        write_task(task, folder)
+        task.write(folder)
         logger.info("%s: taking part with %d process(es).", title, task.processes)
         try:
             run_workers(exchange, training, folder, task)

@@ -26,7 +26,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 
 from rdd_pipeline.config import TrainerParams
-from rdd_pipeline.data.index import usable_cores
 from rdd_pipeline.data.processes import hidden_main
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.files import write_atomically
@@ -36,7 +35,7 @@ from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, train_in_gr
 from rdd_pipeline.networks import save_checkpoint
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.curves import OnLog
-from rdd_pipeline.training.device import resolve_device, resolve_devices
+from rdd_pipeline.training.device import resolve_devices
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training, TrainingResult
@@ -74,16 +73,13 @@ def train(
             )
         training.check(processes * trainer.nodes)
         if training.store.finished_state() is None:
-            return _launch(training, training.store, trainer, on_log, processes)
+            trainer = trainer.model_copy(update={"devices": processes})
+            return _launch(training, training.store, trainer, on_log)
     return loop.train(training, trainer, on_log=on_log)
 
 
 def _launch(
-    training: Training,
-    store: RunStore,
-    trainer: TrainerParams,
-    on_log: OnLog | None,
-    processes: int,
+    training: Training, store: RunStore, trainer: TrainerParams, on_log: OnLog | None
 ) -> TrainingResult:
     title = training.job.title
     begun = store.latest() or training.initial_state
@@ -92,14 +88,14 @@ def _launch(
     try:
         task = Task(
             job=training.job,
-            trainer=trainer.model_copy(update={"devices": processes}),
+            trainer=trainer,
             samples=training.samples,
             work=store.path.parent.resolve(),
             fingerprint=store.fingerprint,
             cwd=Path.cwd(),
             log_level=logger.getEffectiveLevel(),
         )
-        write_task(task, folder)
+        task.write(folder)
         if training.teacher is not None:
             save_checkpoint(training.teacher, folder / "teacher.safetensors")
         if training.initial_state is not None:
@@ -107,7 +103,7 @@ def _launch(
         logger.info(
             "%s: %d processes%s train together.",
             title,
-            processes * trainer.nodes,
+            task.processes * trainer.nodes,
             f" on {trainer.nodes} machines" if trainer.nodes > 1 else "",
         )
         with _relayed(folder / "events.jsonl", on_log):
@@ -121,16 +117,6 @@ def _launch(
             "Look at the disk and repeat the command."
         )
     return training.result(state, trained=state.iteration - (begun.iteration if begun else 0))
-
-
-def write_task(task: Task, folder: Path) -> None:
-    """Put a task where the processes of this machine look for it."""
-    if resolve_device(task.trainer.device).type == "cpu" and task.trainer.threads is None:
-        # Each of them would take all cores.
-        threads = max(1, usable_cores() // task.processes)
-        trainer = task.trainer.model_copy(update={"threads": threads})
-        task = task.model_copy(update={"trainer": trainer})
-    write_atomically(folder / "task.json", task.model_dump_json().encode())
 
 
 def _run(task: Task, store: RunStore, folder: Path) -> None:
@@ -178,7 +164,7 @@ def run_workers(exchange: Exchange, training: int, folder: Path, task: Task) -> 
     )
     trainer = task.trainer
     # The host's own name may not resolve.
-    address = trainer.address or ("localhost" if worker.on_one_machine(trainer) else None)
+    address = trainer.address or ("localhost" if exchange.on_loopback else None)
     rendezvous = exchange.rendezvous(training, trainer.nodes, address, trainer.timeout)
     spec = WorkerSpec(
         role="trainer",

@@ -25,9 +25,10 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rdd_pipeline.config import Params, TrainerParams
-from rdd_pipeline.data.index import Sample
+from rdd_pipeline.data.index import Sample, usable_cores
 from rdd_pipeline.data.processes import end_with_parent
 from rdd_pipeline.errors import DataProblem, NonFiniteLossError, RunInterrupted, UserError
+from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching.exchange import LOOPBACK, Exchange, Failure, serve
 from rdd_pipeline.networks import load_checkpoint
 from rdd_pipeline.training import loop
@@ -72,6 +73,10 @@ class Task(Params):
         """Processes on each machine."""
         return int(self.trainer.devices)
 
+    def write(self, folder: Path) -> None:
+        """Put it where the processes of this machine look for it."""
+        write_atomically(folder / "task.json", self.model_dump_json().encode())
+
 
 def train_worker(path: str, endpoint: str, training: int) -> None:
     """The whole life of a process.
@@ -92,7 +97,7 @@ def train_worker(path: str, endpoint: str, training: int) -> None:
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
     try:
-        _do(Path(path), stop)
+        _do(Path(path), exchange.on_loopback, stop)
     except BaseException as error:
         with contextlib.suppress(dist.DistError):  # the first machine is gone
             exchange.report(training, _failure(error))
@@ -122,14 +127,7 @@ def _attempt() -> int:
     return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
 
-def on_one_machine(trainer: TrainerParams) -> bool:
-    """Whether all processes are on this machine: they meet by the loopback interface."""
-    if trainer.nodes == 1 or trainer.rendezvous is None:
-        return True
-    return trainer.rendezvous.rpartition(":")[0] in (LOOPBACK, "localhost")
-
-
-def _do(folder: Path, stop: threading.Event) -> None:
+def _do(folder: Path, loopback: bool, stop: threading.Event) -> None:
     task = Task.model_validate_json((folder / "task.json").read_text())
     os.chdir(task.cwd)
     events = _Events(folder / "events.jsonl")
@@ -150,12 +148,17 @@ def _do(folder: Path, stop: threading.Event) -> None:
         TrainState.from_bytes(start.read_bytes(), source=str(start)) if start.exists() else None,
         None if task.work is None else RunStore(task.work, task.fingerprint),
     )
+    trainer = task.trainer
+    if trainer.threads is None and resolve_device(trainer.device).type == "cpu":
+        # Each process would take all cores.
+        threads = max(1, usable_cores() // task.processes)
+        trainer = trainer.model_copy(update={"threads": threads})
     train_in_group(
         training,
-        task.trainer,
+        trainer,
         lambda iteration, values: events.write({"iteration": iteration, "values": dict(values)}),
         stop,
-        loopback=on_one_machine(task.trainer),
+        loopback=loopback,
     )
 
 
