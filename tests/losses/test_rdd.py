@@ -9,72 +9,16 @@ from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
-from rdd_pipeline.losses.ohem import ohem_mask
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence, tfe_loss, tse_loss
+from tests.losses.case import Case
 from tests.losses.reference import (
     CITYSCAPES_WEIGHTS,
-    NAMES,
     Reference,
     assert_equal,
     upsampled,
 )
 
 MODES = ("xor", "or", "and", "ohem")
-
-
-@pytest.fixture(params=NAMES)
-def reference(request):
-    return Reference(request.param)
-
-
-class Case:
-    """Small networks' outputs with gradient and labels with some ignored pixels."""
-
-    def __init__(self, *, images=2, classes=4, small=(5, 6), size=(17, 21), dtype=torch.float32):
-        g = torch.Generator().manual_seed(1)
-
-        def logits():
-            z = 2 * torch.randn(images, classes, *small, generator=g, dtype=torch.float64)
-            return z.to(dtype)
-
-        self.student, self.student_aux = logits().requires_grad_(), logits().requires_grad_()
-        self.teacher, self.teacher_aux = logits(), logits()
-        self.labels = torch.randint(0, classes, (images, *size), generator=g)
-        self.labels[torch.rand(self.labels.shape, generator=g) < 0.15] = 255
-
-    @property
-    def leaves(self):
-        return self.student, self.student_aux
-
-    def tfe(self, labels=None, **options):
-        return tfe_loss(
-            self.student,
-            self.labels if labels is None else labels,
-            teacher_logits=self.teacher,
-            teacher_aux_logits=self.teacher_aux,
-            student_aux_logits=self.student_aux,
-            **options,
-        ).loss
-
-    def tse(self, labels=None, **options):
-        return tse_loss(
-            self.student,
-            self.labels if labels is None else labels,
-            **{
-                "teacher_logits": self.teacher,
-                "student_aux_logits": self.student_aux,
-                "teacher_aux_logits": self.teacher_aux,
-                **options,
-            },
-        ).loss
-
-    def cross_entropy(self, labels=None, **options):
-        return cross_entropy_loss(
-            self.student,
-            self.labels if labels is None else labels,
-            student_aux_logits=self.student_aux,
-            **options,
-        ).loss
 
 
 def assert_zero_with_graph(loss, leaves):
@@ -128,53 +72,6 @@ def test_confidence_needs_heads_of_one_shape():
 # --- ohem_mask and selected_pixels ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("amount", ["few", "many"])
-def test_hard_pixels_equal_the_reference(reference, amount):
-    masks = selected_pixels(
-        reference["student_logits"],
-        reference["teacher_logits"],
-        reference.labels,
-        min_kept=int(reference[f"tse/OR/min_kept_{amount}/unweighted/min_kept"]),
-        ignore_index=-1,
-    )
-    assert torch.equal(masks.hard_student, reference[f"tse/hard_student/min_kept_{amount}"])
-    assert torch.equal(masks.hard_teacher, reference[f"tse/hard_teacher/min_kept_{amount}"])
-    assert torch.equal(masks.selected, masks.hard_student ^ masks.hard_teacher)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("min_kept", [0, 1, 50, 400, 0.0, 0.25, 1.0, 10**9])
-def test_hard_pixels_equal_sorting_everything(threshold, min_kept):
-    case = Case()
-    index = case.labels.masked_fill(case.labels == 255, 0)[:, None]
-    p = upsampled(case.teacher, case.labels).softmax(1).gather(1, index)[:, 0]
-    p[case.labels == 255] = 1
-    count = min_kept if isinstance(min_kept, int) else round(min_kept * p.numel())
-    tau = max([threshold, *sorted(p.flatten().tolist())[:count][-1:]])
-    expected = (case.labels != 255) & (p <= tau + 1e-6)
-    hard = ohem_mask(case.teacher, case.labels, threshold=threshold, min_kept=min_kept)
-    assert torch.equal(hard, expected)
-
-
-def test_ties_are_kept():
-    logits = torch.zeros(1, 4, 2, 2)  # p = 1/4 everywhere
-    labels = torch.randint(0, 4, (1, 8, 8))
-    assert ohem_mask(logits, labels, threshold=0.0, min_kept=1).all()
-
-
-def test_with_fewer_valid_pixels_than_min_kept_all_valid_ones_are_hard():
-    case = Case()
-    labels = torch.full_like(case.labels, 255)
-    labels[0, 3, 4:9] = 1
-    certain = F.one_hot(torch.ones(2, 5, 6, dtype=torch.long), 4).movedim(-1, 1) * 100.0
-    assert torch.equal(ohem_mask(certain, labels), labels != 255)
-
-
-def test_without_valid_pixel_nothing_is_hard():
-    case = Case()
-    assert not ohem_mask(case.teacher, torch.full_like(case.labels, 255)).any()
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_chosen_pixels_follow_the_truth_table(mode):
     case = Case()
@@ -195,16 +92,6 @@ def test_chosen_pixels_follow_the_truth_table(mode):
     ]
     assert masks.selected.flatten().tolist() == expected
     assert not masks.selected[case.labels == 255].any()
-
-
-def test_hard_pixels_name_bad_settings():
-    case = Case()
-    with pytest.raises(UserError, match=r"threshold is 1\.5"):
-        ohem_mask(case.teacher, case.labels, threshold=1.5)
-    with pytest.raises(UserError, match="min_kept is -1"):
-        ohem_mask(case.teacher, case.labels, min_kept=-1)
-    with pytest.raises(UserError, match=r"min_kept is 2\.0"):
-        ohem_mask(case.teacher, case.labels, min_kept=2.0)
 
 
 # --- tfe_loss --------------------------------------------------------------------------------
