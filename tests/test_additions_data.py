@@ -1,0 +1,139 @@
+"""What a data set, an environment and a variant touch: each is made in a copy, run and counted.
+
+CONTRIBUTING.md says the same in words; tests/test_additions.py has losses, networks and stages.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.files import make_camvid
+from tests.kedro_project import CONF, ROOT
+
+LAYOUT = '''
+"""Fields from above, in two classes."""
+
+from pathlib import Path
+
+from rdd_pipeline.data.labels import LabelSet, make_lookup
+from rdd_pipeline.data.layouts.base import Layout, Listing, list_split_folders
+
+FIELDS = LabelSet(
+    name="fields",
+    names=("soil", "crop"),
+    colors=((120, 80, 40), (40, 160, 40)),
+    lookup=make_lookup({0: 0, 1: 1}, ignored=(*range(2, 12), 255)),
+)
+
+
+def _list(root: Path) -> Listing:
+    folders = {split: (split, f"{split}annot") for split in ("train", "val")}
+    return list_split_folders(root, folders, "train/NAME.png with its mask trainannot/NAME.png")
+
+
+FIELDS_LAYOUT = Layout(FIELDS, _list, "The farmer has them.")
+'''
+PARAMETERS = """
+data: {layout: fields}
+teacher: {network: {name: fcn_test_resnet}}
+student: {name: fcn_test_resnet}
+"""
+
+
+class Project:
+    """A copy of the project that can be changed and run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / "src", folder / "src", ignore=ignored)
+        shutil.copytree(CONF, folder / "conf")
+
+    def add(self, file: str, text: str) -> None:
+        path = self.folder / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.lstrip())
+
+    def insert(self, file: str, after: str, text: str) -> None:
+        path = self.folder / file
+        before, found, rest = path.read_text().partition(after)
+        assert found
+        path.write_text(before + found + text + rest)
+
+    def touched(self) -> list[str]:
+        """Changed files, new files and new folders of code and configuration."""
+        found = []
+
+        def walk(comparison: filecmp.dircmp[str], inside: str) -> None:
+            found.extend(inside + name for name in (*comparison.diff_files, *comparison.right_only))
+            assert not comparison.left_only
+            for name, below in comparison.subdirs.items():
+                walk(below, f"{inside}{name}/")
+
+        ignored = ["__pycache__", "rdd_pipeline.egg-info"]
+        walk(filecmp.dircmp(ROOT / "src", self.folder / "src", ignore=ignored), "src/")
+        walk(filecmp.dircmp(CONF, self.folder / "conf"), "conf/")
+        return sorted(found)
+
+    def kedro(self, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "kedro", *words],
+            env=os.environ
+            | {"PYTHONPATH": str(self.folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+def test_a_data_set_is_a_layout_an_entry_and_an_environment(project):
+    layouts = "src/rdd_pipeline/data/layouts"
+    project.add(f"{layouts}/fields.py", LAYOUT)
+    init = f"{layouts}/__init__.py"
+    project.insert(
+        init,
+        "from rdd_pipeline.data.layouts.coco_stuff import COCO_STUFF_LAYOUT\n",
+        "from rdd_pipeline.data.layouts.fields import FIELDS_LAYOUT\n",
+    )
+    project.insert(
+        init,
+        "LAYOUTS: dict[str, Layout | Callable[[Path], Layout]] = {\n",
+        '    "fields": FIELDS_LAYOUT,\n',
+    )
+    project.add("conf/fields/globals.yml", "dataset: fields\nraw_folder: data/01_raw/fields\n")
+    project.add("conf/fields/parameters.yml", PARAMETERS)
+    assert project.touched() == ["conf/fields", init, f"{layouts}/fields.py"]
+
+    make_camvid(project.folder / "data/01_raw/fields", splits=("train", "val"))
+    project.kedro("run", "--pipeline=data_ingestion", "--env=fields")
+    report = project.folder / "data/08_reporting/fields/ingestion_report.html"
+    assert "crop" in report.read_text()
+    assert (project.folder / "data/08_reporting/fields/label_statistics.csv").exists()
+
+
+def test_a_variant_of_a_data_set_is_one_folder_with_its_difference(project):
+    """Of CamVid here: the layout, the networks and the recipe are those of `--env=camvid`."""
+    project.add("conf/camvid/tiny/globals.yml", "dataset: camvid_tiny\n")
+    project.add("conf/camvid/tiny/parameters.yml", "data: {image_size: [60, 80]}\n")
+    assert project.touched() == ["conf/camvid/tiny"]
+
+    make_camvid(project.folder / "data/01_raw/camvid")
+    project.kedro("run", "--pipeline=data_ingestion", "--env=camvid/tiny")
+    assert (project.folder / "data/08_reporting/camvid_tiny/data_preview.png").exists()
+    assert not (project.folder / "data/08_reporting/camvid").exists()
