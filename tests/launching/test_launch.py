@@ -183,7 +183,7 @@ def test_what_is_done_is_loaded_and_the_way_there_is_cleared(undisturbed, run, j
     again = run(job, folder)
     assert again.trained == 0
     _same(again, result)
-    assert not list(folder.rglob("launch"))
+    assert not list(folder.rglob("launch-*"))
 
 
 def test_killed_once_it_ends_as_if_nothing_had_happened(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from rdd_pipeline.distillation.methods import find_method
-from rdd_pipeline.training.notes import training_notes
+from rdd_pipeline.training.difficulty import training_notes
 
 from .conftest import LABELS
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +11,13 @@ import pytest
 import torch
 
 from rdd_pipeline.training import store as store_module
+from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.state import MAGIC, TrainState
 from rdd_pipeline.training.store import RunStore
 
+from .conftest import CPU
 from .test_state import _equal, _sealed, _Trap
+from .train_once import the_training
 
 
 def _state(iteration: int = 3) -> TrainState:
@@ -227,6 +232,58 @@ def test_remembered_results_come_back_and_damaged_ones_do_not(store):
         assert store.recall("scores-1") is None
 
 
+@pytest.mark.parametrize("spoiled", ['{"miou": 0.25}', "[1]", "changed", "truncated", "garbage"])
+def test_a_remembered_result_that_was_changed_is_named_once_and_not_believed(
+    store, caplog, spoiled
+):
+    store.remember("scores-1", {"miou": 0.25, "iou": {"sky": None, "tree": 1 / 3}})
+    path = store.path / "scores-1.json"
+    whole = path.read_bytes()
+    changes = {
+        "changed": whole.replace(b"0.25", b"0.75"),
+        "truncated": whole[:-1],
+        "garbage": b"\xff\xfe" + whole,
+    }
+    path.write_bytes(changes.get(spoiled, spoiled.encode()))
+    assert path.read_bytes() != whole
+    assert store.recall("scores-1") is None
+    (line,) = caplog.messages
+    assert line == f"{path} is damaged or has no digest; what it held is computed anew."
+    store.remember("scores-1", {"miou": 0.25})
+    assert store.recall("scores-1") == {"miou": 0.25}
+    assert len(caplog.messages) == 1
+
+
+def test_a_state_that_another_process_drops_meanwhile_is_passed_over(store, monkeypatch, caplog):
+    older = store.save(_state(5))
+    read = Path.read_bytes
+
+    def dropped(path):
+        monkeypatch.setattr(Path, "read_bytes", read)
+        RunStore(store.path.parent, store.fingerprint).save(_state(6))
+        older.unlink()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", dropped)
+    assert store.latest().iteration == 6
+    assert not caplog.messages
+
+
+def test_a_process_that_is_behind_replaces_no_later_state(store):
+    ahead = RunStore(store.path.parent, store.fingerprint)
+    for iteration in (8, 9):
+        ahead.save(_state(iteration))
+    store.save(_state(3))
+    assert _names(store) == ["state-000000003.ckpt", "state-000000009.ckpt"]
+    ahead.save(_state(10))
+    ahead.finish(10)
+    store.save(_state(4))
+    assert store.finished_state().iteration == 10
+    store.save(_state(10))
+    store.finish(10)
+    assert _names(store) == ["state-000000010.ckpt"]
+
+
 def test_the_description_is_written_once(store):
     store.describe({"seed": 1, "root": Path("images")})
     store.describe({"seed": 2})
@@ -242,3 +299,23 @@ def test_every_write_of_the_folder_is_atomic(store, monkeypatch):
     store.finish(1)
     store.remember("scores", {})
     assert paths == ["job.json", "state-000000001.ckpt", "done.json", "scores.json"]
+
+
+def test_two_processes_that_train_the_same_at_once_are_both_right(blocks, tmp_path):
+    alone = train(the_training(blocks.root), CPU)
+    command = [sys.executable, "-m", "tests.training.train_once", str(blocks.root), str(tmp_path)]
+    processes = [
+        subprocess.Popen([*command, "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        assert output.split() == [alone.network.digest(), "6"]
+    store = RunStore(tmp_path, alone.fingerprint)
+    assert _equal(store.finished_state().student, alone.state.student)
+    assert sorted(path.name for path in store.path.iterdir()) == [
+        "done.json",
+        "job.json",
+        "state-000000006.ckpt",
+    ]

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,8 +84,9 @@ def _launch(
 ) -> TrainingResult:
     title = training.job.title
     begun = store.latest() or training.initial_state
-    folder = store.path.resolve() / "launch"
-    shutil.rmtree(folder, ignore_errors=True)
+    # A name of its own: another command may train the same at this moment.
+    store.path.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="launch-", dir=store.path.resolve()))
     try:
         task = Task(
             job=training.job,

@@ -49,8 +49,8 @@ from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
 from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.device import resolve_device, resolve_precision
+from rdd_pipeline.training.difficulty import training_notes
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.store import RunStore

@@ -11,9 +11,8 @@ from torch import Tensor
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.stages import stage_shares
 from rdd_pipeline.evaluation.confusion import Scores
-from rdd_pipeline.training.difficulty import Difficulty
+from rdd_pipeline.training.difficulty import Difficulty, training_notes
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.notes import training_notes
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.running_means import RunningMeans
 from rdd_pipeline.training.state import TrainState

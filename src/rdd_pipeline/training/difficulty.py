@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.losses.cross_entropy import PixelsOfClass
 
 SEEN = PixelsOfClass._fields[1:]
@@ -51,6 +53,19 @@ class Difficulty:
         }
         self._sums.zero_()
         return shares
+
+
+def training_notes(
+    history: Sequence[Mapping[str, float]], *, method: Method, labels: LabelSet
+) -> list[str]:
+    """Sentences that belong below every table with the result of a training.
+
+    Args:
+        history: Of the whole training, oldest row first (`TrainingResult.history`).
+        method: What was trained, with the run's weights and options.
+        labels: Its classes.
+    """
+    return difficulty_notes(history, labels.names) if method.uses_rdd else []
 
 
 def difficulty_notes(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[str]:

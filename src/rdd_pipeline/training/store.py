@@ -24,7 +24,9 @@ class RunStore:
     """Everything on disk about one piece of training work, under its fingerprint.
 
     ``job.json`` says in words what the fingerprint stands for, ``state-ITERATION.ckpt`` are the
-    checkpoints, ``done.json`` names the final one, ``KEY.json`` are remembered results.
+    checkpoints, ``done.json`` names the final one, ``KEY.json`` are remembered results. Several
+    processes may train the same at once: each file is whole, and the state of a process that is
+    behind replaces no later one.
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
@@ -62,17 +64,20 @@ class RunStore:
 
     def latest(self) -> TrainState | None:
         """Newest state that is whole, or None; damaged ones are named in the log and skipped."""
-        for path in self._states():
+        paths = self._states()
+        for path in paths:
             try:
                 state = TrainState.from_bytes(path.read_bytes(), source=str(path))
                 if state.fingerprint != self.fingerprint:
                     raise DamagedStateError(f"{path} belongs to other work ({state.fingerprint}).")
+            except FileNotFoundError:  # another process that trains the same has a newer one
+                continue
             except (DamagedStateError, OSError) as error:
                 logger.warning("%s Trying the one before it.", error)
                 self._unusable.add(path)
                 continue
             return state
-        return None
+        return None if self._states() == paths else self.latest()
 
     def finish(self, iteration: int) -> None:
         """Mark the work as complete: its last state is the one of `iteration`.
@@ -102,7 +107,10 @@ class RunStore:
         path = self.path / f"{key}.json"
         try:
             return from_checked_json(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            return None
         except (OSError, UserError):
+            logger.warning("%s is damaged or has no digest; what it held is computed anew.", path)
             return None
 
     def _states(self) -> list[Path]:
