@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,15 @@ def new_writer(client: FakeClient, folder: Path, **options: Any) -> TrackingWrit
     sender = Sender(client.tracking_uri, client)  # type: ignore[arg-type]
     options = {"every": 0.01, **options}
     return TrackingWriter(sender, folder / "untracked" / "run.jsonl", **options)
+
+
+def sent(writer: TrackingWriter, seconds: float = 10.0) -> bool:
+    """Whether MLflow has been offered everything, in this time."""
+    deadline = time.monotonic() + seconds
+    journal = writer._journal
+    while journal.sent.offset < journal.size and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return journal.sent.offset == journal.size
 
 
 def unsent(folder: Path) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ from mlflow.utils.validation import _validate_metric, _validate_param, _validate
 
 from rdd_pipeline.tracking import TrackingWriter
 from rdd_pipeline.tracking.records import clean_name
-from tests.tracking.fakes import FakeClient
+from tests.tracking.fakes import FakeClient, sent
 
 
 def test_names_are_made_fit_for_mlflow(client: FakeClient, writer: TrackingWriter) -> None:
     writer.metrics("run", {"iou@50% (car)": 1.0})
-    assert writer.flush(5.0)
+    assert sent(writer)
     assert client.points() == [("iou_x40_50_x25_ _x28_car_x29_", 1.0, 0)]
     assert len(clean_name("x" * 300)) == 250
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from rdd_pipeline.tracking.delivery import send_file
 from rdd_pipeline.tracking.records import Record
 from rdd_pipeline.tracking.sender import LOCAL_ID
 from tests.mlflow_store import new_store
-from tests.tracking.fakes import FakeClient, history, new_writer
+from tests.tracking.fakes import FakeClient, history, new_writer, sent
 
 PLACE = Experiment("late")
 
@@ -96,9 +95,7 @@ def test_a_run_is_created_once_although_its_first_answer_was_lost(
     sender = Sender(str(client.tracking_uri), client)
     writer = TrackingWriter(sender, tmp_path / "x.jsonl", every=0.01)
     _family(writer)
-    deadline = time.monotonic() + 20
-    while not writer.flush(1.0) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert sent(writer, 20.0)
     assert writer.close() == 0
     assert len(calls) == 2
     _check_family(client)

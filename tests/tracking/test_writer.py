@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from rdd_pipeline.tracking import Sender, TrackingWriter
-from tests.tracking.fakes import FakeClient, history, new_writer, unsent
+from tests.tracking.fakes import FakeClient, history, new_writer, sent, unsent
 
 
 def test_points_are_sent_without_being_asked(client: FakeClient, writer: TrackingWriter) -> None:
@@ -33,7 +33,7 @@ def test_many_points_go_in_batches_that_mlflow_takes(
         writer.metrics("run", {"loss": 1.0}, step=step)
     writer.params("run", {f"p{number}": number for number in range(250)})
     client.open.set()
-    assert writer.flush(10.0)
+    assert sent(writer)
     assert [step for _, _, step in client.points()] == list(range(2500))
     for _, _, (metrics, params, tags) in client.requests:
         assert len(metrics) + len(params) + len(tags) <= 1000
@@ -48,7 +48,7 @@ def test_order_is_kept_between_kinds(client: FakeClient, writer: TrackingWriter)
     writer.metrics("run", {"loss": 1.0})
     writer.status("run", "FINISHED")
     client.open.set()
-    assert writer.flush(5.0)
+    assert sent(writer)
     assert [name for name, _, _ in client.requests] == ["batch", "artifact", "batch", "status"]
 
 
@@ -56,7 +56,7 @@ def test_folders_are_uploaded_whole(
     client: FakeClient, writer: TrackingWriter, tmp_path: Path
 ) -> None:
     writer.artifact("run", tmp_path, "figures")
-    assert writer.flush(5.0)
+    assert sent(writer)
     assert client.requests == [("artifacts", "run", (str(tmp_path), "figures"))]
 
 
@@ -66,15 +66,13 @@ def test_a_server_that_is_away_keeps_nobody_waiting_and_gets_everything_later(
     client.problem = ConnectionError("refused")
     with caplog.at_level(logging.INFO, logger="rdd_pipeline"):
         writer.metrics("run", {"loss": 1.0}, step=1)
-        assert not writer.flush(5.0)
+        assert not sent(writer, 0.5)
         start = time.monotonic()
         writer.metrics("run", {"loss": 2.0}, step=2)
-        assert not writer.flush(5.0)
         assert time.monotonic() - start < 1.0
         client.problem = None
-        deadline = time.monotonic() + 10
-        while not writer.flush(0.1) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert sent(writer)
+        assert writer.close(5.0) == 0
     assert client.points() == [("loss", 1.0, 1), ("loss", 2.0, 2)]
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
@@ -107,7 +105,7 @@ def test_a_server_that_hangs_costs_no_more_than_the_timeouts(
     client.open.clear()
     writer.metrics("run", {"loss": 1.0})
     start = time.monotonic()
-    assert not writer.flush(0.1)
+    assert not sent(writer, 0.1)
     assert writer.close(0.1) == 1
     assert time.monotonic() - start < 2.0
     client.open.set()
@@ -169,7 +167,7 @@ def test_a_forked_process_leaves_the_writer_alone(
 ) -> None:
     monkeypatch.setattr(os, "getpid", lambda: -1)
     writer.metrics("run", {"loss": 1.0})
-    assert writer.flush(5.0)
+    assert sent(writer)  # nothing was written
     assert writer.close(5.0) == 0
     assert client.requests == []
 
@@ -210,7 +208,7 @@ def test_a_deleted_database_is_noticed(tmp_path: Path) -> None:
     fake.tracking_uri = f"sqlite:///{path}"
     writer = new_writer(fake, tmp_path)
     writer.metrics("run", {"loss": 1.0}, step=1)
-    assert writer.flush(5.0)
+    assert sent(writer)
     path.unlink()
     # sqlite's open connection would go on writing into the deleted file without an error.
     writer.metrics("run", {"loss": 2.0}, step=2)

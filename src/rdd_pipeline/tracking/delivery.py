@@ -28,13 +28,16 @@ def ship(journal: Journal, sender: Sender, *, again: bool = False) -> Iterator[l
     """Send what MLflow was not offered yet, after what it has refused if `again`.
 
     Yields:
-        For each request, which of its records were taken (`Sender.send`).
+        For each request, which of its records were taken.
 
     Raises:
         Exception: MLflow cannot be reached.
     """
+    sender.runs = journal.sent.runs
     for batch in _batches(journal.unsent(again=again)):
         taken = sender.send([line.record for line in batch])
+        if journal.closed:
+            return  # the answer came too late
         journal.settle(batch, taken)
         yield taken
 
@@ -47,9 +50,9 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
         run_id, kind = line.record[:2]
         if batch and (
             run_id != batch[0].record.run_id
-            or count.total() >= 1000
-            or count[kind] >= _LIMITS.get(kind, 0)
             or batch[0].record.kind not in _LIMITS
+            or count[kind] >= _LIMITS.get(kind, 0)
+            or len(batch) >= 1000
         ):
             yield batch
             batch, count = [], Counter()
@@ -60,7 +63,7 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 
 def send_file(path: Path, tracking_uri: str | None = None) -> int:
-    """Send what is left of a file to MLflow and remove it when everything was taken.
+    """Send what is left of a file of an ended process, or was refused, and remove the file.
 
     Sending twice does no harm: MLflow keeps one point for each step and time, and a run that was
     asked for twice is created once.
@@ -73,14 +76,14 @@ def send_file(path: Path, tracking_uri: str | None = None) -> int:
         How many records were refused; they stay in the file.
 
     Raises:
-        JournalInUseError: The run it belongs to has not ended.
-        UserError: This is no such file, or MLflow cannot be reached; the file stays as it is.
+        UserError: This is no such file, its run goes on (`JournalInUseError`), or MLflow cannot be
+            reached; the file stays as it is.
     """
     journal = Journal(path, tracking_uri)
-    intended, given = journal.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
     # Files hold no passwords: the login is the environment's, if that is the same MLflow.
-    same = given and without_secrets(given) == intended
-    uri = tracking_uri or (given if same else intended)
+    same = without_secrets(given) == journal.tracking_uri
+    uri = tracking_uri or (given if same else journal.tracking_uri)
     try:
         return _finish(journal, Sender(uri), again=True)
     except UserError:
@@ -94,7 +97,7 @@ def send_file(path: Path, tracking_uri: str | None = None) -> int:
 
 
 def send_left(folder: Path, tracking_uri: str, client: MlflowClient) -> None:
-    """Send what killed processes, and runs that ended while MLflow was away, have left for it.
+    """Send what killed processes, and runs that ended while this MLflow was away, have left for it.
 
     Nothing is raised, and what was refused is not offered again: it is up to the user.
     """
@@ -103,19 +106,22 @@ def send_left(folder: Path, tracking_uri: str, client: MlflowClient) -> None:
             journal = Journal(path)
             if journal.tracking_uri == without_secrets(tracking_uri):
                 _finish(journal, Sender(tracking_uri, client), again=False)
+            else:
+                journal.close(done=False)
         except Exception as error:
             logger.debug("%s was not sent: %s", path, error)
 
 
 def _finish(journal: Journal, sender: Sender, *, again: bool) -> int:
     """Send the rest of a journal whose process has ended; how many records are left."""
-    sender.runs = journal.sent.runs
+    done = False
     try:
         for _ in ship(journal, sender, again=again):
             pass
         if journal.sent.offset < journal.size:
             logger.warning("%s ends in the middle of a record, which is left out.", journal.path)
         sender.end_dead_runs(int(journal.path.stat().st_mtime * 1000))
+        done = True
     finally:
-        left = journal.close()
+        left = journal.close(done=done)
     return left

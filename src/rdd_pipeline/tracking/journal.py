@@ -30,10 +30,6 @@ class Line(NamedTuple):
     end: int
 
 
-class _Header(NamedTuple):
-    tracking_uri: str
-
-
 @dataclass
 class Sent:
     """What MLflow has of a journal, kept in ``FILE.sent``.
@@ -85,7 +81,7 @@ class Journal:
             self._write(json.dumps({"tracking_uri": without_secrets(str(tracking_uri))}) + "\n")
         self._file.seek(0)
         header = self._file.readline()
-        self.tracking_uri = self._parse(_Header, header).tracking_uri
+        self.tracking_uri: str = self._parse(lambda tracking_uri: tracking_uri, header)
         self.sent = Sent(without_secrets(tracking_uri or self.tracking_uri), len(header))
         with contextlib.suppress(OSError, ValueError, TypeError):
             sent = Sent(**json.loads(self._sent.read_bytes()))
@@ -96,6 +92,11 @@ class Journal:
     def size(self) -> int:
         """Bytes of the file."""
         return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file may be somebody else's by now."""
+        return self._file.closed
 
     def append(self, records: Iterable[Record]) -> None:
         """Add records, all or none.
@@ -122,8 +123,6 @@ class Journal:
 
     def settle(self, lines: Sequence[Line], taken: Sequence[bool]) -> None:
         """Note which of the lines MLflow took, all of which it was offered."""
-        if self._file.closed:
-            return  # MLflow's answer came too late: the file may be somebody else's by now
         refused = {line.start for line, ok in zip(lines, taken, strict=True) if not ok}
         refused |= {*self.sent.refused} - {line.start for line in lines}
         self.sent.refused = sorted(refused)
@@ -132,8 +131,8 @@ class Journal:
         with contextlib.suppress(OSError, UserError):
             write_atomically(self._sent, json.dumps(asdict(self.sent)).encode(), durable=False)
 
-    def close(self) -> int:
-        """Let others have the file, or remove it if MLflow has all of it.
+    def close(self, *, done: bool = True) -> int:
+        """Let others have the file, or remove it if MLflow has all of it and that is `done`.
 
         Returns:
             How many records MLflow was not offered or did not take.
@@ -141,7 +140,7 @@ class Journal:
         with self.path.open("rb") as file:
             file.seek(self.sent.offset)
             count = len(self.sent.refused) + file.read().count(b"\n")
-        if not count:
+        if done and not count:
             self._sent.unlink(missing_ok=True)
             self.path.unlink()
         self._file.close()

@@ -19,42 +19,35 @@ from rdd_pipeline.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
 
+LONGEST_PAUSE = 60.0
+"""Seconds between attempts after many failures."""
+
 
 class TrackingWriter:
-    """Writes records to a file, and from there to MLflow in a daemon thread.
+    """Writes records to a file, from which a daemon thread sends them to MLflow, in order.
 
-    It never raises because of MLflow. Records are sent in order, in batches, every few seconds;
-    while MLflow fails, with exponential back-off, and one warning says so. The file is removed by
-    `close` when MLflow has taken everything.
+    It never raises because of MLflow: while that fails, the thread tries again with exponential
+    back-off, and one warning says so.
 
     Args:
         sender: Talks to MLflow, in the thread only.
-        file: Where records are written; made at once.
+        file: Where records are written; made at once, and removed when MLflow has all of it.
         every: Seconds between batches.
-        longest_pause: Seconds between attempts after many failures.
         warned: Whether the user knows already that MLflow is away.
     """
 
     def __init__(
-        self,
-        sender: Sender,
-        file: Path,
-        *,
-        every: float = 2.0,
-        longest_pause: float = 60.0,
-        warned: bool = False,
+        self, sender: Sender, file: Path, *, every: float = 2.0, warned: bool = False
     ) -> None:
         self._sender = sender
         self._journal = Journal(file, sender.tracking_uri, new=True)
-        self._sender.runs = self._journal.sent.runs
         self._every = every
-        self._longest_pause = longest_pause
-        self._changed = threading.Condition()
-        self._failures = 0
         self._warned = warned
-        self._hurry = self._closing = self._closed = self._lost = False
+        self._lost = False
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._process = os.getpid()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._work, name="rdd-tracking", daemon=True)
 
     def start(
         self,
@@ -72,7 +65,6 @@ class TrackingWriter:
         own = uuid.uuid4().hex
         request = {"experiment": asdict(experiment), "tags": clean(tags, 5000), "parent": parent}
         self.add([Record(own, "run", name, json.dumps(request), timestamp=now())])
-        self.flush(0.0)  # at once
         return own
 
     def metrics(self, run_id: str, values: Mapping[str, float], *, step: int = 0) -> None:
@@ -92,7 +84,7 @@ class TrackingWriter:
         self.add(Record(run_id, "tag", *item) for item in clean(values, 5000).items())
 
     def artifact(self, run_id: str, path: Path, folder: str) -> None:
-        """Let a local file or folder be uploaded into `folder` of the run's artifacts."""
+        """Have a local file or folder uploaded into `folder` of the run's artifacts."""
         self.add([Record(run_id, "artifact", folder, str(path))])
 
     def status(self, run_id: str, status: str) -> None:
@@ -101,34 +93,17 @@ class TrackingWriter:
 
     def add(self, records: Iterable[Record]) -> None:
         """Write records."""
-        if os.getpid() != self._process or self._closed:
+        if os.getpid() != self._process or self._closing.is_set():
             return  # a forked process has neither the thread nor a lock it could trust
-        with self._changed:
+        with self._lock:
             try:
                 self._journal.append(records)
             except OSError as error:
                 if not self._lost:
-                    self._lost = True
                     logger.warning("Records for MLflow are lost: %s", error)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="rdd-tracking", daemon=True)
+                self._lost = True
+            if self._thread.ident is None:
                 self._thread.start()
-
-    def flush(self, timeout: float) -> bool:
-        """Send now, and wait until everything is sent, but at most `timeout` seconds.
-
-        While MLflow is known to be away it does not wait at all.
-
-        Returns:
-            Whether nothing is left to send.
-        """
-        if os.getpid() != self._process or self._closed:
-            return True
-        with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._idle() or self._failures > 0, timeout)
-            return self._idle()
 
     def close(self, timeout: float = 15.0) -> int:
         """Try once more to send everything.
@@ -139,15 +114,12 @@ class TrackingWriter:
         Returns:
             How many records MLflow did not take; they are in the file, and one line says so.
         """
-        if os.getpid() != self._process or self._closed:
+        if os.getpid() != self._process or self._closing.is_set():
             return 0
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        if self._thread is not None:
+        self._closing.set()
+        if self._thread.ident is not None:
             self._thread.join(timeout)
-        with self._changed:
-            self._closed = True
+        with self._lock:
             left = self._journal.close()
         if left:
             logger.warning(
@@ -158,36 +130,24 @@ class TrackingWriter:
             )
         return left
 
-    def _idle(self) -> bool:
-        """Whether MLflow was offered everything."""
-        return not self._failures and self._journal.sent.offset == self._journal.size
-
     def _work(self) -> None:
+        failures = 0
         while True:
-            pause = min(self._every * 2**self._failures, self._longest_pause)
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._closing or (self._hurry and not self._failures), pause
-                )
-                self._hurry = False
-                closing = self._closing
+            closing = self._closing.is_set()
             try:
                 for taken in ship(self._journal, self._sender):
-                    if self._closed:
-                        return
                     if self._warned and all(taken):
                         logger.info("MLflow can be reached again.")
-                    self._failures, self._warned = 0, False
+                    failures, self._warned = 0, False
             except Exception as error:  # whatever is wrong with tracking, training goes on
-                self._failures = min(self._failures + 1, 16)
+                failures = min(failures + 1, 16)
                 if not self._warned:
-                    self._warned = True
                     logger.warning(
                         "MLflow cannot be reached (%s). The run goes on; its curves are kept and "
                         "sent when MLflow is back.",
                         first_line(error),
                     )
-            with self._changed:
-                self._changed.notify_all()
+                self._warned = True
             if closing:
                 return
+            self._closing.wait(min(self._every * 2**failures, LONGEST_PAUSE))
