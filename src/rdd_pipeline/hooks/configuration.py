@@ -10,7 +10,7 @@ from typing import Any
 
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
-from kedro.io import CatalogProtocol
+from kedro.io import CatalogProtocol, MemoryDataset
 from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
@@ -108,7 +108,7 @@ def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None
         if not name.startswith("params:")
         and name != "parameters"
         and name in catalog
-        and isinstance(dataset := catalog.get(name), AbstractVersionedDataset)
+        and isinstance(dataset := catalog.get(name), AbstractVersionedDataset | MemoryDataset)
         and not dataset.exists()
     )
     if missing:
