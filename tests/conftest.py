@@ -1,4 +1,4 @@
-"""Settings of the whole test session; what needs Kedro is in tests/kedro_fixtures.py.
+"""Settings of the whole test session; what needs Kedro is in tests/kedro_project.py.
 
 No test computes much: one thread is faster than two that wait for each other, and the suite runs
 beside itself under pytest-xdist. No test asks the network for anything.

@@ -105,8 +105,8 @@ class DataParams(Params):
     """Where the labelled images are and how they are read."""
 
     layout: str = Field(
-        description="How the folder is organized: scenes, camvid, cityscapes, voc, ade20k, "
-        "coco_stuff, or folders (image and mask trees with a labels.yaml).",
+        description="How the folder is organized: a key of `LAYOUTS` in data/layouts, such as "
+        "camvid, or folders (image and mask trees with a labels.yaml).",
     )
     path: Path | None = Field(
         None,
@@ -135,8 +135,8 @@ class DataParams(Params):
     )
     on_problem: Literal["stop", "quarantine"] = Field(
         "stop",
-        description="What bad images do: stop the run with a list of all of them, or be left out, "
-        "which the report and the log say. The report is written in either case.",
+        description="`stop`: end the run with one list of all bad images. `quarantine`: leave them "
+        "out and report it. The report is written in either case.",
     )
     val_fraction: float = Field(
         0.0,

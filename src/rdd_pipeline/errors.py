@@ -22,4 +22,4 @@ class RunInterrupted(RuntimeError):  # noqa: N818 - no fault, the user wanted it
 
 
 class WorkerFailedError(RuntimeError):
-    """A process of a training on several devices failed again and again; its own error first."""
+    """A worker kept failing; the message starts with its own error."""

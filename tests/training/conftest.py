@@ -95,7 +95,7 @@ def blocks(tmp_path_factory) -> Blocks:
 
 @pytest.fixture(scope="session")
 def teacher() -> NetworkCheckpoint:
-    """Untrained, hence unsure of everything; both heads disagree."""
+    """Untrained and so unsure of everything; both heads disagree."""
     torch.manual_seed(7)
     network = build_network(
         TEACHER.name, num_classes=3, width=TEACHER.width, output_stride=TEACHER.output_stride

@@ -215,7 +215,7 @@ def _death(process: BaseProcess) -> str:
         reason = f"as happens when the shared memory {SHARED_MEMORY} is full. {_more(0)}"
     else:
         reason = (
-            "perhaps by the system for want of memory. Lower trainer.workers, or set "
+            "perhaps by the system to free memory. Lower trainer.workers, or set "
             "trainer.workers=0, which loads in the training process."
         )
     return f"A loader process died ({name}), {reason}"

@@ -233,7 +233,7 @@ METHODS: dict[str, Method] = {
             ),
         ),
     ),
-    # Splits KD itself in edge and body, hence none beside it.
+    # It splits KD itself in edge and body: none beside it.
     "bpkd": Method("BPKD", (LossSpec("bpkd", build_bpkd, {"bpkd_edge": 50.0, "bpkd_body": 20.0}),)),
     "tfe": Method("RDD, TFE stage", (KD,), RDD, trains="tfe"),
     "tse": Method("RDD", (KD,), RDD, trains="tse"),

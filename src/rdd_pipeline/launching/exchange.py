@@ -135,7 +135,7 @@ class Exchange:
         """
         host, port = parse_endpoint(endpoint)
         until = time.monotonic() + wait
-        while True:  # a store that is not there yet would be tried more and more rarely
+        while True:  # a store that is not there yet would be retried with exponential back-off
             try:
                 socket.create_connection((host, port), timeout=5).close()
                 break

@@ -307,6 +307,6 @@ def _explained(
             by = f" ({failure.message['message']})"
     return WorkerFailedError(
         f"{title}: process {silent[0] if silent else 0} of {processes} was ended from outside{by}, "
-        f"{again}, perhaps by the system for want of memory (trainer.workers and "
+        f"{again}, perhaps by the system to free memory (trainer.workers and "
         f"recipe.batch_size decide how much is needed). {kept}"
     )

@@ -2,7 +2,7 @@
 
 Most losses hold no state: a pure function of tensors, which `compare` or `FunctionalLoss` gives its
 maps. Adapters, projection heads, discriminators and memory banks are ordinary submodules and
-buffers, hence trained, moved and checkpointed with the student. Every width and size is read from
+buffers: they are trained, moved and checkpointed with the student. Every width and size is read from
 the networks' own outputs.
 """
 

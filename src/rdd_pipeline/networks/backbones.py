@@ -239,7 +239,7 @@ def _check_downloadable(name: str) -> str | None:
     """Path of timm's weights in the cache, None if they have to be (and can be) downloaded.
 
     Without a network the download would retry for three quarters of a minute before it fails,
-    hence the short look whether the server answers.
+    so whether the server answers is looked at first, briefly.
     """
     source = _source(name)
     info = get_pretrained_cfg(name)

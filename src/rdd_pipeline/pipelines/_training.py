@@ -367,7 +367,7 @@ def draw_history(history: pd.DataFrame) -> Figure:
 
 
 def make_check_node(method: str) -> Callable[..., Any]:
-    """Node function that refuses what a method's training would fail with after all others."""
+    """Make a node that checks, before any training, that `method` fits networks and parameters."""
 
     def check_method(
         images: Images,

@@ -57,7 +57,7 @@ class Components:
         """Go on from the tensors of a state, which stay as they are."""
         self.step.student.load_state_dict(state.student)
         self.step.objective.load_state_dict(state.objective)
-        # A copy: an optimizer goes on in the very tensors it is given.
+        # A copy: an optimizer writes into the tensors it is given.
         self.optimizer.load_state_dict(copy_to_cpu(state.optimizer))
         if self.adversary_optimizer is not None:
             self.adversary_optimizer.load_state_dict(copy_to_cpu(state.adversary_optimizer))

@@ -64,9 +64,9 @@ class TrainingStep(nn.Module):
 
         The student's outputs are computed part by part without a graph; the objective sees all of
         them, as if they had come from one pass, and says what gradient each wants; then each part
-        is computed again, with a graph, and pulls its gradient back. So losses that relate images
-        to one another, or divide by a count, are those of the whole batch. Only batch norm's
-        statistics are those of a part.
+        is recomputed with autograd and back-propagates its share of the gradient. So losses that
+        relate images to one another, or divide by a count, are those of the whole batch. Only
+        batch norm's statistics are those of a part.
 
         Args:
             images: (B, 3, H, W) uint8 RGB.

@@ -108,7 +108,7 @@ def check_root(root: Path, expected: str) -> None:
 
 
 def list_pairs(root: Path, layout: Layout, *, made: Collection[str] = ()) -> Listing:
-    """All pairs below `root` in a fixed order, and the problems found on the way.
+    """All pairs below `root` in a fixed order, and the problems that were found.
 
     Args:
         root: The data set's folder.
