@@ -2,8 +2,8 @@
 
 Most losses hold no state: a pure function of tensors, which `compare` or `FunctionalLoss` gives its
 maps. Adapters, projection heads, discriminators and memory banks are ordinary submodules and
-buffers: they are trained, moved and checkpointed with the student. Every width and size is read from
-the networks' own outputs.
+buffers: they are trained, moved and checkpointed with the student. Every width and size is read
+from the networks' own outputs.
 """
 
 from __future__ import annotations
