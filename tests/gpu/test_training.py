@@ -25,7 +25,8 @@ from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training
-from tests.training.test_methods import CNN, OPTIONS, TRANSFORMER, _equal
+from tests.equal import equal
+from tests.training.test_methods import CNN, OPTIONS, TRANSFORMER
 
 pytestmark = pytest.mark.gpu
 
@@ -58,7 +59,7 @@ def _job(make_job, method: str, network: NetworkParams, **fields):
 
 def _assert_same_state(found: TrainState, expected: TrainState) -> None:
     for key in ("student", "objective", "optimizer", "adversary_optimizer"):
-        assert _equal(getattr(found, key), getattr(expected, key)), key
+        assert equal(getattr(found, key), getattr(expected, key)), key
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -185,7 +186,7 @@ def test_two_loader_processes_and_pinned_memory_change_no_pixel(blocks, device):
 
     found, expected = batches(2, device.type == "cuda"), batches(0, False)
     assert len(found) == 8
-    assert _equal(found, expected)
+    assert equal(found, expected)
 
 
 def test_a_training_fed_by_two_processes_is_the_same_training(make_job, blocks, teacher, device):

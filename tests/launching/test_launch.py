@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import pytest
-from torch.testing import assert_close
 
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import to_rows
@@ -31,6 +30,7 @@ from rdd_pipeline.training import loop
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training
+from tests.equal import same_training
 from tests.training.conftest import CPU, LABELS
 
 from . import faulty
@@ -70,18 +70,12 @@ def no_processes(monkeypatch):
     monkeypatch.setattr(launch, "run_workers", lambda *_: pytest.fail("processes were started"))
 
 
-def _same(one, other) -> None:
-    for part in ("iteration", "student", "objective", "optimizer", "best"):
-        assert_close(one.state.to_dict()[part], other.state.to_dict()[part], rtol=0, atol=0)
-    assert_close(one.network.tensors, other.network.tensors, rtol=0, atol=0)
-
-
 # ---- without a new process
 
 
 def test_one_device_is_a_plain_call(run, make_job, blocks, teacher, tmp_path, no_processes):
     job = make_job()
-    _same(
+    assert same_training(
         run(job, tmp_path, trainer=CPU),
         loop.train(Training(job, blocks.samples, teacher), CPU),
     )
@@ -182,7 +176,7 @@ def test_what_is_done_is_loaded_and_the_way_there_is_cleared(undisturbed, run, j
     folder, result, _ = undisturbed
     again = run(job, folder)
     assert again.trained == 0
-    _same(again, result)
+    assert same_training(again, result)
     assert not list(folder.rglob("launch-*"))
 
 
@@ -192,7 +186,7 @@ def test_killed_once_it_ends_as_if_nothing_had_happened(
     monkeypatch.setattr(worker, "train_worker", faulty.killed_once)
     with caplog.at_level(logging.INFO):
         result = run(job, tmp_path)
-    _same(result, undisturbed[1])
+    assert same_training(result, undisturbed[1])
     assert result.trained == 8
     assert "a process ended; all start again from the last checkpoint (1 of 1)" in caplog.text
     assert "tse: going on after iteration 2." in caplog.text
@@ -373,7 +367,7 @@ def two_machines(blocks, tmp_path_factory):
 def test_two_machines_come_to_what_two_processes_do(undisturbed, run, job, two_machines, tmp_path):
     trainer, _ = two_machines
     result = run(job, tmp_path, trainer=trainer)
-    _same(result, undisturbed[1])
+    assert same_training(result, undisturbed[1])
     assert result.trained == 8
     assert run(job, tmp_path, trainer=trainer).trained == 0
 
@@ -394,7 +388,7 @@ def test_a_process_of_the_second_machine_is_killed(
         result = run(job, tmp_path, trainer=trainer, on_log=on_log)
     assert len(killed) == 1
     assert "going on after iteration" in caplog.text
-    _same(result, undisturbed[1])
+    assert same_training(result, undisturbed[1])
 
 
 def test_what_is_wrong_on_the_second_machine_is_said_on_the_first(
@@ -426,7 +420,7 @@ def test_the_second_machine_is_lost_and_comes_back(
             machine.process.communicate()
             threading.Timer(3, machine.start).start()
 
-    _same(run(job, tmp_path, trainer=trainer, on_log=on_log), undisturbed[1])
+    assert same_training(run(job, tmp_path, trainer=trainer, on_log=on_log), undisturbed[1])
     assert not any(Path(f"/proc/{pid}").exists() for pid in lost[0])
 
 
@@ -469,7 +463,7 @@ def test_a_signal_to_the_first_machine_lets_the_second_wait_for_the_next_command
         run(job, tmp_path, trainer=trainer, on_log=on_log)
     assert time.monotonic() - sent[0] < 30
     assert machine.process.poll() is None
-    _same(run(job, tmp_path, trainer=trainer), undisturbed[1])
+    assert same_training(run(job, tmp_path, trainer=trainer), undisturbed[1])
 
 
 @pytest.mark.slow

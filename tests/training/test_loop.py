@@ -30,11 +30,12 @@ from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.losses.base import FunctionalLoss
 from rdd_pipeline.networks import NetworkCheckpoint, Preprocessing, network_from_params
 from rdd_pipeline.training import build, loop
-from rdd_pipeline.training.loop import TrainingResult, train
+from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.step import TrainingStep
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training
+from tests.equal import equal, same_training
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER
 
@@ -59,24 +60,6 @@ def run(blocks, teacher):
         return train(training, trainer, **more)
 
     return call
-
-
-def _same(one: TrainingResult, other: TrainingResult) -> bool:
-    """All tensors of both states are equal bit for bit; independent of its digest."""
-    names = ("student", "objective", "optimizer", "best", "iteration")
-    return _equal(*({n: r.state.to_dict()[n] for n in names} for r in (one, other))) and _equal(
-        one.network.tensors, other.network.tensors
-    )
-
-
-def _equal(one, other) -> bool:
-    if isinstance(one, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return one == other
 
 
 def _stop_at(number: int):
@@ -114,7 +97,7 @@ def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
             run(job, trainer=trainer, store=tmp_path, on_log=_stop_at(2))
     pieces = run(job, trainer=trainer, store=tmp_path)
     assert pieces.trained == 1
-    assert _same(pieces, whole)
+    assert same_training(pieces, whole)
     assert pieces.state.digest() == whole.state.digest()
 
 
@@ -128,7 +111,7 @@ def test_every_method_goes_on_where_it_stopped(run, make_job, tmp_path, method):
             run(job, trainer=EVERY, store=tmp_path, on_log=_stop_at(number))
     pieces = run(job, store=tmp_path)
     assert pieces.trained == 2
-    assert _same(pieces, whole)
+    assert same_training(pieces, whole)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +124,7 @@ def test_tfe_and_then_tse_ends_like_one_run(run, make_job, tmp_path, warmup, ann
     assert tfe.state.iteration == tfe.trained == max(warmup - 1, 0)
     tse = run(make_job(stage="tse", rdd=rdd), initial_state=tfe.state, store=tmp_path)
     assert tse.trained == 8 - tfe.trained
-    assert _same(tse, whole)
+    assert same_training(tse, whole)
     # The work on disk, loaded again, is a start as good as the state in memory.
     again = run(make_job("tfe", stage="tfe", rdd=rdd), store=tmp_path)
     assert again.trained == 0
@@ -163,7 +146,7 @@ def test_a_stage_is_resumed_too(run, make_job, tmp_path):
         )
     tse = run(make_job(stage="tse"), initial_state=tfe.state, store=tmp_path)
     assert tse.trained == 2
-    assert _same(tse, whole)
+    assert same_training(tse, whole)
 
 
 def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(run, make_job, tmp_path):
@@ -174,7 +157,7 @@ def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(run, 
     newest.write_bytes(newest.read_bytes()[:-100])
     result = run(job, store=tmp_path)
     assert result.trained == 8 - (int(newest.stem.removeprefix("state-")) - 1)
-    assert _same(result, run(job))
+    assert same_training(result, run(job))
 
 
 def test_what_is_done_is_loaded_and_not_trained(run, make_job, tmp_path, monkeypatch):
@@ -182,7 +165,7 @@ def test_what_is_done_is_loaded_and_not_trained(run, make_job, tmp_path, monkeyp
     monkeypatch.setattr(build, "TrainingStep", None)  # building anything would fail
     second = run(make_job(), store=tmp_path)
     assert second.trained == 0
-    assert _same(second, first)
+    assert same_training(second, first)
     assert second.history == first.history
     assert second.fingerprint == first.fingerprint
 
@@ -194,14 +177,14 @@ def test_killed_between_the_last_state_and_the_mark_nothing_is_trained(run, make
     second = run(make_job(), store=tmp_path)
     assert second.trained == 0
     assert mark.exists()
-    assert _same(second, first)
+    assert same_training(second, first)
 
 
 def test_other_seeds_are_other_work(run, make_job, tmp_path):
     one, two = (run(make_job(seed=seed), store=tmp_path) for seed in (0, 1))
     assert one.fingerprint != two.fingerprint
     assert two.trained == 8
-    assert not _same(one, two)
+    assert not same_training(one, two)
 
 
 def test_nothing_is_written_without_a_work_folder(run, make_job, tmp_path, monkeypatch):
@@ -214,7 +197,7 @@ def test_the_callers_random_state_does_not_matter(run, make_job):
     torch.manual_seed(1)
     one = run(make_job("baseline", recipe={"iterations": 2}))
     torch.manual_seed(2)
-    assert _same(one, run(make_job("baseline", recipe={"iterations": 2})))
+    assert same_training(one, run(make_job("baseline", recipe={"iterations": 2})))
 
 
 # ---- what is computed
@@ -307,7 +290,7 @@ def test_the_first_step_of_adamw_has_the_length_of_the_rate(run, make_job):
 def test_bfloat16_runs_and_losses_stay_float32(run, make_job):
     result = run(make_job(precision="bfloat16"))
     assert all(t.dtype != torch.bfloat16 for t in result.network.tensors.values())
-    assert not _same(result, run(make_job()))
+    assert not same_training(result, run(make_job()))
 
 
 def test_the_teacher_is_not_changed_and_not_in_the_state(run, make_job, teacher):
@@ -403,8 +386,8 @@ def test_the_weights_of_the_best_validation_are_handed_on(
         lambda self, state: (states.update({state.iteration: state}), save(self, state)),
     )
     result = run(make_job(), store=tmp_path)
-    assert _equal(result.network.tensors, states[4].student)
-    assert not _equal(result.network.tensors, result.state.student)
+    assert equal(result.network.tensors, states[4].student)
+    assert not equal(result.network.tensors, result.state.student)
     assert result.network.header.provenance["iteration"] == "4"
     assert result.state.best.miou == 1.0
 
@@ -412,7 +395,7 @@ def test_the_weights_of_the_best_validation_are_handed_on(
 @pytest.mark.usefixtures("falling_scores")
 def test_the_last_weights_are_handed_on_when_asked_for(run, make_job):
     result = run(make_job(recipe={"keep": "last"}))
-    assert _equal(result.network.tensors, result.state.student)
+    assert equal(result.network.tensors, result.state.student)
     assert result.network.header.provenance["iteration"] == "8"
 
 
@@ -451,7 +434,7 @@ def test_the_last_weights_are_kept_with_a_warning_where_no_validation_has_labels
 ):
     scores(*["none"] * 4)
     result = run(make_job(recipe={"validate_every": 2}))
-    assert _equal(result.network.tensors, result.state.student)
+    assert equal(result.network.tensors, result.state.student)
     assert result.network.header.provenance["iteration"] == "8"
     assert caplog.text.count("every validation score is NaN") == 1
 
@@ -461,7 +444,7 @@ def test_finished_work_of_before_with_a_nan_for_the_best_hands_on_the_last_weigh
     state = run(job).state
     old = replace(state, best=replace(state.best, miou=math.nan))
     network = Training(job, ()).network(old)
-    assert _equal(network.tensors, state.student)
+    assert equal(network.tensors, state.student)
     assert network.header.provenance["iteration"] == "8"
 
 
@@ -469,7 +452,7 @@ def test_the_first_stage_hands_its_last_weights_on(run, make_job):
     result = run(make_job(stage="tfe", rdd={"tfe_length": 7}))
     assert result.state.best.iteration == 4
     assert result.network.header.provenance["iteration"] == "6"
-    assert _equal(result.network.tensors, result.state.student)
+    assert equal(result.network.tensors, result.state.student)
 
 
 def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, blocks):
@@ -515,14 +498,14 @@ def test_validation_does_not_change_the_training(run, make_job):
     one, two = (
         run(make_job(recipe={"validate_every": every, "keep": "last"})) for every in (1, 100)
     )
-    assert _equal(one.network.tensors, two.network.tensors)
+    assert equal(one.network.tensors, two.network.tensors)
 
 
 def test_without_a_validation_split_the_last_weights_are_used(run, make_job, blocks):
     train_only = [sample for sample in blocks.samples if sample.split == "train"]
     result = run(make_job(), samples=train_only)
     assert result.state.best is None
-    assert _equal(result.network.tensors, result.state.student)
+    assert equal(result.network.tensors, result.state.student)
     assert not any("val.miou" in row for row in result.history)
 
 
@@ -576,7 +559,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
         momentum = state.optimizer["state"][number]["momentum_buffer"]
         assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum)
     # With the cause removed, it ends as if nothing had happened.
-    assert _same(run(job, store=tmp_path), whole)
+    assert same_training(run(job, store=tmp_path), whole)
 
 
 def test_nothing_is_saved_when_the_first_loss_is_not_finite(run, make_job, tmp_path):
@@ -603,7 +586,7 @@ def test_a_signal_saves_and_stops_and_the_next_call_goes_on(run, make_job, tmp_p
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     result = run(make_job(), store=tmp_path, trainer=rare)
     assert result.trained == 5
-    assert _same(result, run(make_job()))
+    assert same_training(result, run(make_job()))
 
 
 def test_a_signal_during_the_last_iteration_is_not_lost(run, make_job, tmp_path):
@@ -615,7 +598,7 @@ def test_a_signal_during_the_last_iteration_is_not_lost(run, make_job, tmp_path)
         run(make_job(), store=tmp_path, trainer=EVERY, on_log=on_log)
     result = run(make_job(), store=tmp_path)
     assert result.trained == 0
-    assert _same(result, run(make_job()))
+    assert same_training(result, run(make_job()))
 
 
 def test_a_second_signal_acts_as_it_did_before(run, make_job, tmp_path):
@@ -745,7 +728,7 @@ def test_a_file_that_changed_size_since_the_index_was_made_is_reported(
 @pytest.mark.slow
 def test_loader_processes_do_not_change_the_weights(run, make_job):
     one, two = (run(make_job(), trainer=CPU.model_copy(update={"workers": n})) for n in (0, 2))
-    assert _same(one, two)
+    assert same_training(one, two)
 
 
 def test_progress_is_logged_where_there_is_no_terminal(run, make_job, caplog):
@@ -812,7 +795,7 @@ def test_a_full_disk_ends_the_training_with_the_last_checkpoint(
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(RunStore, "save", save)
-    assert _same(run(make_job(), store=tmp_path), run(make_job()))
+    assert same_training(run(make_job(), store=tmp_path), run(make_job()))
 
 
 def test_a_flag_from_outside_stops_as_a_signal_does(run, make_job, tmp_path):

@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 from _pytest.mark.structures import ParameterSet
-from torch import Tensor
 
 from rdd_pipeline.config import MethodsParams, NetworkParams
 from rdd_pipeline.distillation.methods import ABLATIONS, LOSSES, METHODS, RDD_PLUS, RDD_STAGES
@@ -19,6 +18,7 @@ from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.schedule import ADVERSARY_LR
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training
+from tests.equal import equal
 
 from .conftest import CPU, LABELS, STUDENT, TEACHER
 
@@ -46,16 +46,6 @@ def _job(make_job, method: str, network: NetworkParams, **fields):
     return make_job(
         method, network=network, recipe=RECIPE, rdd={"tfe_length": 2}, methods=OPTIONS, **fields
     )
-
-
-def _equal(one, other) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return one == other
 
 
 def _every_training() -> list[ParameterSet]:
@@ -107,8 +97,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 
     assert resumed.trained == 2
     for key in ("student", "objective", "optimizer", "adversary_optimizer"):
-        assert _equal(getattr(whole.state, key), getattr(resumed.state, key)), key
-    assert _equal(whole.network.tensors, resumed.network.tensors)
+        assert equal(getattr(whole.state, key), getattr(resumed.state, key)), key
+    assert equal(whole.network.tensors, resumed.network.tensors)
 
     logged = next(row for row in whole.history if "loss" in row)
     assert set(job.definition.weights) <= set(logged)
@@ -152,7 +142,7 @@ def test_all_methods_start_from_the_same_student(make_job, blocks, teacher):
 
     first = start("baseline")
     for method in ("kd", "cirkd", "skd", "tse_cwd"):
-        assert _equal(first, start(method)), method
+        assert equal(first, start(method)), method
 
 
 def test_the_seed_of_ablations_and_of_rdd_plus_decides_like_any_other(make_job):

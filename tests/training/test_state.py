@@ -22,6 +22,7 @@ from rdd_pipeline.training.state import (
     dumps,
     loads,
 )
+from tests.equal import equal
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -40,23 +41,12 @@ def _state(iteration: int = 3) -> dict:
     }
 
 
-def _equal(one, other) -> bool:
-    """Independent of `digest`."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return type(one) is type(other) and one == other
-
-
 # ---- one file
 
 
 def test_loads_gives_back_what_dumps_was_given():
     state = _state()
-    assert _equal(loads(dumps(state)), state)
+    assert equal(loads(dumps(state)), state)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +54,7 @@ def test_loads_gives_back_what_dumps_was_given():
 )
 def test_tensor_types_and_empty_tensors_survive(dtype):
     state = {"full": torch.ones(3, dtype=dtype), "empty": torch.zeros(0, 2, dtype=dtype)}
-    assert _equal(loads(dumps(state)), state)
+    assert equal(loads(dumps(state)), state)
 
 
 def test_a_view_does_not_carry_its_whole_storage_into_the_file():
@@ -257,11 +247,11 @@ def test_a_state_that_an_earlier_version_wrote_is_read():
         cost=Cost(images=12, seconds=1.25, peak_memory=1024),
         fingerprint="0123456789abcdef",
     )
-    assert _equal(state.to_dict(), expected.to_dict())
+    assert equal(state.to_dict(), expected.to_dict())
     # What `state_digest` said of it there; fingerprints of TSE stages depend on it.
     assert state.digest() == "f141748088252d9fe483b545a96929cf"
     # What is written today, an earlier version reads as well.
-    assert _equal(loads(state.to_bytes()), loads(path.read_bytes()))
+    assert equal(loads(state.to_bytes()), loads(path.read_bytes()))
 
 
 def test_a_state_without_one_of_its_parts_is_refused():

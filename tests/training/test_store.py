@@ -14,9 +14,10 @@ from rdd_pipeline.training import store as store_module
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.state import MAGIC, TrainState
 from rdd_pipeline.training.store import RunStore
+from tests.equal import equal
 
 from .conftest import CPU
-from .test_state import _equal, _sealed, _Trap
+from .test_state import _sealed, _Trap
 from .train_once import the_training
 
 
@@ -59,7 +60,7 @@ def test_a_saved_state_comes_back_with_its_fingerprint(store):
     store.save(_state())
     found = store.latest()
     assert found.fingerprint == store.fingerprint
-    assert _equal(found.to_dict(), _state().to_dict() | {"fingerprint": store.fingerprint})
+    assert equal(found.to_dict(), _state().to_dict() | {"fingerprint": store.fingerprint})
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "folder"])
@@ -313,7 +314,7 @@ def test_two_processes_that_train_the_same_at_once_are_both_right(blocks, tmp_pa
         assert process.returncode == 0, errors
         assert output.split() == [alone.network.digest(), "6"]
     store = RunStore(tmp_path, alone.fingerprint)
-    assert _equal(store.finished_state().student, alone.state.student)
+    assert equal(store.finished_state().student, alone.state.student)
     assert sorted(path.name for path in store.path.iterdir()) == [
         "done.json",
         "job.json",
