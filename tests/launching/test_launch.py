@@ -116,6 +116,14 @@ def test_an_error_names_its_kind_through_the_exchange():
         launch.raise_final(here.failures(training))
 
 
+def test_commands_have_folders_of_their_own_and_what_killed_ones_left_is_removed(tmp_path):
+    (tmp_path / "launch-killed").mkdir()
+    (tmp_path / "launch-killed" / "task.json").touch()
+    with launch._own_folder(tmp_path) as one, launch._own_folder(tmp_path) as other:
+        assert set(tmp_path.iterdir()) == {one, other}
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_machines_need_a_place_to_meet():
     with pytest.raises(ValueError, match=r"nodes is 2, but rendezvous is not set. Give HOST:PORT"):
         TrainerParams(nodes=2)
@@ -238,7 +246,7 @@ def test_what_all_processes_end_with_ends_the_run_at_once(run, job, tmp_path, mo
     with pytest.raises(NonFiniteLossError, match=r"^loss = nan. The step was not taken.$"):
         run(job, tmp_path)
     assert "start again" not in caplog.text
-    assert not list(tmp_path.rglob("launch"))
+    assert not list(tmp_path.rglob("launch*"))
 
 
 def _listening(pids: list[int]) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -84,10 +85,7 @@ def _launch(
 ) -> TrainingResult:
     title = training.job.title
     begun = store.latest() or training.initial_state
-    # A name of its own: another command may train the same at this moment.
-    store.path.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="launch-", dir=store.path.resolve()))
-    try:
+    with _own_folder(store.path.resolve()) as folder:
         task = Task(
             job=training.job,
             trainer=trainer,
@@ -110,8 +108,6 @@ def _launch(
         )
         with _relayed(folder / "events.jsonl", on_log):
             _run(task, store, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     state = store.finished_state()
     if state is None:
         raise WorkerFailedError(
@@ -119,6 +115,30 @@ def _launch(
             "Look at the disk and repeat the command."
         )
     return training.result(state, trained=state.iteration - (begun.iteration if begun else 0))
+
+
+@contextlib.contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A folder of this command alone: another one may train the same at this moment.
+
+    It is removed at the end, and so is what killed commands have left: their locks are free.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for other in parent.glob("launch-*"):
+        with contextlib.suppress(OSError), _lock(other):
+            shutil.rmtree(other)
+    with tempfile.TemporaryDirectory(prefix="launch-", dir=parent) as folder, _lock(Path(folder)):
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _run(task: Task, store: RunStore, folder: Path) -> None:
