@@ -31,18 +31,18 @@ from tests.kedro_project import CONF, ENVIRONMENTS, bootstrap
 
 # Digests of all parameters: what an environment computes changes on purpose only.
 PARAMETERS = {
-    "ade20k": "201e3e587645283e",
-    "camvid": "acedd116ea4c0a7f",
-    "camvid/published": "452deede3244c17d",
-    "camvid/small": "d52c5eb4e178d48e",
-    "cityscapes": "0215c47c0671a29f",
-    "coco_stuff": "e94a951a6d22dd53",
-    "folders": "b76de0c984a869d6",
-    "scenes": "3674114bc5215e48",
-    "scenes/long": "648dcd2ddd362d2b",
-    "scenes/quick": "b396baf5be7a234c",
-    "test": "8066ce62c268ed59",
-    "voc": "2447e7072295251b",
+    "ade20k": "d04d316459545751",
+    "camvid": "69a62aef9ea1d75f",
+    "camvid/published": "b3dcdea5ad188c04",
+    "camvid/small": "ee4412a9637025dd",
+    "cityscapes": "0fe5205b4e2e5939",
+    "coco_stuff": "d96d255bd6c8386b",
+    "folders": "4e165073e914d9a1",
+    "scenes": "c72e4d4dc5ac4df3",
+    "scenes/long": "eff6c8a645440a9e",
+    "scenes/quick": "9ae13016b2272fd6",
+    "test": "8f0e023c725a88ef",
+    "voc": "4c5ca3a6f97ec450",
 }
 # Layout -> (crop, batch size, iterations) of the field's recipe.
 PUBLISHED = {
