@@ -117,9 +117,9 @@ def test_large_images_are_labeled_band_by_band(network, images, monkeypatch, siz
     with torch.no_grad():
         whole = predict_logits(network, PREPROCESSING, images, size=size, **how)
         seen = []
-        resize = predict._resize
+        resize = predict.bilinear
         monkeypatch.setattr(predict, "_SCORES_AT_ONCE", 3 * rows * size[1])
-        monkeypatch.setattr(predict, "_resize", lambda *a: seen.append(resize(*a)) or seen[-1])
+        monkeypatch.setattr(predict, "bilinear", lambda *a: seen.append(resize(*a)) or seen[-1])
         labels = predict_labels(network, PREPROCESSING, images, sizes=[size, size], **how)
     for scores, label in zip(whole, labels, strict=True):
         best, second = scores.topk(2, dim=0).values

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,21 +20,11 @@ from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
 from rdd_pipeline.networks import NetworkOutput
 
 
-@dataclass(frozen=True)
-class TaskInputs:
-    """What a task loss may look at.
+class TaskInputs(NamedTuple):
+    """What a task loss may look at: a batch, and the settings that all of them share.
 
-    Attributes:
-        student: Outputs of the network in training for the batch.
-        teacher: Outputs of the frozen network, None where the method has none.
-        labels: (B, H, W) train ids.
-        rdd: Settings of RDD.
-        aux_weight: Weight of the auxiliary head.
-        class_weights: (C,), or None.
-        weighted_tfe: Whether class weights hold for TFE, too.
-        ignore_index: Label that is not looked at.
-        ranks: Processes that share the batch.
-        by_class: Whether the pixels of each class are counted, too.
+    `class_weights` hold for TFE only with `weighted_tfe`; `by_class` asks for the pixels of each
+    class, too.
     """
 
     student: NetworkOutput

@@ -11,11 +11,11 @@ from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdd_pipeline.evaluation.confusion import confusion_matrix, sum_over_ranks
 from rdd_pipeline.networks.preprocessing import Preprocessing
+from rdd_pipeline.networks.resizing import bilinear
 
 Average = Literal["softmax", "logits"]
 
@@ -175,8 +175,8 @@ def _views(
     inputs = preprocessing.normalize(images)
     views = []
     for scale in scales:
-        height, width = (round(side * scale) for side in inputs.shape[-2:])
-        scaled = inputs if (height, width) == inputs.shape[-2:] else _resize(inputs, height, width)
+        size = tuple(round(side * scale) for side in inputs.shape[-2:])
+        scaled = inputs if size == inputs.shape[-2:] else bilinear(inputs, size)
         for mirrored in (False, True) if flip else (False,):
             with torch.autocast(inputs.device.type, dtype=precision, enabled=precision is not None):
                 logits: Tensor = network(scaled.flip(-1) if mirrored else scaled).logits
@@ -201,7 +201,7 @@ def _fuse(
     """Mean over the passes, (B, C, *size) float32; of the given rows only, where there are any."""
     total = torch.zeros((), device=views[0].device)
     for view in views:
-        logits = _resize(view, *size) if rows is None else _band(view, size, rows)
+        logits = bilinear(view, size) if rows is None else _band(view, size, rows)
         if len(views) == 1:
             return logits
         total = total + (logits.softmax(dim=1) if average == "softmax" else logits)
@@ -209,7 +209,7 @@ def _fuse(
 
 
 def _band(view: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
-    """Some rows of `_resize(view, *size)`, equal to them up to rounding."""
+    """Some rows of `bilinear(view, size)`, equal to them up to rounding."""
     height, width = size
     last = view.shape[-2] - 1
     places = torch.arange(rows.start, rows.stop, device=view.device, dtype=torch.float64)
@@ -218,14 +218,10 @@ def _band(view: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     weight = (places - lower).to(view.dtype).unsqueeze(1)
     first = rows.start * last // max(height - 1, 1)
     below = view[..., first : (rows.stop - 1) * last // max(height - 1, 1) + 2, :]
-    wide = _resize(below, below.shape[-2], width)
+    wide = bilinear(below, (below.shape[-2], width))
     lower -= first
     upper = (lower + 1).clamp_(max=wide.shape[-2] - 1)
     return torch.lerp(wide[..., lower, :], wide[..., upper, :], weight)
-
-
-def _resize(x: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
 
 
 def _device_of(network: nn.Module) -> torch.device:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.networks.resizing import bilinear
 
 
 def as_float(tensor: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def resize(maps_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize with ``align_corners=True``; the same tensor when it has that size."""
     if tuple(maps_NCHW.shape[-2:]) == tuple(size):
         return maps_NCHW
-    return F.interpolate(maps_NCHW, size=size, mode="bilinear", align_corners=True)
+    return bilinear(maps_NCHW, size)
 
 
 def resize_labels(labels_NHW: Tensor, size: tuple[int, int]) -> Tensor:

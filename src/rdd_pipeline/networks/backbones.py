@@ -12,13 +12,12 @@ from urllib.parse import urlsplit
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks.files import mismatch, read_state_dict, some
-from rdd_pipeline.networks.resizing import repeatable_resizing
+from rdd_pipeline.networks.resizing import bilinear, repeatable_resizing
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +58,7 @@ class Backbone(nn.Module):
             height, width = images_NCHW.shape[-2:]
             size = (_round_up(height, self.resize_to), _round_up(width, self.resize_to))
             if size != (height, width):
-                images_NCHW = F.interpolate(
-                    images_NCHW, size=size, mode="bilinear", align_corners=True
-                )
+                images_NCHW = bilinear(images_NCHW, size)
         with repeatable_resizing(images_NCHW.device):
             stages = self.features(images_NCHW)[-2:]
         if self._channels_are_last:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
+
+from rdd_pipeline.networks.resizing import bilinear
 
 # Pixels of the input between the taps of the three dilated branches: 12, 24, 36 at stride 8 as
 # published, 6, 12, 18 at stride 16 (Chen et al. 2017, sec. 3.3).
@@ -65,12 +66,7 @@ class PyramidPooling(nn.Module):
         """Return the concatenation of the input and its upsampled averages."""
         size = x_NCHW.shape[-2:]
         pooled = [
-            F.interpolate(
-                conv(adaptive_average(x_NCHW, bins)),
-                size=size,
-                mode="bilinear",
-                align_corners=True,
-            )
+            bilinear(conv(adaptive_average(x_NCHW, bins)), size)
             for bins, conv in zip(PYRAMID_BINS, self.convs, strict=True)
         ]
         return torch.cat([x_NCHW, *pooled], dim=1)

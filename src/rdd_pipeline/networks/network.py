@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdd_pipeline.config import NetworkParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks.backbones import Backbone, make_backbone
 from rdd_pipeline.networks.heads import HEADS, initialize, make_auxiliary, make_decode_head
+from rdd_pipeline.networks.resizing import bilinear
 
 DEFAULT_WIDTH = 128
 
@@ -104,9 +104,7 @@ class SegmentationNetwork(nn.Module):
         aux_logits = None if self.auxiliary is None else self.auxiliary(c3)
         if aux_logits is not None and c3.shape[-2:] != c4.shape[-2:]:
             # Undilated backbones: the stages differ in size, but RDD compares both heads.
-            aux_logits = F.interpolate(
-                aux_logits, size=logits.shape[-2:], mode="bilinear", align_corners=True
-            )
+            aux_logits = bilinear(aux_logits, logits.shape[-2:])
         return NetworkOutput(logits, aux_logits, feature, (c3, c4))
 
     def check_trainable(self, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Resizing whose gradient is repeatable on GPUs, where torch has none that is."""
+"""Resizing: the one of all maps, and gradients that are repeatable where torch has none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+
+def bilinear(maps_NCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (N, C, *size), bilinear with aligned corners: how all maps are resized here."""
+    return F.interpolate(maps_NCHW, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def repeatable_resizing(device: torch.device) -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from rdd_pipeline.config import EvaluationParams, RddParams
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence
+from rdd_pipeline.networks.resizing import bilinear
 from rdd_pipeline.pipelines._training import Networks, the_only
 from rdd_pipeline.reporting.figures import RddRow, rdd_figure
 
@@ -53,9 +54,7 @@ def draw_pixels(
                 min_kept=rdd.min_kept if isinstance(rdd.min_kept, float) else 0,
                 ignore_index=labels.ignore_index,
             )
-            logits = torch.nn.functional.interpolate(
-                given.logits, size=size, mode="bilinear", align_corners=True
-            )
+            logits = bilinear(given.logits, size)
         rows.append(
             RddRow(
                 name=sample.name,
