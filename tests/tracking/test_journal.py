@@ -48,7 +48,10 @@ for step in range(2500):
 if status:
     writer.status(run, status)
 written.set()
-while writer._journal.sent.offset < writer._journal.size:
+while not Path(file + ".sent").exists():
+    time.sleep(0.01)
+note = f'"offset": {writer._journal.size},'
+while note not in Path(file + ".sent").read_text():
     time.sleep(0.01)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -102,6 +105,18 @@ def test_the_next_run_ends_what_a_killed_process_has_left_running(tmp_path: Path
     assert client.get_run(run_id).info.status == "RUNNING"
     alive.status(own, "FINISHED")
     assert alive.close() == 0
+
+
+def test_a_killed_run_that_was_deleted_is_left_alone(tmp_path: Path) -> None:
+    uri = new_store(tmp_path / "mlflow.db")
+    file = tmp_path / "untracked" / "run.jsonl"
+    _killed(uri, file, 99)
+    client = MlflowClient(tracking_uri=uri)
+    run_id = _only_run(client).info.run_id
+    client.delete_run(run_id)
+    assert send_file(file) == 0
+    assert client.get_run(run_id).info.lifecycle_stage == "deleted"
+    assert not list(file.parent.iterdir())
 
 
 def test_a_run_that_had_ended_keeps_its_status(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
 """Live curves: training code logs numbers, whoever set a sink decides where they go.
 
 `log_metrics` does nothing without a sink. The experiment hook (rdd_pipeline.hooks) sets one for the
-current context: it hands points to a `TrackingWriter`, which writes them to a JSON-lines file at
-once and to MLflow in a daemon thread. A server that is slow, away or deleted costs the training
-nothing, and what a killed process or a server that is away has left in the file is sent by the next
-run, or by ``python -m rdd_pipeline.tracking FILE``.
+current context: points go through a `TrackingWriter` to a JSON-lines file at once and from there to
+MLflow in a daemon thread: a server that is slow, away or deleted costs the training nothing.
+What is left in a file is sent by the next run, or by ``python -m rdd_pipeline.tracking FILE``.
 """
 
 from __future__ import annotations

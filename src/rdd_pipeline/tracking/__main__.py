@@ -22,12 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, help="files, or their folder")
     parser.add_argument("--tracking-uri", help="MLflow server or sqlite:///PATH, if it has moved")
     options = parser.parse_args(arguments)
-    refused = 0
-    files = [
-        path
-        for given in options.files
-        for path in (sorted(given.glob("*.jsonl")) if given.is_dir() else [given])
-    ]
+    refused, files = 0, list[Path]()
+    for given in options.files:
+        files += sorted(given.glob("*.jsonl")) if given.is_dir() else [given]
     if not files:
         print(f"Nothing to send in {', '.join(map(str, options.files))}.")
     calm_mlflow()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# MLflow's limits for one log_batch request, which takes these three kinds together.
-_LIMITS: dict[str, int] = {"metric": 1000, "param": 100, "tag": 100}
+# How many records MLflow takes in one request; of other kinds one.
+_LIMITS = {"metric": 1000, "param": 100, "tag": 100}
 
 
 def ship(journal: Journal, sender: Sender, *, again: bool = False) -> Iterator[list[bool]]:
@@ -43,23 +43,10 @@ def ship(journal: Journal, sender: Sender, *, again: bool = False) -> Iterator[l
 
 
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Lines that go into one request: of one run, and of kinds that mix."""
-    batch: list[Line] = []
-    count: Counter[str] = Counter()
-    for line in lines:
-        run_id, kind = line.record[:2]
-        if batch and (
-            run_id != batch[0].record.run_id
-            or batch[0].record.kind not in _LIMITS
-            or count[kind] >= _LIMITS.get(kind, 0)
-            or len(batch) >= 1000
-        ):
+    """Lines that go into one request: of one run and one kind."""
+    for (_, kind), group in groupby(lines, lambda line: line.record[:2]):
+        while batch := list(islice(group, _LIMITS.get(kind, 1))):
             yield batch
-            batch, count = [], Counter()
-        batch.append(line)
-        count[kind] += 1
-    if batch:
-        yield batch
 
 
 def send_file(path: Path, tracking_uri: str | None = None) -> int:

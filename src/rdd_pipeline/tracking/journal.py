@@ -66,6 +66,7 @@ class Journal:
 
     def __init__(self, path: Path, tracking_uri: str | None = None, *, new: bool = False) -> None:
         self.path = path
+        self.closed = False
         self._sent = path.with_name(f"{path.name}.sent")
         if new:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,11 +93,6 @@ class Journal:
     def size(self) -> int:
         """Bytes of the file."""
         return os.fstat(self._file.fileno()).st_size
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file may be somebody else's by now."""
-        return self._file.closed
 
     def append(self, records: Iterable[Record]) -> None:
         """Add records, all or none.
@@ -144,6 +140,7 @@ class Journal:
             self._sent.unlink(missing_ok=True)
             self.path.unlink()
         self._file.close()
+        self.closed = True
         return count
 
     def _parse(self, make: Callable[..., Any], line: bytes) -> Any:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,7 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
+@lru_cache(maxsize=4096)  # curves have the same names at every step
 def clean_name(name: str) -> str:
     """The name as MLflow takes it: another one for every name, most names as they are.
 

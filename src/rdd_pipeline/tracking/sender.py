@@ -23,12 +23,7 @@ LOCAL_ID = "local_id"
 # Error codes that mean: this will never be taken. The first two are about the run, whatever it is
 # sent; the others may be about one record of many.
 _HOPELESS_RUN = {"RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"}
-_HOPELESS = {
-    *_HOPELESS_RUN,
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "RESOURCE_ALREADY_EXISTS",
-}
+_HOPELESS = {*_HOPELESS_RUN, "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
 
 
 def calm_mlflow() -> None:
@@ -83,13 +78,9 @@ class Sender:
             if not _is_hopeless(error):
                 raise
             if len(batch) == 1 or self._is_gone(batch[0].run_id, error):
-                logger.warning(
-                    "MLflow refuses %s %r%s: %s",
-                    batch[0].kind,
-                    batch[0].key,
-                    f" and {len(batch) - 1} more" if len(batch) > 1 else "",
-                    first_line(error),
-                )
+                more = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
+                what = f"{batch[0].kind} {batch[0].key!r}{more}"
+                logger.warning("MLflow refuses %s: %s", what, first_line(error))
                 return [False] * len(batch)
         # One record spoils the batch: it is found without a request for each.
         half = len(batch) // 2
@@ -97,12 +88,14 @@ class Sender:
 
     def end_dead_runs(self, time: int) -> None:
         """End the runs that are still going on as killed: the process that would have is gone."""
-        client = self._connected()
         for run_id in self.runs.values():
-            info = client.get_run(run_id).info
-            if info.status == "RUNNING" and info.lifecycle_stage == "active":
-                client.set_tag(run_id, "error", "the process died")
-                client.set_terminated(run_id, "KILLED", time)
+            try:
+                if self._connected().get_run(run_id).info.status == "RUNNING":
+                    self._connected().set_tag(run_id, "error", "the process died")
+                    self._connected().set_terminated(run_id, "KILLED", time)
+            except Exception as error:  # somebody may have deleted it
+                if not _is_hopeless(error):
+                    raise
 
     def _check_database(self) -> None:
         """Notice that a sqlite file was deleted: its open connection goes on writing to nowhere."""
@@ -135,13 +128,10 @@ class Sender:
             log = client.log_artifacts if path.is_dir() else client.log_artifact
             log(run_id, str(path), first.key)
         else:
+            points = [record for record in batch if record.kind == "metric"]
             client.log_batch(
                 run_id,
-                metrics=[
-                    Metric(record.key, float(record.value), record.timestamp, record.step)
-                    for record in batch
-                    if record.kind == "metric"
-                ],
+                metrics=[Metric(r.key, float(r.value), r.timestamp, r.step) for r in points],
                 params=[Param(r.key, str(r.value)) for r in batch if r.kind == "param"],
                 tags=[RunTag(r.key, str(r.value)) for r in batch if r.kind == "tag"],
             )
