@@ -71,8 +71,8 @@ def tasks_of(a: argparse.Namespace) -> list[Task]:
 def prepare(a: argparse.Namespace) -> Path:
     """Index and packs of the images, made once; returns the file of the index."""
     from rdd_pipeline.data.index import build_index, of_split, to_rows
-    from rdd_pipeline.data.labels import CAMVID
     from rdd_pipeline.data.layouts import get_layout, raise_problems
+    from rdd_pipeline.data.layouts.camvid import CAMVID
     from rdd_pipeline.data.packed import write_pack
 
     path = a.output / "index.csv"
@@ -93,7 +93,7 @@ def prepare(a: argparse.Namespace) -> Path:
 
 def job(task: Task, a: argparse.Namespace, index: Path) -> dict[str, Any]:
     """What `run_job_file` reads."""
-    from rdd_pipeline.data.labels import CAMVID
+    from rdd_pipeline.data.layouts.camvid import CAMVID
 
     is_teacher = task == TEACHER
     _, method, rdd, methods = VARIANTS.get(task.variant, ("", "teacher", {}, {}))

@@ -32,8 +32,8 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.data.index import Sample, build_index
-from rdd_pipeline.data.labels import CAMVID
 from rdd_pipeline.data.layouts import get_layout
+from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.distillation.methods import METHODS, RDD_PLUS
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params

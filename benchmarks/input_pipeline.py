@@ -28,8 +28,8 @@ from PIL import Image
 from rdd_pipeline.config import AugmentParams
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, build_index, of_split
-from rdd_pipeline.data.labels import CAMVID
 from rdd_pipeline.data.layouts import get_layout
+from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.data.loading import Loader
 from rdd_pipeline.data.packed import write_pack
 

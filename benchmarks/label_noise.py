@@ -91,7 +91,7 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
     """Train and score; returns a row."""
     from rdd_pipeline.config import EvaluationParams, TrainerParams
     from rdd_pipeline.data.images import Images
-    from rdd_pipeline.data.labels import SCENES
+    from rdd_pipeline.data.layouts.scenes import SCENES
     from rdd_pipeline.evaluation.scoring import score_splits
     from rdd_pipeline.networks import load_checkpoint, save_checkpoint
     from rdd_pipeline.training.device import resolve_device

@@ -33,8 +33,8 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.data.index import Sample, build_index
-from rdd_pipeline.data.labels import CAMVID
 from rdd_pipeline.data.layouts import get_layout
+from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint, build_network
 from rdd_pipeline.scenes.write import write_scenes

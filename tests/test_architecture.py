@@ -24,8 +24,8 @@ ALLOWED = {
     "collectives": set(),
     "commands": set(),
     "losses": BASE | {"collectives", "networks"},
-    "data": BASE,
-    "scenes": BASE | {"data"},
+    "data": BASE | {"scenes"},
+    "scenes": BASE,
     "networks": BASE,
     "distillation": LEAVES,
     "evaluation": LEAVES,
@@ -37,7 +37,7 @@ ALLOWED = {
     "hooks": BASE | {"commands", "tracking", "training"},
     "settings": {"config", "hooks"},
     "pipelines": LEAVES
-    | {"commands", "distillation", "evaluation", "launching", "reporting", "scenes", "training"}
+    | {"commands", "distillation", "evaluation", "launching", "reporting", "training"}
     | {"tracking"},
     "pipeline_registry": {"pipelines"},
     "__main__": set(),

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rdd_pipeline.config import DataParams
 from rdd_pipeline.data import download as module
 from rdd_pipeline.data.download import download_voc
 from rdd_pipeline.data.index import check_images, of_split
-from rdd_pipeline.data.layouts import LAYOUTS, Layout, download, get_layout
+from rdd_pipeline.data.layouts import LAYOUTS, Layout, get_layout, prepare
 from rdd_pipeline.data.reading import read_mask
 from rdd_pipeline.errors import DataProblem, UserError
 
@@ -69,7 +70,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_voc_with_the_masks_of_sbd_is_what_the_layout_reads(tmp_path: Path, asked):
-    download("voc", tmp_path / "voc")
+    prepare(tmp_path / "voc", DataParams(layout="voc", download=True))
     assert [name for name, _ in asked] == ["VOCtrainval_11-May-2012.tar", "benchmark.tgz"]
     assert all(len(checksum) == 32 for _, checksum in asked)
     index = check_images(tmp_path / "voc", get_layout("voc"))
@@ -149,7 +150,7 @@ def test_without_a_network_the_message_says_what_to_do(
     with pytest.raises(
         DataProblem, match=r"cannot be downloaded into .*Name or service.*By hand: put VOCdevkit"
     ):
-        download("voc", tmp_path)
+        prepare(tmp_path, DataParams(layout="voc", download=True))
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "voc"])
@@ -157,7 +158,7 @@ def test_for_the_others_the_message_says_where_to_get_it_and_what_is_expected(
     tmp_path: Path, name: str
 ):
     with pytest.raises(UserError, match=rf"'{name}' cannot be downloaded .*Expected: ") as caught:
-        download(name, tmp_path / "here")
+        prepare(tmp_path / "here", DataParams(layout=name, download=True))
     layout = LAYOUTS[name]
     if isinstance(layout, Layout):
         assert layout.expected in str(caught.value)
@@ -166,4 +167,4 @@ def test_for_the_others_the_message_says_where_to_get_it_and_what_is_expected(
 
 def test_an_unknown_layout_names_the_choices(tmp_path: Path):
     with pytest.raises(UserError, match="Unknown layout 'vocc'"):
-        download("vocc", tmp_path)
+        prepare(tmp_path, DataParams(layout="vocc", download=True))

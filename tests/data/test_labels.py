@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from rdd_pipeline.data.labels import CAMVID, FORBIDDEN, SCENES, LabelSet, make_lookup
+from rdd_pipeline.data.labels import FORBIDDEN, LabelSet, make_lookup
+from rdd_pipeline.data.layouts.camvid import CAMVID
+from rdd_pipeline.data.layouts.scenes import SCENES
 
 
 def test_camvid_has_eleven_classes_and_ignores_the_twelfth_value():

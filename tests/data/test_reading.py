@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rdd_pipeline.data.labels import CAMVID, make_lookup
+from rdd_pipeline.data.labels import make_lookup
+from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.data.reading import read_image, read_mask
 from rdd_pipeline.errors import DataProblem
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import to_rows
-from rdd_pipeline.data.labels import CAMVID
+from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching import __main__ as command
 from rdd_pipeline.launching.__main__ import run_job_file

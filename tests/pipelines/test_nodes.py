@@ -37,7 +37,9 @@ from rdd_pipeline.config import (
 )
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import from_rows
-from rdd_pipeline.data.labels import CAMVID, make_lookup
+from rdd_pipeline.data.labels import make_lookup
+from rdd_pipeline.data.layouts import voc
+from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_checkpoint
 from rdd_pipeline.pipelines import _training
@@ -499,10 +501,10 @@ def test_packs_of_other_images_are_mentioned(images, ingested, caplog):
 
 def test_download_is_asked_for_before_anything_is_read(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(ingestion, "download", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(voc, "download_voc", asked.append)
     with pytest.raises(DataProblem, match=r"does not exist.*data\.download=true gets both"):
         _ingest(tmp_path / "voc", DataParams(layout="voc", download=True))
-    assert asked == [("voc", tmp_path / "voc")]
+    assert asked == [tmp_path / "voc"]
 
 
 def test_the_preview_shows_at_most_what_is_there(images, ingested):

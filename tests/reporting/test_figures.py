@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rdd_pipeline.data.labels import SCENES, LabelSet, make_lookup
+from rdd_pipeline.data.labels import LabelSet, make_lookup
+from rdd_pipeline.data.layouts.scenes import SCENES
 from rdd_pipeline.distillation.methods import METHODS, RDD_PLUS
 from rdd_pipeline.reporting.figures import (
     RddRow,

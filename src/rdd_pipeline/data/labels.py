@@ -128,35 +128,3 @@ class LabelSet(Params):
                 f"Label set '{self.name}': colors of masks have train ids {sorted(wrong)}, "
                 f"expected 0..{self.num_classes - 1} or {self.ignore_index}."
             )
-
-
-_CAMVID_CLASSES: tuple[tuple[str, Color], ...] = (
-    ("Sky", (128, 128, 128)),
-    ("Building", (128, 0, 0)),
-    ("Pole", (192, 192, 128)),
-    ("Road", (128, 64, 128)),
-    ("Pavement", (60, 40, 222)),
-    ("Tree", (128, 128, 0)),
-    ("SignSymbol", (192, 128, 128)),
-    ("Fence", (64, 64, 128)),
-    ("Car", (64, 0, 128)),
-    ("Pedestrian", (64, 64, 0)),
-    ("Bicyclist", (0, 128, 192)),
-)
-CAMVID_VOID = 11
-"""Raw value of CamVid's unlabeled pixels."""
-
-CAMVID = LabelSet(
-    name="camvid",
-    names=tuple(name for name, _ in _CAMVID_CLASSES),
-    colors=tuple(color for _, color in _CAMVID_CLASSES),
-    lookup=make_lookup({raw: raw for raw in range(11)}, ignored=(CAMVID_VOID,)),
-)
-SCENES = CAMVID.model_copy(
-    update={
-        "name": "scenes",
-        # Square root of (median share / share of the class) over the 240 default training scenes:
-        # without it a run of a few hundred iterations never gets to the thin and small classes.
-        "class_weights": (0.46, 0.5, 1.42, 0.37, 0.95, 0.6, 2.1, 1.43, 1.0, 2.12, 1.99),
-    }
-)

@@ -13,6 +13,10 @@ _MODULES = {
     "NetworksDataset": "networks",
     "TrainedMetricsDataset": "metrics",
     "TrainingStatesDataset": "training_states",
+    "WholeCSVDataset": "whole",
+    "WholeFigureDataset": "whole",
+    "WholeJSONDataset": "whole",
+    "WholeTextDataset": "whole",
 }
 
 __all__ = [
@@ -22,6 +26,10 @@ __all__ = [
     "NetworksDataset",
     "TrainedMetricsDataset",
     "TrainingStatesDataset",
+    "WholeCSVDataset",
+    "WholeFigureDataset",
+    "WholeJSONDataset",
+    "WholeTextDataset",
 ]
 
 

@@ -58,9 +58,8 @@ class ImagesDataset(AbstractDataset[Images, Images]):
             "samples": [list(sample) for sample in data.samples],
         }
         digest = json_digest(content)
-        path = self._content(digest)
-        if not path.exists():
-            write_atomically(path, json.dumps(content).encode())
+        # Also where it is there: it may be damaged.
+        write_atomically(self._content(digest), json.dumps(content).encode())
         pointer = {"digest": digest, "data": self._wanted or {}}
         write_atomically(self._pointer(), json.dumps(pointer).encode())
         self._saved = digest

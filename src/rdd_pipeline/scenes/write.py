@@ -17,24 +17,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rdd_pipeline.config import SceneParams
-from rdd_pipeline.data.layouts import IMAGE_SUFFIXES
 from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.files import content_digest, write_atomically
-from rdd_pipeline.scenes.street import SPLITS, Scene, render_scene
-
-__all__ = ["MARKER", "SPLITS", "VERSION", "Scene", "render_scene", "write_scenes"]
+from rdd_pipeline.files import content_digest, json_digest, write_atomically
+from rdd_pipeline.scenes.street import SPLITS, render_scene
 
 MARKER = "scenes.json"
 VERSION = 2
 """Raised with every change that makes a scene look different."""
 
 
+def scenes_digest(params: SceneParams) -> str:
+    """Names the scenes of these parameters (16 hexadecimal digits)."""
+    return json_digest([VERSION, params.model_dump(mode="json")])
+
+
 def write_scenes(root: Path, params: SceneParams) -> int:
     """Make `root` hold exactly the scenes of `params`, in CamVid's layout.
 
-    Files that are already there and right are kept: the marker `scenes.json`, completed last, holds
-    the digest of each file, so interrupted or changed work is noticed. Its presence also tells our
-    scenes from someone's own images, which are never touched.
+    Several processes may do so at once. Files that are already there and right are kept: the marker
+    `scenes.json`, completed last, holds the digest of each file, so interrupted or changed work is
+    noticed. Its presence also tells our scenes from someone's own images, which are never touched.
 
     Returns:
         Number of scenes rendered; 0: all were there.
@@ -56,7 +58,7 @@ def write_scenes(root: Path, params: SceneParams) -> int:
     }
     try:
         known = _known_digests(root, look)
-        _check_folder_is_ours(root)
+        check_folder(root)
         if not (root / MARKER).exists():
             root.mkdir(parents=True, exist_ok=True)
             write_atomically(root / MARKER, b"{}")
@@ -103,18 +105,18 @@ def _known_digests(root: Path, look: dict[str, Any]) -> dict[str, str]:
         return {}
 
 
-def _check_folder_is_ours(root: Path) -> None:
+def check_folder(root: Path) -> None:
     """Refuse to write among someone's own images.
 
     Raises:
         DataProblem: There are images with other names, or there is no marker beside them.
     """
-    marked = (root / MARKER).exists()
+    marked, pictures = (root / MARKER).exists(), Image.registered_extensions()
     for split in SPLITS:
         ours = re.compile(rf"{split}_\d{{5,}}\.png")
         for folder in (root / split, root / f"{split}annot"):
             for path in sorted(folder.glob("*")):
-                is_image = path.suffix.lower() in IMAGE_SUFFIXES
+                is_image = path.suffix.lower() in pictures
                 if is_image and not (marked and ours.fullmatch(path.name)):
                     raise DataProblem(
                         f"{path} is not a generated scene, and scenes are to be generated in "

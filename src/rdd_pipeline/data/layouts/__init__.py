@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.layouts.ade20k import ADE20K_LAYOUT
 from rdd_pipeline.data.layouts.base import (
     IMAGE_SUFFIXES,
@@ -18,12 +19,14 @@ from rdd_pipeline.data.layouts.base import (
     Problem,
     list_pairs,
     raise_problems,
+    refuse_download,
     some_of,
 )
-from rdd_pipeline.data.layouts.camvid import CAMVID_LAYOUT, SCENES_LAYOUT
+from rdd_pipeline.data.layouts.camvid import CAMVID_LAYOUT
 from rdd_pipeline.data.layouts.cityscapes import CITYSCAPES_LAYOUT
 from rdd_pipeline.data.layouts.coco_stuff import COCO_STUFF_LAYOUT
 from rdd_pipeline.data.layouts.folders import FOLDERS, folders_layout
+from rdd_pipeline.data.layouts.scenes import SCENES_LAYOUT
 from rdd_pipeline.data.layouts.voc import VOC_LAYOUT
 from rdd_pipeline.errors import UserError
 
@@ -34,9 +37,9 @@ __all__ = [
     "Listing",
     "Pair",
     "Problem",
-    "download",
     "get_layout",
     "list_pairs",
+    "prepare",
     "raise_problems",
     "some_of",
 ]
@@ -74,23 +77,28 @@ def get_layout(name: str, root: Path | None = None) -> Layout:
     return layout(root)
 
 
-def download(name: str, root: Path) -> None:
-    """Get the data set of a layout, unless it is there.
+def prepare(root: Path, data: DataParams) -> Path:
+    """Make the data set be there: download or generate it, where that can be done.
+
+    Args:
+        root: The folder given for it.
+        data: Which layout, and what it wants.
+
+    Returns:
+        Folder of the data set: `root`, or one below it that holds what `data` asks for.
 
     Raises:
         UserError: There is no such layout, or a program cannot get its data set; the message says
             where it is to be had and which folders are expected.
-        DataProblem: The download failed.
+        DataProblem: The data set cannot be made.
     """
-    layout = _find(name)
-    get = layout.download if isinstance(layout, Layout) else None
-    if get is None:
+    layout = _find(data.layout)
+    if isinstance(layout, Layout) and layout.prepare is not None:
+        return layout.prepare(root, data)
+    if data.download:
         expected = layout.expected if isinstance(layout, Layout) else FOLDERS
-        raise UserError(
-            f"data.download is on, but the data set of the layout '{name}' cannot be downloaded by "
-            f"a program. Put it in {root} and set data.download=false. Expected: {expected}"
-        )
-    get(root)
+        refuse_download(data.layout, root, expected)
+    return root
 
 
 def _find(name: str) -> Layout | Callable[[Path], Layout]:

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
+from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.labels import Color, LabelSet
-from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.errors import DataProblem, UserError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
 IMAGE_SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg")
@@ -77,12 +78,25 @@ class Layout(NamedTuple):
     list_pairs: Callable[[Path], Listing]
     expected: str
     """What the folder should look like and where it comes from, for error messages."""
-    download: Callable[[Path], None] | None = None
-    """Makes the folder hold the data set; None: a program cannot get it."""
+    prepare: Callable[[Path, DataParams], Path] | None = None
+    """Makes the data set be there and returns its folder; None: it is used as it is, and a program
+    cannot get it."""
     default_ignored: tuple[int, ...] = ()
     """Mask values that are ignored though the table of labels does not say so."""
     palette: Mapping[int, Color] | None = None
     """Colors that mask values should have where masks have a palette; None: nothing is known."""
+
+
+def refuse_download(name: str, root: Path, expected: str) -> NoReturn:
+    """Say that a program cannot get the data set of a layout.
+
+    Raises:
+        UserError: In any case; the message says what is expected.
+    """
+    raise UserError(
+        f"data.download is on, but the data set of the layout '{name}' cannot be downloaded by a "
+        f"program. Put it in {root} and set data.download=false. Expected: {expected}"
+    )
 
 
 def check_root(root: Path, expected: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.download import download_voc
 from rdd_pipeline.data.labels import LabelSet, make_lookup
 from rdd_pipeline.data.layouts.base import (
@@ -97,10 +98,16 @@ def _list(root: Path) -> Listing:
     return Listing(tuple(pairs), tuple(problems))
 
 
+def _prepare(root: Path, data: DataParams) -> Path:
+    if data.download:
+        download_voc(root)
+    return root
+
+
 VOC_LAYOUT = Layout(
     VOC,
     _list,
     f"{_FOLDERS} This is the folder VOCdevkit/VOC2012 of the VOC 2012 trainval archive, with the "
     "masks of the SBD data set converted to SegmentationClassAug; data.download=true gets both.",
-    download_voc,
+    _prepare,
 )

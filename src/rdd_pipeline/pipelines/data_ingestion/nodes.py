@@ -15,7 +15,7 @@ from rdd_pipeline.data.coverage import with_coverage
 from rdd_pipeline.data.division import Division
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Index, check_images, of_split, to_rows
-from rdd_pipeline.data.layouts import Problem, download, get_layout, raise_problems
+from rdd_pipeline.data.layouts import Problem, get_layout, prepare, raise_problems
 from rdd_pipeline.data.packed import (
     PackProblem,
     fits_comfortably,
@@ -25,9 +25,9 @@ from rdd_pipeline.data.packed import (
 )
 from rdd_pipeline.data.statistics import label_statistics
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.files import content_digest
 from rdd_pipeline.pipelines._shared import images_root
 from rdd_pipeline.reporting.figures import dataset_preview
-from rdd_pipeline.scenes.write import write_scenes
 
 from .report import ingestion_report
 
@@ -66,19 +66,13 @@ def inspect_images(
     Raises:
         DataProblem: The folder with the images, or the table of labels in it, is missing.
     """
-    root = images_root(raw_images, data)
-    if data.download:
-        download(data.layout, root)
+    root = prepare(images_root(raw_images, data), data)
     layout = get_layout(data.layout, root)
-    if data.layout == "scenes":
-        rendered = write_scenes(root, data.scenes)
-        if rendered:
-            logger.info("Rendered %d road scenes into %s.", rendered, root)
     index = check_images(
         root,
         layout,
         workers=_workers(data),
-        memory=image_cache / "checked.json",
+        memory=image_cache / f"checked-{content_digest(str(root).encode())[:12]}.json",
         division=Division(data.val_fraction, data.test_fraction, data.split_seed),
         bits=data.bits,
     )
