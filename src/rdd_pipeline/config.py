@@ -323,7 +323,7 @@ class RddParams(Params):
         "paper", description="TFE divides by all pixels (paper) or by the valid ones."
     )
     annealed: bool = Field(
-        False, description="After the warm-up, fade from TFE to TSE instead of switching."
+        False, description="After TFE, fade to TSE instead of switching."
     )
     min_kept_scope: Literal["local", "global"] = Field(
         "local",
