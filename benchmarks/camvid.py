@@ -74,6 +74,7 @@ def prepare(a: argparse.Namespace) -> Path:
     from rdd_pipeline.data.layouts import get_layout, raise_problems
     from rdd_pipeline.data.layouts.camvid import CAMVID
     from rdd_pipeline.data.packed import write_pack
+    from rdd_pipeline.data.sources import FileSource
 
     path = a.output / "index.csv"
     if not path.exists():
@@ -81,7 +82,7 @@ def prepare(a: argparse.Namespace) -> Path:
         raise_problems(a.data, index.problems)
         for split in ("train", "val", "test"):
             samples = of_split(index.samples, split)
-            write_pack(samples, a.data, a.output / "packs", lookup=CAMVID.lookup)
+            write_pack(FileSource(samples, a.data, lookup=CAMVID.lookup), a.output / "packs")
         rows = to_rows(index.samples)
         with path.with_suffix(".tmp").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))

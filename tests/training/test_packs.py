@@ -10,23 +10,20 @@ import pytest
 import torch
 
 from rdd_pipeline.config import EvaluationParams
-from rdd_pipeline.data.index import of_split
 from rdd_pipeline.data.packed import write_pack
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.training import Training
 
-from .conftest import CPU, LABELS
+from .conftest import CPU
 
 
 @pytest.fixture
 def packs(blocks, tmp_path) -> Path:
     """Packs of all splits, as ingestion makes them for `image_size` (30, 36)."""
     for split, size in (("train", (30, 36)), ("val", None), ("test", None)):
-        chosen = of_split(blocks.samples, split)
-        folder = tmp_path / "packs"
-        write_pack(chosen, blocks.root, folder, lookup=LABELS.lookup, image_size=size, workers=1)
+        write_pack(blocks.images.split(split).files(size), tmp_path / "packs", workers=1)
     return tmp_path / "packs"
 
 
