@@ -322,9 +322,7 @@ class RddParams(Params):
     reduction: Literal["paper", "valid"] = Field(
         "paper", description="TFE divides by all pixels (paper) or by the valid ones."
     )
-    annealed: bool = Field(
-        False, description="After TFE, fade to TSE instead of switching."
-    )
+    annealed: bool = Field(False, description="After TFE, fade to TSE instead of switching.")
     min_kept_scope: Literal["local", "global"] = Field(
         "local",
         description="With several devices: min_kept counts the pixels of each device's share of "

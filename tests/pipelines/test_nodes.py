@@ -1066,10 +1066,10 @@ def test_the_comparison_survives_its_csv_file_and_is_drawn(tmp_path, capsys):
 
 
 def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_path, monkeypatch):
-    jobs = []
+    trainings = []
 
     def spy(training, trainer, on_log):
-        jobs.append(training.job)
+        trainings.append(training)
         return train(training, trainer, on_log=on_log)
 
     monkeypatch.setattr(_training, "train", spy)
@@ -1088,11 +1088,13 @@ def test_a_training_node_trains_what_its_parameters_say(images, ingested, tmp_pa
         seeds=1,
         trainer=CPU,
     )
-    (job,) = jobs
+    (spied,) = trainings
+    job = spied.job
     assert list(training) == list(weights) == ["5"]
     assert training["5"]["notes"] == []
-    assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
-    assert job.packs == images.parent / "cache"
+    assert (job.method, job.seed, job.precision) == ("baseline", 5, "float32")
+    assert spied.images.root == images
+    assert spied.images.packs == images.parent / "cache"
     assert weights["5"].header.provenance["seed"] == "5"
     assert list(history["iteration"])[-1] == 2
     assert training["5"]["cost"]["images_per_second"] > 0

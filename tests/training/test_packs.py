@@ -36,10 +36,9 @@ def nowhere(blocks, tmp_path) -> Path:
 def test_a_training_from_packs_ends_with_the_same_weights_and_reads_no_file(
     blocks, make_job, packs, nowhere
 ):
-    fields = {"image_size": (30, 36)}
-    plain = train(Training(make_job("baseline", **fields), blocks.samples), CPU)
-    job = make_job("baseline", root=nowhere, packs=packs, **fields)
-    packed = train(Training(job, blocks.samples), CPU)
+    images, job = replace(blocks.images, image_size=(30, 36)), make_job("baseline")
+    plain = train(Training(job, images), CPU)
+    packed = train(Training(job, replace(images, root=nowhere, packs=packs)), CPU)
     assert packed.fingerprint == plain.fingerprint
     assert packed.network.digest() == plain.network.digest()
     assert [r for r in packed.history if "val.miou" in r] == [
@@ -49,16 +48,17 @@ def test_a_training_from_packs_ends_with_the_same_weights_and_reads_no_file(
 
 def test_packs_are_not_part_of_the_fingerprint(blocks, make_job, packs):
     prints = {
-        Training(make_job("baseline", packs=place), blocks.samples).fingerprint
+        Training(make_job("baseline"), replace(blocks.images, packs=place)).fingerprint
         for place in (None, packs, Path("elsewhere"))
     }
     assert len(prints) == 1
 
 
 def test_a_size_that_was_not_packed_is_read_from_the_files(blocks, make_job, packs, nowhere):
-    train(Training(make_job("baseline", packs=packs), blocks.samples), CPU)
+    images, job = replace(blocks.images, packs=packs), make_job("baseline")
+    train(Training(job, images), CPU)
     with pytest.raises(DataProblem, match="cannot be read"):
-        train(Training(make_job("baseline", root=nowhere, packs=packs), blocks.samples), CPU)
+        train(Training(job, replace(images, root=nowhere)), CPU)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "gone"])
@@ -68,9 +68,9 @@ def test_packs_that_cannot_be_used_cost_speed_only(blocks, make_job, packs, dama
             path.write_bytes(path.read_bytes()[:5000])
     if damage == "gone":
         shutil.rmtree(packs)
-    fields = {"image_size": (30, 36)}
-    plain = train(Training(make_job("baseline", **fields), blocks.samples), CPU)
-    packed = train(Training(make_job("baseline", packs=packs, **fields), blocks.samples), CPU)
+    images, job = replace(blocks.images, image_size=(30, 36)), make_job("baseline")
+    plain = train(Training(job, images), CPU)
+    packed = train(Training(job, replace(images, packs=packs)), CPU)
     assert packed.network.digest() == plain.network.digest()
     assert ("cannot be used" in caplog.text) == (damage == "truncated")
 

@@ -96,10 +96,6 @@ def run_training(
             stage=stage,
             seed=seed,
             network=local_network(network),
-            labels=images.labels,
-            root=images.root,
-            image_size=images.image_size,
-            packs=images.packs,
             recipe=recipe,
             rdd=rdd,
             methods=methods,
@@ -117,7 +113,7 @@ def run_training(
     job = prepare_job(job, trainer)
     training = Training(
         job,
-        images.samples,
+        images,
         teacher if job.definition.needs_teacher else None,
         initial_state,
     ).stored_in(work_folder)

@@ -41,6 +41,7 @@ from rdd_pipeline.pipelines._training import (
 )
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.training.device import resolve_device
+from rdd_pipeline.training.job import check_class_weights
 
 
 def check_networks(
@@ -75,11 +76,7 @@ def check_networks(
             "Lower rdd.tfe_length or raise recipe.iterations."
         )
     for name, a_recipe in (("recipe", recipe), ("teacher_recipe", teacher_recipe)):
-        if a_recipe.class_weights and labels.class_weights is None:
-            raise UserError(
-                f"{name}.class_weights is on, but label set {labels.name!r} has no class weights. "
-                "Turn it off."
-            )
+        check_class_weights(a_recipe, labels, name)
     big = teacher_network(teacher, labels)
     if teacher.weights is None:
         big.check_trainable(teacher_recipe.batch_size)
