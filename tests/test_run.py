@@ -60,8 +60,9 @@ class Recorder:
         self._seen: set[str] = set()
         train = _training.train
 
-        def counted(job, *args, **kwargs):
-            result = train(job, *args, **kwargs)
+        def counted(training, *args, **kwargs):
+            result = train(training, *args, **kwargs)
+            job = training.job
             self.trained.append(Trained(job.method, job.stage, result.trained))
             return result
 
