@@ -26,7 +26,7 @@ from rdd_pipeline.networks import (
     network_from_params,
     save_checkpoint,
 )
-from rdd_pipeline.pipelines import _training
+from rdd_pipeline.pipelines import method_nodes
 from rdd_pipeline.training.state import loads
 from tests.kedro_project import CONF, ROOT, Project, bootstrap
 from tests.mlflow_store import new_store
@@ -58,15 +58,14 @@ class Recorder:
         self.client = MlflowClient(tracking_uri=uri)
         self.trained: list[Trained] = []
         self._seen: set[str] = set()
-        train = _training.train
+        train = method_nodes.train
 
-        def counted(training, *args, **kwargs):
-            result = train(training, *args, **kwargs)
-            job = training.job
+        def counted(training, trainer, on_log):
+            job, result = training.job, train(training, trainer, on_log)
             self.trained.append(Trained(job.method, job.stage, result.trained))
             return result
 
-        monkeypatch.setattr(_training, "train", counted)
+        monkeypatch.setattr(method_nodes, "train", counted)
 
     def run(self, project: Project, *pipelines: str, **options) -> Session:
         self.trained.clear()
@@ -404,11 +403,11 @@ def test_a_training_that_fails_is_a_failed_child_of_a_failed_run(recorder, story
     project = Project(tmp_path)
     params = {"teacher_recipe": {"optimizer": {"lr": 1e30}, "validate_every": 100}}
     with pytest.raises(NonFiniteLossError, match=r"teacher: non-finite at iteration \d: loss"):
-        recorder.run(project, "distill_tse", params=params)
+        recorder.run(project, "distill_tfe", params=params)
     parent, children = _by_method(recorder.new_runs())
     assert parent.info.status == children["teacher"].info.status == "FAILED"
     assert parent.data.tags["failed_node"].startswith("teacher.train")
-    assert "tse" not in children
+    assert "tfe" not in children
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("state-*"))
 
@@ -432,7 +431,7 @@ def test_a_signal_during_the_training_is_a_killed_run_and_the_next_one_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_training.tracking, "log_metrics", log_metrics)
+        patch.setattr(method_nodes.tracking, "log_metrics", log_metrics)
         with pytest.raises(RunInterrupted, match="teacher was asked to stop after iteration 3"):
             recorder.run(project, "train_teacher")
     assert {run.info.status for run in recorder.new_runs()} == {"KILLED"}

@@ -10,7 +10,7 @@ import pytest
 
 from rdd_pipeline.distillation.methods import ABLATIONS, BASELINES, RDD_PLUS
 from rdd_pipeline.networks import load_checkpoint
-from rdd_pipeline.pipelines import _training
+from rdd_pipeline.pipelines import method_nodes
 from rdd_pipeline.training import device
 from tests.kedro_project import Project, bootstrap
 from tests.mlflow_store import new_store
@@ -49,13 +49,13 @@ def project(tmp_path_factory) -> Project:
 def run(project, tmp_path_factory):
     """Function that runs pipelines and returns what they trained, all of it in bfloat16."""
     trained: list[str] = []
-    train = _training.train
+    train = method_nodes.train
 
-    def watched(job, *args, **kwargs):
-        assert job.precision == "bfloat16"
-        result = train(job, *args, **kwargs)
+    def watched(training, trainer, on_log):
+        assert training.job.precision == "bfloat16"
+        result = train(training, trainer, on_log)
         if result.trained:
-            trained.append(job.method)
+            trained.append(training.job.method)
             assert all(math.isfinite(v) for row in result.history for v in row.values())
         return result
 
@@ -68,7 +68,7 @@ def run(project, tmp_path_factory):
         store = new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
         patch.setenv("MLFLOW_TRACKING_URI", store)
         patch.setattr(device, "_cpu_has_bfloat16", lambda: True)
-        patch.setattr(_training, "train", watched)
+        patch.setattr(method_nodes, "train", watched)
         bootstrap()
         yield run
 

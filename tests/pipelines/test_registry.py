@@ -146,13 +146,13 @@ def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration, cata
 
 
 def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, catalog):
-    # From node to node of ingestion: in a file another session could put its own there.
-    handed_over = {"inspection", "indexed_images"}
+    # From node to node: in a file another session could put its own there.
+    handed_over = {"inspection", "indexed_images", "given_teacher"}
     for pipeline in pipelines.values():
         for dataset in pipeline.datasets():
-            if not dataset.startswith("params:") and "." not in dataset:
+            if not dataset.startswith(("params:", "plan_", "training_")):
                 in_memory = type(catalog.get(dataset)).__name__ == "MemoryDataset"
-                assert in_memory == (dataset in handed_over), dataset
+                assert in_memory is (dataset in handed_over), dataset
 
 
 def test_nothing_is_kept_in_memory_that_no_node_takes(pipelines, catalog):

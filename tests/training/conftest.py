@@ -120,6 +120,8 @@ def make_job(blocks) -> MakeJob:
         return TrainingJob(
             method=method,
             network=fields.pop("network", STUDENT),
+            labels=fields.pop("labels", LABELS),
+            root=fields.pop("root", blocks.root),
             recipe=RecipeParams(
                 **{
                     "iterations": 8,

@@ -209,8 +209,8 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         self._signals.check()
         with self._guard("log parameters") as run:
             if run is not None:
-                run.params(node.namespace, node.name, _params_of(node, inputs))
-                tracking.set_metric_sink(run.sink(node.namespace))
+                run.params(_namespace(node), node.name, _params_of(node, inputs))
+                tracking.set_metric_sink(run.sink(_namespace(node)))
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
@@ -235,7 +235,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
                 return
             if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
                 version = dataset.resolve_load_version()
-                run.writer.tags(run.of(node.namespace), {f"input.{dataset_name}": version})
+                run.writer.tags(run.of(_namespace(node)), {f"input.{dataset_name}": version})
             if _options(dataset).get("tags") and isinstance(data, Mapping):
                 run.tags_of_all(data)
 
@@ -334,6 +334,11 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     def _dataset(self, name: str) -> Any:
         return self._catalog.get(name) if self._catalog is not None else None
+
+
+def _namespace(node: Node) -> str | None:
+    """Of the run that a node logs in: what is only checked so far has none of its own yet."""
+    return None if "checks" in node.tags else node.namespace
 
 
 def _params_of(node: Node, inputs: Mapping[str, Any]) -> dict[str, str]:

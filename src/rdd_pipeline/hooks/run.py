@@ -60,21 +60,22 @@ class OpenRun:
         """Id of the run in which a node of this namespace logs, or one of the node's seeds.
 
         Where a node works with several seeds each has a run below that of the namespace, with the
-        same names of parameters, curves and metrics.
+        same names of parameters, curves and metrics. A run has the parameters of the one above it.
         """
         if seed is None and (namespace is None or not self._nested):
             return self.id
         with self._lock:
             if (namespace, seed) not in self._children:
                 parent = self.id if seed is None else self.of(namespace)
-                tags = {"method": namespace or ""} | ({} if seed is None else {"seed": seed})
-                name = namespace or "" if seed is None else f"{namespace or ''} seed {seed}".strip()
-                child = self.writer.start(
-                    name, self._experiment, {**self._tags, **tags}, parent=parent
+                own = {} if seed is None else {"seed": seed}
+                self._children[namespace, seed] = child = self.writer.start(
+                    " seed ".join(filter(None, (namespace, seed))),
+                    self._experiment,
+                    {**self._tags, "method": namespace or "", **own},
+                    parent=parent,
                 )
-                self._children[namespace, seed] = child
-                if seed is not None:
-                    self.writer.params(child, {**self._params.get(parent, {}), "seed": seed})
+                self._params[child] = {**self._params.get(parent, {}), **own}
+                self.writer.params(child, self._params[child])
             return self._children[namespace, seed]
 
     def sink(self, namespace: str | None) -> MetricSink:

@@ -89,7 +89,7 @@ def _launch(
         task = Task(
             job=training.job,
             trainer=trainer,
-            images=training.images,
+            samples=training.samples,
             work=store.path.parent.resolve(),
             fingerprint=store.fingerprint,
             cwd=Path.cwd(),

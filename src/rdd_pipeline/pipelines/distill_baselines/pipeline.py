@@ -6,8 +6,8 @@ from kedro.pipeline import Pipeline
 
 from rdd_pipeline.distillation.methods import BASELINES
 from rdd_pipeline.pipelines import train_teacher
-from rdd_pipeline.pipelines._summary import summary_pipeline
-from rdd_pipeline.pipelines._wiring import methods_pipeline
+from rdd_pipeline.pipelines.method_pipeline import methods_pipeline
+from rdd_pipeline.pipelines.summary import summary_pipeline
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:

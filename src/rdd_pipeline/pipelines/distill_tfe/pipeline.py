@@ -5,8 +5,8 @@ from typing import Any
 from kedro.pipeline import Pipeline
 
 from rdd_pipeline.pipelines import train_teacher
-from rdd_pipeline.pipelines._summary import summary_pipeline
-from rdd_pipeline.pipelines._wiring import method_pipeline
+from rdd_pipeline.pipelines.method_pipeline import method_pipeline
+from rdd_pipeline.pipelines.summary import summary_pipeline
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:

@@ -9,7 +9,7 @@ from rdd_pipeline.config import EvaluationParams, RddParams
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence
 from rdd_pipeline.networks.resizing import bilinear
-from rdd_pipeline.pipelines._training import Networks, the_only
+from rdd_pipeline.pipelines.method_nodes import Networks, the_only
 from rdd_pipeline.reporting.figures import RddRow, rdd_figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import rich
@@ -18,7 +18,6 @@ from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.config import EvaluationParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import METRICS
-from rdd_pipeline.pipelines._shared import rows_of
 from rdd_pipeline.reporting.comparison import (
     compare,
     compare_classes,
@@ -149,7 +148,7 @@ def _jobs(results: list[dict[str, Any]], work_folder: Path) -> dict[str, dict[st
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as they were before the table was written to a file."""
-    rows = rows_of(table)
+    rows = cast(list[dict[str, Any]], table.to_dict("records"))
     for row in rows:
         for name in ("network", "seeds", "protocol_digest", "data_digest"):
             # An imported teacher has no seed, and an empty cell is read as NaN.

@@ -5,15 +5,11 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from rdd_pipeline.pipelines import data_ingestion
-from rdd_pipeline.pipelines._summary import summary_pipeline
-from rdd_pipeline.pipelines._training import draw_history
+from rdd_pipeline.pipelines.method_nodes import check_networks
+from rdd_pipeline.pipelines.method_pipeline import method_pipeline
+from rdd_pipeline.pipelines.summary import summary_pipeline
 
-from .nodes import check_networks, evaluate_teacher, train_teacher
-
-_SHARED = {
-    "images": "images",
-    "work_folder": "work_folder",
-}
+from .nodes import import_weights
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -23,88 +19,30 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
 
 def teacher_pipeline() -> Pipeline:
     """The same without the table, for pipelines that go on."""
-    check = Node(
-        check_networks,
-        name="check_networks_node",
-        inputs={
-            "images": "images",
-            "teacher": "params:teacher",
-            "student": "params:student",
-            "teacher_recipe": "params:teacher_recipe",
-            "recipe": "params:recipe",
-            "rdd": "params:rdd",
-            "methods": "params:methods",
-            "seed": "params:seed",
-            "seeds": "params:seeds",
-            "trainer": "params:trainer",
-        },
-        outputs="network_plan",
-        tags=["checks"],
-    )
-    teacher = Pipeline(
+    networks = Pipeline(
         [
             Node(
-                train_teacher,
-                name="train_teacher_node",
+                import_weights,
+                name="import_weights_node",
+                inputs={"images": "images", "teacher": "params:teacher"},
+                outputs="given_teacher",
+            ),
+            Node(
+                check_networks,
+                name="check_networks_node",
                 inputs={
-                    **_SHARED,
-                    "network_plan": "network_plan",
+                    "images": "images",
+                    "given_teacher": "given_teacher",
                     "teacher": "params:teacher",
+                    "student": "params:student",
                     "teacher_recipe": "params:teacher_recipe",
+                    "recipe": "params:recipe",
                     "rdd": "params:rdd",
                     "methods": "params:methods",
-                    "evaluation": "params:evaluation",
-                    "seed": "params:seed",
-                    "trainer": "params:trainer",
                 },
-                outputs=["weights", "history", "training"],
-                tags=["gpu", "training"],
-            ),
-            Node(
-                evaluate_teacher,
-                name="evaluate_teacher_node",
-                inputs={
-                    **_SHARED,
-                    "weights": "weights",
-                    "training": "training",
-                    "evaluation": "params:evaluation",
-                    "trainer": "params:trainer",
-                },
-                outputs=["metrics", "confusion"],
-                tags=["gpu", "evaluation"],
-            ),
-            Node(
-                draw_history,
-                name="draw_teacher_history_node",
-                inputs="history",
-                outputs="curves",
-                tags=["figures"],
+                outputs="network_plan",
+                tags=["checks"],
             ),
         ]
     )
-    return (
-        data_ingestion.create_pipeline()
-        + Pipeline([check])
-        + Pipeline(
-            teacher,
-            namespace="teacher",
-            tags=["method_teacher"],
-            inputs={*_SHARED, "network_plan"},
-            outputs={
-                "weights": "teacher_weights",
-                "history": "history_teacher",
-                "metrics": "metrics_teacher",
-                "confusion": "confusion_teacher",
-                "curves": "curves_teacher",
-            },
-            parameters={
-                "params:teacher",
-                "params:teacher_recipe",
-                "params:rdd",
-                "params:methods",
-                "params:seed",
-                "params:trainer",
-                "params:evaluation",
-            },
-        )
-    )
+    return data_ingestion.create_pipeline() + networks + method_pipeline("teacher")

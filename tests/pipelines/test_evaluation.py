@@ -177,6 +177,25 @@ def test_the_report_names_seeds_with_other_parameters(console, tmp_path, caplog)
     assert f"<td>{DIGEST}</td>" in page
 
 
+def test_nothing_trained_is_said_with_what_to_do():
+    with pytest.raises(UserError, match=r"Nothing has been trained .* --pipeline=distill_tse"):
+        compare_methods([], EvaluationParams())
+
+
+def test_the_comparison_survives_its_csv_file_and_is_drawn(tmp_path, capsys):
+    results = [
+        _result("teacher", 0.9),
+        *(_result("baseline", 0.5 + 0.1 * s, seed=str(s)) for s in range(2)),
+        *(_result("tse", 0.6 + 0.1 * s, seed=str(s)) for s in range(2)),
+    ]
+    table = compare_methods(results, EvaluationParams())
+    assert "60.00" not in capsys.readouterr().err
+    table.to_csv(tmp_path / "t.csv", index=False)
+    again = pd.read_csv(tmp_path / "t.csv")
+    assert list(again["method"]) == ["teacher", "tse", "baseline"]
+    assert isinstance(draw_comparison(again), Figure)
+
+
 # ---- through Kedro
 
 

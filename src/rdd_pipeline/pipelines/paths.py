@@ -1,14 +1,12 @@
-"""What the nodes of several pipelines have in common."""
+"""Paths that users name in parameters."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from kedro.utils import find_kedro_project
 
-from rdd_pipeline.config import DataParams, NetworkParams, TeacherParams
+from rdd_pipeline.config import DataParams, NetworkParams
 
 
 def from_project(path: Path) -> Path:
@@ -27,16 +25,3 @@ def local_network(network: NetworkParams) -> NetworkParams:
     if isinstance(network.pretrained, Path):
         return network.model_copy(update={"pretrained": from_project(network.pretrained)})
     return network
-
-
-def local_teacher(teacher: TeacherParams) -> TeacherParams:
-    """The same teacher with absolute paths."""
-    weights = None if teacher.weights is None else from_project(teacher.weights)
-    return teacher.model_copy(
-        update={"network": local_network(teacher.network), "weights": weights}
-    )
-
-
-def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table as dictionaries by column name."""
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

@@ -1,1 +1,0 @@
-"""One package for each registered pipeline."""

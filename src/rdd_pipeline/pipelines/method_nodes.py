@@ -1,0 +1,369 @@
+"""Nodes that every trained network shares: check, plan, train, evaluate, draw.
+
+What they hand on of a method is a dictionary by seed: jobs, weights, states, metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from pydantic import ValidationError
+
+from rdd_pipeline import tracking
+from rdd_pipeline.commands import session_text
+from rdd_pipeline.config import (
+    FORMER_NAMES,
+    EvaluationParams,
+    MethodsParams,
+    NetworkParams,
+    RddParams,
+    RecipeParams,
+    TeacherParams,
+    TrainerParams,
+)
+from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.distillation.methods import check_changes, find_method, method_title
+from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_losses
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.evaluation.cost import measure_cost
+from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.files import file_digest, json_digest
+from rdd_pipeline.launching.launch import train
+from rdd_pipeline.networks import NetworkCheckpoint, network_from_params
+from rdd_pipeline.pipelines.paths import local_network
+from rdd_pipeline.reporting.comparison import Metrics
+from rdd_pipeline.reporting.figures import confusion_figure, training_curves
+from rdd_pipeline.training.build import loss_context
+from rdd_pipeline.training.device import resolve_device
+from rdd_pipeline.training.difficulty import training_notes
+from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.preparation import prepare_job
+from rdd_pipeline.training.state import TrainState
+from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.training import Training, TrainingResult
+
+logger = logging.getLogger(__name__)
+
+Networks = Mapping[str, NetworkCheckpoint]
+"""By seed; the teacher's is alone."""
+
+Plan = dict[str, TrainingJob]
+"""By seed."""
+
+
+class TrainingRecord(NamedTuple):
+    """What the metrics of a network say of its training."""
+
+    cost: dict[str, float]
+    notes: list[str]
+
+
+# ---- check and plan
+
+
+def check_networks(
+    images: Images,
+    given_teacher: Networks,
+    teacher: TeacherParams,
+    student: NetworkParams,
+    teacher_recipe: RecipeParams,
+    recipe: RecipeParams,
+    rdd: RddParams,
+    methods: MethodsParams,
+) -> dict[str, dict[str, Any]]:
+    """Build both networks once, so that what does not fit is found before anything is trained.
+
+    Returns:
+        By role (teacher, student): ``network``, what it is built from; whether its weights are
+        ``given``; parameters and MACs at the size of the first image (as it is used and,
+        ``trained_``, with the auxiliary head); stride.
+
+    Raises:
+        UserError: Unknown network, weights that do not fit, other classes, impossible schedule.
+    """
+    check_changes(methods)
+    classes = images.labels.num_classes
+    small_params, big_params = local_network(student), local_network(teacher.network)
+    if given_teacher:
+        big_params, big = the_only(given_teacher).header.network, the_only(given_teacher).build()
+    else:
+        big = network_from_params(big_params, num_classes=classes)
+        big.check_trainable(teacher_recipe.batch_size)
+    small = network_from_params(small_params, num_classes=classes)
+    small.check_trainable(recipe.batch_size)
+    plan = {
+        role: {
+            "network": params.model_dump(mode="json"),
+            "given": role == "teacher" and bool(given_teacher),
+            **measure_cost(network, images.input_size),
+            "stride": network.stride,
+        }
+        for role, params, network in (
+            ("teacher", big_params, big),
+            ("student", small_params, small),
+        )
+    }
+    # Whatever is trained now: a teacher that RDD cannot use must not train for days.
+    for method, own_recipe in (("teacher", teacher_recipe), ("tse", recipe)):
+        make_plan_node(method)(images, plan, own_recipe, rdd, methods, EvaluationParams(), 0)
+    return plan
+
+
+def make_plan_node(method: str) -> Callable[..., Plan]:
+    """Node function that says what is trained by `method`, and refuses what cannot be."""
+
+    def plan_training(
+        images: Images,
+        network_plan: Mapping[str, Mapping[str, Any]],
+        recipe: RecipeParams,
+        rdd: RddParams,
+        methods: MethodsParams,
+        evaluation: EvaluationParams,
+        seed: int,
+        seeds: int = 1,
+    ) -> Plan:
+        own = network_plan["teacher" if method == "teacher" else "student"]
+        if own["given"]:
+            return {}
+        try:
+            job = TrainingJob(
+                method=method,
+                stage=find_method(method).trains,
+                seed=seed,
+                network=NetworkParams.model_validate(own["network"]),
+                labels=images.labels,
+                root=images.root,
+                image_size=images.image_size,
+                packs=images.packs,
+                recipe=recipe,
+                rdd=rdd,
+                methods=methods,
+                evaluation=evaluation,
+            )
+        except ValidationError as error:
+            faults = (fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+            raise UserError(" ".join(faults)) from error
+        if job.definition.needs_teacher:
+            _check_pair(job, NetworkParams.model_validate(network_plan["teacher"]["network"]))
+        return {str(n): job.model_copy(update={"seed": n}) for n in range(seed, seed + seeds)}
+
+    plan_training.__name__ = f"plan_{method}"
+    return plan_training
+
+
+def _check_pair(job: TrainingJob, teacher: NetworkParams) -> None:
+    """Refuse a method whose losses do not suit the two networks.
+
+    Raises:
+        UserError: It cannot be trained.
+    """
+    with torch.device("meta"):  # shapes are enough; the weights were looked at before
+        small, big = (
+            network_from_params(params, num_classes=job.labels.num_classes, pretrained=False)
+            for params in (job.network, teacher)
+        )
+    if job.definition.uses_rdd:
+        check_auxiliary_heads(
+            job.rdd_settings,
+            warmup=job.warmup,
+            iterations=job.recipe.iterations,
+            teacher=big.auxiliary is not None,
+            student=small.auxiliary is not None,
+        )
+    try:
+        check_losses(job.definition, loss_context(small, big, job.recipe, job.labels))
+    except UserError as error:
+        raise UserError(f"Method {job.method!r} cannot be trained. {error}") from error
+
+
+# ---- train
+
+
+def make_train_node(method: str) -> Callable[..., Any]:
+    """Node function that trains what is planned of `method`, or hands on what was given.
+
+    Its training states are handed on only where a node goes on from them: Kedro keeps what nobody
+    takes until the run ends, and the queues of some methods are hundreds of megabytes.
+    """
+
+    def train_networks(
+        images: Images,
+        plan: Plan,
+        trainer: TrainerParams,
+        work_folder: Path,
+        teacher_weights: Networks | None = None,
+        initial_states: Mapping[str, TrainState] | None = None,
+        given: Networks | None = None,
+    ) -> tuple[Any, ...]:
+        teacher = None if teacher_weights is None else the_only(teacher_weights)
+        results = {}
+        for seed, job in plan.items():
+            state = (initial_states or {}).get(seed)
+            training = Training(prepare_job(job, trainer), images.samples, teacher, state)
+            on_log = partial(tracking.log_metrics, seed=seed if len(plan) > 1 else None)
+            results[seed] = train(training.stored_in(work_folder), trainer, on_log)
+        weights = {seed: result.network for seed, result in results.items()} | dict(given or {})
+        records = {
+            seed: _record(plan[seed], results[seed]) if seed in results else TrainingRecord({}, [])
+            for seed in weights
+        }
+        tables = [pd.DataFrame(r.history).assign(seed=int(s)) for s, r in results.items()]
+        history = pd.concat(tables or [pd.DataFrame({"iteration": []})], ignore_index=True)
+        if find_method(method).finishes:
+            return weights, history, records
+        return weights, history, records, {seed: result.state for seed, result in results.items()}
+
+    train_networks.__name__ = f"train_{method}"
+    return train_networks
+
+
+def _record(job: TrainingJob, result: TrainingResult) -> TrainingRecord:
+    cost = result.state.cost
+    return TrainingRecord(
+        {
+            "images_per_second": cost.images / cost.seconds if cost.seconds else 0.0,
+            "training_seconds": cost.seconds,
+            "peak_memory_bytes": cost.peak_memory,
+        },
+        training_notes(result.history, method=job.definition, labels=job.labels),
+    )
+
+
+# ---- evaluate
+
+
+def make_evaluate_node(method: str) -> Callable[..., Any]:
+    """Node function that scores the networks of `method`, one for each seed."""
+
+    def evaluate_networks(
+        images: Images,
+        weights: Networks,
+        training: Mapping[str, TrainingRecord],
+        plan: Plan,
+        evaluation: EvaluationParams,
+        trainer: TrainerParams,
+        work_folder: Path,
+    ) -> tuple[dict[str, Metrics], Figure]:
+        metrics = {}
+        for seed, network in weights.items():
+            about = {"method": method, "title": find_method(method).title, "protocol_digest": ""}
+            if method != "teacher":  # which is not compared by recipe
+                job = prepare_job(plan[seed], trainer)
+                about["title"] = method_title(method, job.rdd)
+                about["protocol_digest"] = protocol_digest(job, images)
+            notes = {"notes": training[seed].notes}
+            scored = score_network(network, images, evaluation, trainer, work_folder, about | notes)
+            scored["cost"] |= training[seed].cost
+            metrics[seed] = scored
+            _log_scores(scored)
+        return metrics, confusion_of(metrics, images.labels)
+
+    evaluate_networks.__name__ = f"evaluate_{method}"
+    return evaluate_networks
+
+
+def score_network(
+    network: NetworkCheckpoint,
+    images: Images,
+    evaluation: EvaluationParams,
+    trainer: TrainerParams,
+    work_folder: Path,
+    about: Mapping[str, Any],
+) -> Metrics:
+    """Scores and cost of one network; looked up when the same network was scored before.
+
+    Args:
+        network: What is scored.
+        images: On what, as far as they are of `evaluation.splits`.
+        evaluation: How.
+        trainer: Where.
+        work_folder: The folder with all work.
+        about: What the metrics say of it besides what is known here.
+    """
+    weights, scored = network.digest(), data_digest(images, evaluation)
+    key = json_digest([weights, scored, evaluation.splits])
+    provenance = network.header.provenance
+    store = RunStore(work_folder, provenance.get("fingerprint", f"imported-{weights[:8]}"))
+    scores = store.recall(f"scores-{key}")
+    if scores is None:
+        scores = score_splits(network, images, evaluation, device=resolve_device(trainer.device))
+        store.remember(f"scores-{key}", scores)
+    return {
+        "about": {
+            "network": network.header.network.name,
+            "seed": provenance.get("seed", ""),
+            "iteration": provenance.get("iteration", ""),
+            "fingerprint": store.fingerprint,
+            "data_digest": scored,
+            "session": session_text(),
+            **about,
+        },
+        "cost": measure_cost(network.build(), images.input_size),
+        "splits": scores,
+    }
+
+
+def data_digest(images: Images, evaluation: EvaluationParams) -> str:
+    """Digest of what networks are scored on: images, meaning of the masks, size, protocol."""
+    labels = images.labels.meaning()
+    return json_digest([images.index_digest, labels, images.image_size, evaluation.protocol()])
+
+
+def protocol_digest(job: TrainingJob, images: Images) -> str:
+    """Digest of what must be equal for two students to be compared.
+
+    That is: what they are scored on, the network, the recipe, the precision of the training and
+    what `methods` says of all methods alike. Left out is what makes one method: RDD's settings,
+    weights and options of single methods; those are what a comparison is about.
+    """
+    network = job.network.model_dump(mode="json", context=FORMER_NAMES)
+    if isinstance(job.network.pretrained, Path):
+        network["pretrained"] = file_digest(job.network.pretrained)
+    apart = {"weights", "options"}
+    return json_digest(
+        [
+            data_digest(images, job.evaluation),
+            network,
+            job.recipe.model_dump(mode="json", context=FORMER_NAMES),
+            images.labels.class_weights if job.recipe.class_weights else None,
+            job.methods.model_dump(mode="json", exclude=apart, context=FORMER_NAMES),
+            job.precision,
+        ]
+    )
+
+
+def _log_scores(metrics: Metrics) -> None:
+    """One line, for runs that end before any table."""
+    about = metrics["about"]
+    scores = (f"{split} {100 * found['miou']:.1f}" for split, found in metrics["splits"].items())
+    logger.info("%s, seed %s: mIoU in %%: %s", about["title"], about["seed"], ", ".join(scores))
+
+
+# ---- draw
+
+
+def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Figure:
+    """Confusion matrix of the first seed on the last split (the test split where there is one)."""
+    *_, scores = next(iter(metrics.values()))["splits"].values()
+    return confusion_figure(torch.tensor(scores["confusion"], dtype=torch.int64), labels.names)
+
+
+def draw_history(history: pd.DataFrame) -> Figure:
+    """Loss, learning rate and validation mIoU over the iterations, of the first seed."""
+    if "seed" in history and len(history):
+        history = history[history["seed"] == history["seed"].iloc[0]].drop(columns="seed")
+    return training_curves(cast(list[dict[str, float]], history.to_dict("records")))
+
+
+def the_only(networks: Networks) -> NetworkCheckpoint:
+    """The one network of an entry with one."""
+    (network,) = networks.values()
+    return network

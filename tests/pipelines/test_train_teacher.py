@@ -1,0 +1,120 @@
+"""The teacher whose weights are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from rdd_pipeline.config import (
+    EvaluationParams,
+    MethodsParams,
+    RddParams,
+    TeacherParams,
+)
+from rdd_pipeline.data.layouts.camvid import CAMVID
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_checkpoint
+from rdd_pipeline.pipelines import method_nodes
+from rdd_pipeline.pipelines.method_nodes import (
+    check_networks,
+    draw_history,
+    make_evaluate_node,
+    make_plan_node,
+    make_train_node,
+)
+from rdd_pipeline.pipelines.train_teacher.nodes import import_weights
+from tests.pipelines.examples import (
+    CPU,
+    RECIPE,
+    STUDENT,
+    TEACHER,
+    checkpoint,
+)
+
+
+@pytest.fixture
+def teacher_file(tmp_path) -> Path:
+    path = tmp_path / "teacher.safetensors"
+    save_checkpoint(checkpoint(), path)
+    return path
+
+
+def _other_classes(path: Path) -> None:
+    network = network_from_params(TEACHER, num_classes=2)
+    save_checkpoint(
+        NetworkCheckpoint.from_network(network, params=TEACHER, label_names=("a", "b")), path
+    )
+
+
+def _other_labels(path: Path) -> None:
+    network = network_from_params(TEACHER, num_classes=11)
+    names = ("Air", *CAMVID.names[1:])
+    save_checkpoint(
+        NetworkCheckpoint.from_network(network, params=TEACHER, label_names=names), path
+    )
+
+
+def _text(path: Path) -> None:
+    path.write_text("these are no weights")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_remove, "teacher.safetensors does not exist"),
+        (_other_classes, "Teacher has 2 classes, the label set 11. Choose weights"),
+        (_other_labels, "Class 0 is 'Air' for the teacher"),
+        (_text, "teacher.safetensors"),
+        (_cut, "teacher.safetensors"),
+    ],
+)
+def test_a_teacher_file_that_does_not_fit_is_refused(ingested, teacher_file, fault, message):
+    fault(teacher_file)
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        import_weights(ingested, TeacherParams(network=TEACHER, weights=teacher_file))
+
+
+def test_without_a_file_nothing_is_imported(ingested):
+    assert import_weights(ingested, TeacherParams(network=TEACHER)) == {}
+
+
+def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
+    ingested, teacher_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(method_nodes, "train", None)
+    given = import_weights(ingested, TeacherParams(network=STUDENT, weights=teacher_file))
+    networks = check_networks(
+        ingested,
+        given,
+        TeacherParams(network=STUDENT, weights=teacher_file),
+        STUDENT,
+        RECIPE,
+        RECIPE,
+        RddParams(tfe_length=1, min_kept=0.1),
+        MethodsParams(),
+    )
+    assert networks["teacher"]["network"]["name"] == TEACHER.name
+    rest = (RECIPE, RddParams(), MethodsParams(), EvaluationParams(), 0)
+    jobs = make_plan_node("teacher")(ingested, networks, *rest)
+    run = tmp_path / "work"
+    weights, history, training = make_train_node("teacher")(ingested, jobs, CPU, run, given=given)
+    metrics, figure = make_evaluate_node("teacher")(
+        ingested, weights, training, jobs, EvaluationParams(), CPU, run
+    )
+    (metrics,) = metrics.values()
+    assert isinstance(figure, Figure)
+    assert metrics["about"]["method"] == "teacher"
+    assert set(metrics["splits"]) == {"val", "test"}
+    history.to_csv(tmp_path / "history.csv", index=False)
+    assert isinstance(draw_history(pd.read_csv(tmp_path / "history.csv")), Figure)
