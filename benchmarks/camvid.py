@@ -74,6 +74,7 @@ def prepare(a: argparse.Namespace) -> Path:
     from rdd_pipeline.data.layouts import get_layout, raise_problems
     from rdd_pipeline.data.layouts.camvid import CAMVID
     from rdd_pipeline.data.packed import write_pack
+    from rdd_pipeline.data.sources import FileSource
 
     path = a.output / "index.csv"
     if not path.exists():
@@ -81,7 +82,7 @@ def prepare(a: argparse.Namespace) -> Path:
         raise_problems(a.data, index.problems)
         for split in ("train", "val", "test"):
             samples = of_split(index.samples, split)
-            write_pack(samples, a.data, a.output / "packs", lookup=CAMVID.lookup)
+            write_pack(FileSource(samples, a.data, lookup=CAMVID.lookup), a.output / "packs")
         rows = to_rows(index.samples)
         with path.with_suffix(".tmp").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -103,6 +104,9 @@ def job(task: Task, a: argparse.Namespace, index: Path) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = max(1, (cores or 1) // a.side_by_side)
     return {
+        "labels": CAMVID.model_dump(mode="json"),
+        "root": str(a.data),
+        "packs": str(a.output / "packs"),
         "job": {
             "method": method,
             "seed": task.seed,
@@ -113,9 +117,6 @@ def job(task: Task, a: argparse.Namespace, index: Path) -> dict[str, Any]:
                 "output_stride": 16,
                 "width": 128 if is_teacher else 64,
             },
-            "labels": CAMVID.model_dump(mode="json"),
-            "root": str(a.data),
-            "packs": str(a.output / "packs"),
             "recipe": {
                 "iterations": iterations,
                 "batch_size": a.batch_size,
@@ -148,12 +149,12 @@ def run_job(path: Path) -> int:
     began = time.monotonic()
     import torch
 
+    from rdd_pipeline.data.images import Images
     from rdd_pipeline.launching import __main__ as command
-    from rdd_pipeline.training import loop
 
     notes = path.with_name("facts.json")
     before = json.loads(notes.read_text()) if notes.exists() else {"waited": 0.0, "seconds": 0.0}
-    waited, load = before["waited"], loop.training_batches
+    waited, load = before["waited"], Images.training_batches
 
     def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
         nonlocal waited
@@ -166,7 +167,7 @@ def run_job(path: Path) -> int:
                 return
             yield batch
 
-    loop.training_batches = timed
+    Images.training_batches = timed  # type: ignore[method-assign]
     sys.argv = [sys.argv[0], str(path)]
     status = command.main()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -31,7 +31,8 @@ from rdd_pipeline.config import (
     SceneParams,
     TrainerParams,
 )
-from rdd_pipeline.data.index import Sample, build_index
+from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.index import build_index
 from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.distillation.methods import METHODS, RDD_PLUS
@@ -70,9 +71,8 @@ class Bench:
         self.root = folder / "scenes"
         size = {"height": setting.height, "width": 3 * setting.height // 2}
         write_scenes(self.root, SceneParams(train=64, val=2, test=1, **size))
-        self.samples: tuple[Sample, ...] = build_index(
-            self.root, get_layout("camvid", self.root)
-        ).samples
+        layout = get_layout("camvid", self.root)
+        self.images = Images(self.root, build_index(self.root, layout).samples, CAMVID)
         network = self._network(setting.teacher)
         torch.manual_seed(0)
         self.teacher = NetworkCheckpoint.from_network(
@@ -92,8 +92,6 @@ class Bench:
         job = TrainingJob(
             method=method,
             network=self._network(setting.student),
-            labels=CAMVID,
-            root=self.root,
             recipe=RecipeParams(
                 iterations=setting.iterations,
                 batch_size=setting.batch_size,
@@ -106,7 +104,7 @@ class Bench:
         )
         job = prepare_job(job, trainer)
         place = self.folder / f"{method}-{deterministic}-{number}"
-        result = train(Training(job, self.samples, self.teacher).stored_in(place), trainer)
+        result = train(Training(job, self.images, self.teacher).stored_in(place), trainer)
         cost = result.state.cost
         return Run(
             cost.images / max(cost.seconds, 1e-9),

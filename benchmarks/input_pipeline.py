@@ -117,7 +117,7 @@ def main() -> None:
         root = Path(folder)
         write_photographs(root, options.images, options.height, options.width)
         samples = of_split(build_index(root, get_layout("camvid"), workers=1).samples, "train")
-        pack = write_pack(samples, root, root / "packs", lookup=CAMVID.lookup, workers=1)
+        pack = write_pack(Images(root, samples, CAMVID).files(None), root / "packs", workers=1)
         plain = plain_loader(root, samples, augment)
 
         def batches(pack: Path | None) -> Callable[[], int]:

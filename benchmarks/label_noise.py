@@ -100,7 +100,7 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
     from rdd_pipeline.training.training import Training
 
     root = a.output / f"scenes_{task.noise:g}"
-    samples = _samples(root)
+    images = Images(root, tuple(_samples(root)), SCENES)
     is_teacher = task.variant == "teacher"
     _, method, rdd = VARIANTS.get(task.variant, ("", "teacher", {}))
     job = TrainingJob(
@@ -109,8 +109,6 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
         network={"name": "pspnet_resnet10t", "width": 64}
         if is_teacher
         else {"name": "pspnet_test_resnet", "width": 32},
-        labels=SCENES,
-        root=root,
         recipe=recipe(a, task.teacher, 0.003, 30)
         if is_teacher
         else recipe(a, a.iterations, 0.004, 20),
@@ -122,13 +120,13 @@ def run(task: Task, a: argparse.Namespace, device: str) -> dict[str, Any]:
     trainer = TrainerParams(device=device, workers=0, log_every=40)
     teacher = None if is_teacher or task.variant == "alone" else load_checkpoint(file)
     began = time.monotonic()
-    result = train(Training(job, samples, teacher), trainer)
+    result = train(Training(job, images, teacher), trainer)
     seconds = time.monotonic() - began
     if is_teacher:
         save_checkpoint(result.network, file)
     scores = score_splits(
         result.network,
-        Images(root, tuple(samples), job.labels),
+        images,
         EvaluationParams(),
         device=resolve_device(device),
     )

@@ -32,7 +32,8 @@ from rdd_pipeline.config import (
     SceneParams,
     TrainerParams,
 )
-from rdd_pipeline.data.index import Sample, build_index
+from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.index import build_index
 from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.launching.launch import train
@@ -54,7 +55,7 @@ class Soak:
         self.folder = folder
         root = folder / "scenes"
         write_scenes(root, SceneParams(train=8, val=2, test=1, height=48, width=64))
-        self.samples: tuple[Sample, ...] = build_index(root, get_layout("camvid", root)).samples
+        self.images = Images(root, build_index(root, get_layout("camvid", root)).samples, CAMVID)
         torch.manual_seed(0)
         self.teacher = NetworkCheckpoint.from_network(
             build_network("fcn_test_efficientnet", num_classes=11, width=8, output_stride=16),
@@ -64,8 +65,6 @@ class Soak:
         self.job = TrainingJob(
             method="tse_cirkd",
             network=NETWORK,
-            labels=CAMVID,
-            root=root,
             recipe=RecipeParams(
                 iterations=iterations,
                 batch_size=4,
@@ -79,7 +78,7 @@ class Soak:
                 "options": {"tse_cirkd": {"cirkd_memory": {"pixel_slots": 50, "region_slots": 20}}}
             },
         )
-        self.fingerprint = Training(self.job, self.samples, self.teacher).fingerprint
+        self.fingerprint = Training(self.job, self.images, self.teacher).fingerprint
 
     def run(self, name: str, kill: tuple[int, float] | None = None) -> tuple[str, float, bool]:
         """Train; returns the weights' digest, seconds, and whether a process was killed.
@@ -102,7 +101,7 @@ class Soak:
                 threading.Thread(target=disturb, args=kill, daemon=True).start()
 
         result = train(
-            Training(self.job, self.samples, self.teacher).stored_in(self.folder / name),
+            Training(self.job, self.images, self.teacher).stored_in(self.folder / name),
             TRAINER,
             on_log=on_log,
         )

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from rdd_pipeline.data import formats
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import check_images
 from rdd_pipeline.data.labels import make_lookup
 from rdd_pipeline.data.layouts import get_layout
@@ -244,7 +245,7 @@ def test_the_pack_holds_what_the_files_give(tmp_path: Path):
     assert index.problems == ()
     assert len(index.samples) == 9
     files = FileSource(index.samples, root, lookup=layout.labels.lookup)
-    pack = write_pack(index.samples, root, tmp_path / "packs", lookup=layout.labels.lookup)
+    pack = write_pack(Images(root, index.samples, layout.labels).files(None), tmp_path / "packs")
     packed = PackedSource(pack, files)
     for position, sample in enumerate(index.samples):
         want = noise(ord(sample.name), 9, 7, 3), noise(3, 9, 7, high=3)

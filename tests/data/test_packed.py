@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,12 +42,14 @@ def samples(tmp_path: Path) -> tuple[Sample, ...]:
     return of_split(build_index(tmp_path, CAMVID).samples, "train")
 
 
-def packed(samples: tuple[Sample, ...], root: Path, **options: object) -> Path:
-    return write_pack(samples, root, root / "packs", lookup=LOOKUP, **options)  # type: ignore[arg-type]
+def files(samples: tuple[Sample, ...], root: Path, **options: Any) -> FileSource:
+    return FileSource(samples, root, **{"lookup": LOOKUP, **options})
 
 
-def files(samples: tuple[Sample, ...], root: Path) -> FileSource:
-    return FileSource(samples, root, lookup=LOOKUP)
+def packed(
+    samples: tuple[Sample, ...], root: Path, workers: int | None = None, **options: Any
+) -> Path:
+    return write_pack(files(samples, root, **options), root / "packs", workers=workers)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -63,9 +66,9 @@ def test_a_pack_holds_what_the_files_decode_to(
 
 
 def test_the_pack_is_as_large_as_announced(samples: tuple[Sample, ...], tmp_path: Path):
-    assert packed(samples, tmp_path).stat().st_size == packed_bytes(samples)
+    assert packed(samples, tmp_path).stat().st_size == packed_bytes(files(samples, tmp_path))
     small = packed(samples, tmp_path, image_size=(7, 9))
-    assert small.stat().st_size == packed_bytes(samples, (7, 9))
+    assert small.stat().st_size == packed_bytes(files(samples, tmp_path, image_size=(7, 9)))
 
 
 def test_training_batches_are_the_same_from_pack_and_files(
@@ -110,8 +113,7 @@ def test_contents_labels_sizes_and_order_have_packs_of_their_own(
     samples: tuple[Sample, ...], tmp_path: Path
 ):
     def path(chosen: tuple[Sample, ...] = samples, **changes: object) -> Path:
-        options: dict[str, object] = {"lookup": LOOKUP, "image_size": None}
-        return pack_path(chosen, tmp_path, **(options | changes))  # type: ignore[arg-type]
+        return pack_path(files(chosen, tmp_path, **changes), tmp_path)
 
     paths = {
         path(),

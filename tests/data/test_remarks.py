@@ -148,7 +148,7 @@ class TestPalettes:
         first = self.fill(tmp_path / "data", odd=COLORS[[2, 0, 1]])
         stored = tmp_path / "checked.json"
         save(tmp_path / "data/images/val/0.png", noise(8, *SIZE, 3), exif=exif(3))
-        again = [checked(tmp_path / "data", memory=stored) for _ in range(2)]
+        again = [checked(tmp_path / "data", cache=stored) for _ in range(2)]
         assert again[1].read == 0
         assert again[0].warnings == again[1].warnings
         assert first.warnings[0] in again[1].warnings
@@ -200,8 +200,8 @@ class TestBits:
         monkeypatch.setattr(memory, "SETTLED", -1)
         self.fill(tmp_path / "data")
         stored = tmp_path / "checked.json"
-        assert checked(tmp_path / "data", memory=stored).problems == ()
-        index = checked(tmp_path / "data", memory=stored, bits=10)
+        assert checked(tmp_path / "data", cache=stored).problems == ()
+        index = checked(tmp_path / "data", cache=stored, bits=10)
         assert index.read == 0
         assert len(index.problems) == 4
         assert index.problems[0].text == (

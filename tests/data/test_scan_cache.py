@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from rdd_pipeline.data import index as index_module
-from rdd_pipeline.data import progress
-from rdd_pipeline.data import scan_cache as memory_module
+from rdd_pipeline.data import progress, scan_cache
 from rdd_pipeline.data.index import Index, check_images
 from rdd_pipeline.data.layouts import get_layout
 
@@ -23,11 +22,11 @@ CAMVID = get_layout("camvid")
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are trusted however young they are; the clock has a test of its own."""
-    monkeypatch.setattr(memory_module, "SETTLED", -(10**12))
+    monkeypatch.setattr(scan_cache, "SETTLED", -(10**12))
 
 
 def look(root: Path, workers: int = 1) -> Index:
-    return check_images(root, CAMVID, workers=workers, memory=root / "memory" / "checks")
+    return check_images(root, CAMVID, workers=workers, cache=root / "memory" / "checks")
 
 
 def equal(one: Index, other: Index) -> bool:
@@ -69,7 +68,7 @@ def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path: Path):
 def test_a_file_younger_than_the_clock_can_tell_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(memory_module, "SETTLED", 3600 * 10**9)
+    monkeypatch.setattr(scan_cache, "SETTLED", 3600 * 10**9)
     look(make_camvid(tmp_path))
     assert look(tmp_path).read == 6
 
@@ -118,7 +117,7 @@ def test_a_memory_of_another_version_is_passed_over_in_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     look(make_camvid(tmp_path))
-    monkeypatch.setattr(memory_module, "_FORMAT", b"checked files 99 ")
+    monkeypatch.setattr(scan_cache, "_FORMAT", b"checked files 99 ")
     assert look(tmp_path).read == 6
     assert caplog.text == ""
     assert look(tmp_path).read == 0
@@ -129,20 +128,20 @@ def test_every_flipped_byte_of_the_memory_is_noticed(tmp_path: Path):
     path = tmp_path / "memory" / "checks"
     good = path.read_bytes()
     key = good.split(b'"key":"')[1][:32].decode()
-    assert memory_module._load(path, key)
+    assert scan_cache._load(path, key)
     for position in range(len(good)):
         path.write_bytes(good[:position] + bytes([good[position] ^ 4]) + good[position + 1 :])
-        assert memory_module._load(path, key) == {}, position
+        assert scan_cache._load(path, key) == {}, position
 
 
 def test_other_labels_and_another_folder_have_facts_of_their_own(tmp_path: Path):
     make_camvid(tmp_path / "a")
     memory = tmp_path / "checks"
-    check_images(tmp_path / "a", CAMVID, memory=memory)
+    check_images(tmp_path / "a", CAMVID, cache=memory)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert check_images(tmp_path / "b", CAMVID, memory=memory).read == 6
+    assert check_images(tmp_path / "b", CAMVID, cache=memory).read == 6
     fewer = CAMVID.labels.model_copy(update={"lookup": (255, *CAMVID.labels.lookup[1:])})
-    other = check_images(tmp_path / "b", CAMVID._replace(labels=fewer), memory=memory)
+    other = check_images(tmp_path / "b", CAMVID._replace(labels=fewer), cache=memory)
     assert other.read == 6
     assert other.counts["train"].pixels[0] == 0
 
@@ -169,8 +168,8 @@ def test_interrupted_work_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: 
 def test_a_killed_process_loses_what_it_did_since_the_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(memory_module, "SAVE_EVERY", -1.0)
-    monkeypatch.setattr(memory_module.CheckMemory, "save", lambda self, complete: None)
+    monkeypatch.setattr(scan_cache, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(scan_cache.ScanCache, "save", lambda self, complete: None)
     look(make_camvid(tmp_path))
     assert look(tmp_path).read == 0
 

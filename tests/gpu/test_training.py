@@ -77,10 +77,10 @@ def test_stopped_and_resumed_it_ends_with_the_bits_of_one_run(
     """Under `trainer.deterministic`: so two trainings are equal, and a stop changes nothing."""
     job = _job(make_job, method, network, precision=precision)
     trainer = _trainer(device)
-    whole = train(Training(job, blocks.samples, teacher), trainer)
+    whole = train(Training(job, blocks.images, teacher), trainer)
     assert len([row for row in whole.history if "loss" in row]) == 6
 
-    training = Training(job, blocks.samples, teacher).stored_in(tmp_path)
+    training = Training(job, blocks.images, teacher).stored_in(tmp_path)
     stop = threading.Event()
 
     def stop_after_2(iteration, values):
@@ -97,7 +97,7 @@ def test_stopped_and_resumed_it_ends_with_the_bits_of_one_run(
 def test_without_it_the_training_is_the_same_but_for_rounding(make_job, blocks, teacher, device):
     job = _job(make_job, "tse", CNN)
     one, other = (
-        train(Training(job, blocks.samples, teacher), _trainer(device, deterministic=choice))
+        train(Training(job, blocks.images, teacher), _trainer(device, deterministic=choice))
         for choice in (False, True)
     )
     losses = [[row["loss"] for row in r.history if "loss" in row] for r in (one, other)]
@@ -111,7 +111,7 @@ def test_the_gpu_trains_what_the_cpu_trains(make_job, blocks, teacher, cuda, mon
     job = _job(make_job, "tse", network)
     losses = []
     for place in (cuda, torch.device("cpu")):
-        result = train(Training(job, blocks.samples, teacher), _trainer(place, deterministic=False))
+        result = train(Training(job, blocks.images, teacher), _trainer(place, deterministic=False))
         losses.append([row["loss"] for row in result.history if "loss" in row])
     assert losses[0][:2] == pytest.approx(losses[1][:2], rel=0.01)
 
@@ -161,7 +161,7 @@ def test_killed_it_goes_on_to_the_same_bits(
     run_job_file(path)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert set(result["scores"]) == {"val", "test"}
-    expected = train(Training(job, blocks.samples, teacher), TrainerParams(**settings))
+    expected = train(Training(job, blocks.images, teacher), TrainerParams(**settings))
     state = RunStore(folder.parent, folder.name).finished_state()
     assert state is not None
     _assert_same_state(state, expected.state)
@@ -192,7 +192,7 @@ def test_two_loader_processes_and_pinned_memory_change_no_pixel(blocks, device):
 def test_a_training_fed_by_two_processes_is_the_same_training(make_job, blocks, teacher, device):
     job = _job(make_job, "tse", CNN)
     one, other = (
-        train(Training(job, blocks.samples, teacher), _trainer(device, workers=workers))
+        train(Training(job, blocks.images, teacher), _trainer(device, workers=workers))
         for workers in (2, 0)
     )
     _assert_same_state(one.state, other.state)
@@ -213,7 +213,7 @@ def test_a_crop_that_does_not_fit_ends_in_one_line(precision, make_job, blocks, 
             precision=precision,
         )
         with pytest.raises(UserError) as caught:
-            train(Training(job, blocks.samples, teacher), _trainer(cuda))
+            train(Training(job, blocks.images, teacher), _trainer(cuda))
         assert str(caught.value) == (
             "tse: memory of cuda ran out in iteration 1 with recipe.batch_size=16, "
             f"recipe.augment.crop=[2048, 2048] and precision {precision}. Lower the batch size or "
@@ -222,7 +222,7 @@ def test_a_crop_that_does_not_fit_ends_in_one_line(precision, make_job, blocks, 
         )
         caught = None  # its traceback holds tensors
         small = _job(make_job, "tse", CNN)
-        assert train(Training(small, blocks.samples, teacher), _trainer(cuda)).trained == 6
+        assert train(Training(small, blocks.images, teacher), _trainer(cuda)).trained == 6
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, index)
 

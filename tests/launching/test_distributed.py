@@ -57,7 +57,7 @@ def same(make_job):
 def ranks(tmp_path_factory, make_job, same, blocks, teacher):
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.save((make_job(recipe=SPREAD), same, blocks.samples, teacher), folder / "arguments.pt")
+    torch.save((make_job(recipe=SPREAD), same, blocks.images, teacher), folder / "arguments.pt")
     done = subprocess.run(
         [sys.executable, "-m", "tests.launching.two_ranks", str(folder)],
         cwd=Path(__file__).parents[2],
@@ -115,7 +115,7 @@ NAMES = [*METHODS_OF_BATCH, "tse_cwd", "transformer", "valid pixels, class weigh
 @pytest.mark.parametrize("name", NAMES)
 def test_one_rank_with_the_whole_batch_comes_to_the_same(name, ranks, same, blocks, teacher):
     with float64():
-        alone = train(Training(same[name], blocks.samples, teacher), EVERY).state.to_dict()
+        alone = train(Training(same[name], blocks.images, teacher), EVERY).state.to_dict()
     one, other = (rank["same"][name][0] for rank in ranks)
     _equal(one, alone)
     for part in ("student", "objective"):
@@ -134,7 +134,7 @@ def test_a_batch_in_parts_comes_to_the_same(method, ranks, same, blocks, teacher
     )
     with float64(batch_norm=False):
         alone, in_parts = (
-            train(Training(job, blocks.samples, teacher), EVERY).state.to_dict()
+            train(Training(job, blocks.images, teacher), EVERY).state.to_dict()
             for job in (whole, quarters)
         )
     _equal(in_parts, alone)

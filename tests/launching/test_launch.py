@@ -50,8 +50,8 @@ def job(make_job):
 def run(blocks, teacher):
     """Function that trains a job on the blocks by `launch.train`."""
 
-    def call(job, folder, *, trainer=TWO, teacher=teacher, samples=blocks.samples, **more):
-        training = Training(job, samples, teacher).stored_in(folder)
+    def call(job, folder, *, trainer=TWO, teacher=teacher, images=blocks.images, **more):
+        training = Training(job, images, teacher).stored_in(folder)
         return launch.train(training, trainer, **more)
 
     return call
@@ -77,7 +77,7 @@ def test_one_device_is_a_plain_call(run, make_job, blocks, teacher, tmp_path, no
     job = make_job()
     assert same_training(
         run(job, tmp_path, trainer=CPU),
-        loop.train(Training(job, blocks.samples, teacher), CPU),
+        loop.train(Training(job, blocks.images, teacher), CPU),
     )
 
 
@@ -93,7 +93,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(run, make_job, tmp_path, no_pr
 
 def test_several_devices_need_a_work_folder(job, blocks, teacher, no_processes):
     with pytest.raises(UserError, match=r"devices is 2: .* work folder, but none was given"):
-        launch.train(Training(job, blocks.samples, teacher), TWO)
+        launch.train(Training(job, blocks.images, teacher), TWO)
 
 
 def test_an_error_names_its_kind_through_the_exchange():
@@ -229,7 +229,7 @@ def test_a_signal_saves_and_stops(run, job, tmp_path, monkeypatch, teacher, bloc
     ):
         run(job, tmp_path, trainer=rare, on_log=on_log)
     assert [signal.getsignal(number) for number in launch.STOP_SIGNALS] == before
-    store = RunStore(tmp_path, Training(job, blocks.samples, teacher).fingerprint)
+    store = RunStore(tmp_path, Training(job, blocks.images, teacher).fingerprint)
     assert sent[0] <= store.latest().iteration < 8
 
 
@@ -276,14 +276,16 @@ def test_on_one_machine_nothing_listens_to_another(run, job, tmp_path):
 # ---- by torchrun
 
 
-def _write_job_file(folder: Path, job, trainer, samples, teacher) -> Path:
+def _write_job_file(folder: Path, job, trainer, images, teacher) -> Path:
     with (folder / "index.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, to_rows(samples)[0])
+        writer = csv.DictWriter(file, to_rows(images.samples)[0])
         writer.writeheader()
-        writer.writerows(to_rows(samples))
+        writer.writerows(to_rows(images.samples))
     save_checkpoint(teacher, folder / "teacher.safetensors")
     content = {
         "job": job.model_dump(mode="json"),
+        "root": str(images.root),
+        "labels": images.labels.model_dump(mode="json"),
         "trainer": {**trainer.model_dump(mode="json"), "precision": "float32"},
         **{"index": "index.csv", "teacher": "teacher.safetensors", "output": "out"},
     }
@@ -300,7 +302,7 @@ def _free_endpoint() -> str:
 
 def test_two_launchers_of_torchrun_come_to_the_same(undisturbed, job, blocks, teacher, tmp_path):
     trainer = CPU.model_copy(update={"threads": 1, "log_every": 1})
-    path = _write_job_file(tmp_path, job, trainer, blocks.samples, teacher)
+    path = _write_job_file(tmp_path, job, trainer, blocks.images, teacher)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint={_free_endpoint()}", "--local-addr=localhost"),
@@ -493,7 +495,7 @@ def test_the_first_machine_is_killed_and_starts_again(
         exchange.close(trainer.rendezvous)
         machine.process.wait(30)
         machine.start()
-    path = _write_job_file(tmp_path, job, trainer, blocks.samples, teacher)
+    path = _write_job_file(tmp_path, job, trainer, blocks.images, teacher)
     command = [sys.executable, "-m", "rdd_pipeline.launching", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 

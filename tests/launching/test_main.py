@@ -26,7 +26,7 @@ from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training
-from tests.training.conftest import STUDENT, write_blocks
+from tests.training.conftest import LABELS, STUDENT, write_blocks
 
 
 @pytest.fixture
@@ -41,6 +41,8 @@ def write_job(tmp_path, blocks, teacher, make_job):
         save_checkpoint(teacher, tmp_path / "teacher.safetensors")
         content = {
             "job": (job or make_job()).model_dump(mode="json"),
+            "root": str(blocks.root),
+            "labels": LABELS.model_dump(mode="json"),
             "trainer": {
                 "device": "cpu",
                 "precision": "float32",
@@ -62,7 +64,7 @@ def write_job(tmp_path, blocks, teacher, make_job):
 
 def test_a_job_file_trains_as_the_function_does(write_job, make_job, blocks, teacher, tmp_path):
     summary = run_job_file(write_job())
-    expected = train(Training(make_job(), blocks.samples, teacher), TrainerParams(device="cpu"))
+    expected = train(Training(make_job(), blocks.images, teacher), TrainerParams(device="cpu"))
     network = load_checkpoint(tmp_path / "out" / "network.safetensors")
     assert network.digest() == expected.network.digest()
     assert summary["iterations"] == 8
@@ -102,7 +104,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     reached = RunStore(folder.parent, folder.name).latest().iteration
     assert 1 <= reached < 24
     run_job_file(path)
-    expected = train(Training(job, blocks.samples, teacher), TrainerParams(device="cpu"))
+    expected = train(Training(job, blocks.images, teacher), TrainerParams(device="cpu"))
     state = RunStore(folder.parent, folder.name).finished_state()
     for name, tensor in expected.state.student.items():
         assert torch.equal(state.student[name], tensor), name
@@ -114,11 +116,11 @@ def test_paths_start_at_the_files_folder_and_the_folder_can_be_indexed_anew(
     write_job, make_job, tmp_path, monkeypatch
 ):
     write_blocks(tmp_path / "images")
-    job = make_job("baseline", root="images", network=STUDENT, recipe={"iterations": 1})
-    job = job.model_copy(update={"labels": CAMVID})
+    job = make_job("baseline", network=STUDENT, recipe={"iterations": 1})
     for mask in tmp_path.glob("images/*annot/*.png"):
         _replace_value(mask, 255, 11)
-    path = write_job(job, index=None, layout="camvid", teacher=None, output="there/out")
+    here = {"root": "images", "labels": CAMVID.model_dump(mode="json"), "index": None}
+    path = write_job(job, **here, layout="camvid", teacher=None, output="there/out")
     monkeypatch.chdir("/")
     run_job_file(path)
     assert (tmp_path / "there" / "out" / "result.json").exists()

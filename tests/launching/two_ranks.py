@@ -61,11 +61,11 @@ def _group_norm(module: nn.Module) -> None:
             _group_norm(child)
 
 
-def scenarios(rank, folder, job, same, samples, teacher) -> dict:
+def scenarios(rank, folder, job, same, images, teacher) -> dict:
     """Whatever a test wants to know: starting the processes takes longer than all of it."""
 
     def run(name: str, job, on_log=None, everywhere=True):
-        training = Training(job, samples, teacher)
+        training = Training(job, images, teacher)
         if name and (everywhere or rank == 1):  # without a store, the many jobs write nothing
             training = training.stored_in(folder / name)
         trainer = CPU.model_copy(update={"log_every": 1})

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.errors import DataProblem, UserError
 from tests.kedro_project import Project, bootstrap
 from tests.mlflow_store import new_store
 
@@ -66,3 +66,14 @@ def test_bad_images_stop_the_run_after_the_report_or_are_left_out(tmp_path, imag
     assert list(packed["splits"]) == ["train", "val"]
     assert (Path(packed["folder"]) / packed["splits"]["train"]["file"]).is_file()
     assert (place / "index.csv").read_text().count("train/") == 2
+
+
+def test_a_run_that_begins_after_ingestion_needs_the_images_of_its_parameters(tmp_path, client):
+    project = Project(tmp_path)
+    later = {"from_nodes": ["check_networks_node"], "to_nodes": ["check_networks_node"]}
+    with pytest.raises(UserError, match=r"No images have been ingested yet .* data_ingestion"):
+        project.run("train_teacher", **later)
+    project.run("data_ingestion")
+    project.run("train_teacher", params={"data": {"workers": 2}}, **later)
+    with pytest.raises(UserError, match=r"not been ingested with these .*\(data\.bits is 12, was"):
+        project.run("train_teacher", params={"data": {"bits": 12}}, **later)

@@ -155,10 +155,10 @@ def test_a_method_whose_losses_do_not_suit_the_networks_is_refused(ingested):
 
 
 def test_a_training_node_trains_what_is_planned(images, ingested, tmp_path, monkeypatch):
-    jobs = []
+    trainings = []
 
     def spy(training, trainer, on_log):
-        jobs.append(training.job)
+        trainings.append(training)
         return train(training, trainer, on_log=on_log)
 
     monkeypatch.setattr(method_nodes, "train", spy)
@@ -168,11 +168,13 @@ def test_a_training_node_trains_what_is_planned(images, ingested, tmp_path, monk
     weights, history, training = node(
         packed, plan("baseline", packed, seed=5), CPU, tmp_path / "work"
     )
-    (job,) = jobs
+    (spied,) = trainings
+    job = spied.job
     assert list(training) == list(weights) == ["5"]
     assert training["5"].notes == []
-    assert (job.method, job.seed, job.root, job.precision) == ("baseline", 5, images, "float32")
-    assert job.packs == images.parent / "cache"
+    assert (job.method, job.seed, job.precision) == ("baseline", 5, "float32")
+    assert spied.images.root == images
+    assert spied.images.packs == images.parent / "cache"
     assert weights["5"].header.provenance["seed"] == "5"
     assert list(history["iteration"])[-1] == 2
     assert training["5"].cost["images_per_second"] > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,10 +17,11 @@ import torch
 from rdd_pipeline.config import DataParams, SceneParams
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.packed import PackedSource
-from rdd_pipeline.datasets import ImagesDataset
+from rdd_pipeline.datasets import ImagesDataset, TrainedMetricsDataset
 from rdd_pipeline.networks import load_checkpoint
 from rdd_pipeline.pipelines.data_ingestion.nodes import index_images, inspect_images, pack_images
-from tests.kedro_project import ROOT
+from tests.kedro_project import ROOT, Project, bootstrap
+from tests.mlflow_store import new_store
 
 TIMES = 10
 
@@ -94,48 +94,54 @@ def test_two_runs_with_the_same_data_are_both_right(tmp_path: Path):
 
 
 RUN = """
-import sys, json
+import sys
 from pathlib import Path
-from tests.kedro_project import Project, bootstrap
+from tests.kedro_project import bootstrap
+from tests.pipelines.test_two_runs import train_teacher
 bootstrap()
-folder, seed = Path(sys.argv[1]), int(sys.argv[2])
-params = {"data": {"scenes": {"seed": seed}}, "trainer": {"threads": 1}}
-Project(folder).run("train_teacher", params=params)
+train_teacher(Path(sys.argv[1]), int(sys.argv[2]))
 """
 
 
+def train_teacher(project: Path, seed: int) -> None:
+    """`kedro run --pipelines=train_teacher` on the scenes of this seed."""
+    params = {"data": {"scenes": {"seed": seed}}, "trainer": {"threads": 1}}
+    Project(project).run("train_teacher", params=params)
+
+
 def start(project: Path, seed: int) -> subprocess.Popen[bytes]:
+    """The same in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(project), str(seed)],
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
     )
 
 
 def weights(project: Path) -> dict[str, str]:
-    """Digest of the weights of every finished training by the digest of its images."""
+    """Digest of the weights of each run's teacher by the digest of the images it was scored on."""
+    folder = project / "data/06_models/test/teacher"
+    metrics = TrainedMetricsDataset(filepath=str(project / "data/07_model_output/test/metrics"))
     found = {}
-    for path in (project / "data/07_model_output/test/metrics/teacher").rglob("*.json"):
-        metrics = json.loads(path.read_text())
-        metrics = metrics.get("content", metrics)
-        version = path.parent.name
-        (network,) = (project / "data/06_models/test/teacher").rglob(f"*/{version}/*.safetensors")
-        found[metrics["about"]["data_digest"]] = load_checkpoint(network).digest()
+    for result in metrics.load():
+        (path,) = folder.rglob(f"{result['version']}/**/*.safetensors")
+        found[result["about"]["data_digest"]] = load_checkpoint(path).digest()
     return found
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_end_as_each_does_alone(tmp_path: Path):
-    together = [start(tmp_path / "both", seed) for seed in (0, 7)]
-    for process in together:
+@pytest.mark.timeout(900)
+def test_two_commands_at_once_end_as_each_does_alone(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
+    bootstrap()
+    for process in [start(tmp_path / "both", seed) for seed in (0, 7)]:
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output.decode()[-2000:]
     expected = {}
     for seed in (0, 7):
-        output, _ = (process := start(tmp_path / str(seed), seed)).communicate(timeout=600)
-        assert process.returncode == 0, output.decode()[-2000:]
+        train_teacher(tmp_path / str(seed), seed)
         expected |= weights(tmp_path / str(seed))
-    assert len(expected) == 2
+    assert len(set(expected.values())) == 2
     assert weights(tmp_path / "both") == expected

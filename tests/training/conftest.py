@@ -120,8 +120,6 @@ def make_job(blocks) -> MakeJob:
         return TrainingJob(
             method=method,
             network=fields.pop("network", STUDENT),
-            labels=fields.pop("labels", LABELS),
-            root=fields.pop("root", blocks.root),
             recipe=RecipeParams(
                 **{
                     "iterations": 8,

@@ -43,7 +43,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("refusing")
 def test_a_method_needs_nothing_that_cuda_refuses(method, network, make_job, blocks, teacher):
     job = _job(make_job, method, network)
-    result = train(Training(job, blocks.samples, teacher), DETERMINISTIC)
+    result = train(Training(job, blocks.images, teacher), DETERMINISTIC)
     assert result.trained == 4
 
 
@@ -57,7 +57,7 @@ def test_a_network_that_needs_it_ends_in_one_line(make_job, blocks, teacher, mon
 
     monkeypatch.setattr(Backbone, "forward", pooled)
     with pytest.raises(UserError) as caught:
-        train(Training(_job(make_job, "kd", CNN), blocks.samples, teacher), DETERMINISTIC)
+        train(Training(_job(make_job, "kd", CNN), blocks.images, teacher), DETERMINISTIC)
     assert str(caught.value) == (
         "kd: trainer.deterministic=true, but torch's aten._adaptive_avg_pool2d_backward has no "
         "repeatable form on cpu, and fcn_test_efficientnet or the method needs it. Choose another "
@@ -69,10 +69,10 @@ def test_a_repeatable_training_is_the_same_training(make_job, blocks, teacher):
     """On CPU nothing changes; the setting is no part of the fingerprint."""
     job = _job(make_job, "tse", CNN)
     try:
-        one = train(Training(job, blocks.samples, teacher), DETERMINISTIC)
+        one = train(Training(job, blocks.images, teacher), DETERMINISTIC)
     finally:
         torch.use_deterministic_algorithms(False)
-    other = train(Training(job, blocks.samples, teacher), CPU)
+    other = train(Training(job, blocks.images, teacher), CPU)
     assert all(torch.equal(t, other.network.tensors[k]) for k, t in one.network.tensors.items())
 
 

@@ -11,7 +11,7 @@ from rdd_pipeline.training.difficulty import Difficulty, difficulty_notes
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.training import Training
 
-from .conftest import CPU
+from .conftest import CPU, LABELS
 
 NAMES = ("road", "pole")
 
@@ -87,16 +87,16 @@ def test_a_training_counts_by_class_and_warns_once(make_job, blocks, teacher, ca
     """An untrained teacher finds nearly everything hard."""
     job = make_job("tse", recipe={"iterations": 40, "validate_every": 40})
     with caplog.at_level(logging.WARNING):
-        result = train(Training(job, blocks.samples, teacher), CPU)
+        result = train(Training(job, blocks.images, teacher), CPU)
     warned = [r.message for r in caplog.records if "hard for the teacher" in r.message]
     assert len(warned) == 1
     counted = [r for r in result.history if any(key.startswith("chosen.") for key in r)]
     assert counted
     for r in counted:
-        named = {name for name in job.labels.names if f"chosen.{name}" in r}
+        named = {name for name in LABELS.names if f"chosen.{name}" in r}
         assert named
         for name in named:
             assert 0 <= r[f"chosen.{name}"] <= 1
             either = r[f"hard_student.{name}"] + r[f"hard_teacher.{name}"]
             assert r[f"chosen.{name}"] <= either + 1e-6
-    assert difficulty_notes(result.history, job.labels.names)
+    assert difficulty_notes(result.history, LABELS.names)

@@ -17,7 +17,9 @@ from rdd_pipeline.config import (
     OptimizerParams,
     RddParams,
     RecipeParams,
+    Size,
 )
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet, make_color_lookup
 from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.training.job import TrainingJob
@@ -30,6 +32,12 @@ FOLDERS = LabelSet(
 )
 
 
+def _images(labels: LabelSet, image_size: Size | None = None) -> Images:
+    images = Images(Path("somewhere"), (), labels, image_size)
+    vars(images)["index_digest"] = "index"  # in the place of the digest of samples
+    return images
+
+
 def _demonstration() -> TrainingJob:
     """TSE stage of the generated scenes, after the TFE stage."""
     return TrainingJob(
@@ -37,8 +45,6 @@ def _demonstration() -> TrainingJob:
         stage="tse",
         seed=0,
         network=NetworkParams(name="pspnet_test_resnet", output_stride=8, width=32),
-        labels=get_layout("scenes").labels,
-        root=Path("scenes"),
         recipe=RecipeParams(
             iterations=320,
             batch_size=8,
@@ -58,8 +64,6 @@ def _quick() -> TrainingJob:
         method="kd",
         seed=3,
         network=NetworkParams(name="pspnet_test_resnet", output_stride=8, width=32),
-        labels=get_layout("scenes").labels,
-        root=Path("scenes"),
         recipe=RecipeParams(
             iterations=150,
             batch_size=8,
@@ -79,9 +83,6 @@ def _published() -> TrainingJob:
         network=NetworkParams(
             name="deeplabv3_resnet18.tv_in1k", pretrained=True, output_stride=8, width=128
         ),
-        labels=get_layout("cityscapes").labels,
-        root=Path("cityscapes"),
-        packs=Path("cache"),
         recipe=RecipeParams(
             iterations=40000,
             batch_size=16,
@@ -103,9 +104,6 @@ def _own_images() -> TrainingJob:
         network=NetworkParams(
             name="deeplabv3_mobilenetv2_100", pretrained=True, output_stride=16, width=64
         ),
-        labels=FOLDERS,
-        root=Path("own"),
-        image_size=(384, 512),
         recipe=RecipeParams(
             iterations=4000,
             batch_size=8,
@@ -119,16 +117,14 @@ def _own_images() -> TrainingJob:
 
 
 @pytest.mark.parametrize(
-    ("make", "start", "expected"),
+    ("make", "images", "start", "expected"),
     [
-        (_demonstration, "start", "6094fb874834ba83"),
-        (_quick, None, "28ff28c8ef252661"),
-        (_published, None, "d59a8d49679f22dc"),
-        (_own_images, None, "ae6a490a4db5ce5b"),
+        (_demonstration, _images(get_layout("scenes").labels), "start", "6094fb874834ba83"),
+        (_quick, _images(get_layout("scenes").labels), None, "28ff28c8ef252661"),
+        (_published, _images(get_layout("cityscapes").labels), None, "d59a8d49679f22dc"),
+        (_own_images, _images(FOLDERS, (384, 512)), None, "ae6a490a4db5ce5b"),
     ],
 )
-def test_the_fingerprint_of_earlier_work_stays(make, start, expected):
-    fingerprint = make().fingerprint(
-        index_digest="index", teacher_digest="teacher", start_digest=start
-    )
+def test_the_fingerprint_of_earlier_work_stays(make, images, start, expected):
+    fingerprint = make().fingerprint(images, teacher_digest="teacher", start_digest=start)
     assert fingerprint == expected

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from rdd_pipeline.config import AugmentParams, EvaluationParams, MethodsParams, OptimizerParams
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import make_lookup
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import job as job_module
 from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.training import Training
 
 from .conftest import LABELS, STUDENT
 
 
-def _fingerprint(job: TrainingJob, **digests) -> str:
-    return job.fingerprint(
-        **{"index_digest": "i", "teacher_digest": "t", "start_digest": None, **digests}
-    )
+def _fingerprint(
+    job: TrainingJob, *, index_digest="i", labels=LABELS, image_size=None, root="", **digests
+) -> str:
+    images = Images(Path(root), (), labels, image_size)
+    vars(images)["index_digest"] = index_digest  # in the place of the digest of samples
+    return job.fingerprint(images, **{"teacher_digest": "t", "start_digest": None, **digests})
 
 
 def test_a_job_survives_json_with_its_fingerprint(make_job):
@@ -42,14 +48,6 @@ DECIDING = {
     "network": {"network": STUDENT.model_copy(update={"width": 12})},
     "dropout": {"network": STUDENT.model_copy(update={"dropout": 0.2})},
     "preprocessing": {"network": STUDENT.model_copy(update={"preprocessing": "half"})},
-    "labels": {"labels": LABELS.model_copy(update={"names": ("ground", "block", "air")})},
-    "ignored values": {
-        "labels": LABELS.model_copy(
-            update={"lookup": make_lookup({0: 0, 1: 1, 2: 2}, ignored=(3, 255))}
-        )
-    },
-    "class weights": {"labels": LABELS.model_copy(update={"class_weights": (1.0, 1.0, 1.0)})},
-    "image size": {"image_size": (24, 32)},
     "precision": {"precision": "bfloat16"},
     "stage": {"stage": "tfe"},
     "method": {"method": "kd"},
@@ -79,8 +77,21 @@ DECIDING = {
 }
 
 
+OF_IMAGES = {
+    "labels": {"labels": LABELS.model_copy(update={"names": ("ground", "block", "air")})},
+    "ignored values": {
+        "labels": LABELS.model_copy(
+            update={"lookup": make_lookup({0: 0, 1: 1, 2: 2}, ignored=(3, 255))}
+        )
+    },
+    "class weights": {"labels": LABELS.model_copy(update={"class_weights": (1.0, 1.0, 1.0)})},
+    "image size": {"image_size": (24, 32)},
+}
+
+
 def test_the_fingerprint_changes_with_everything_that_decides_the_result(make_job):
     prints = {name: _fingerprint(make_job(**change)) for name, change in DECIDING.items()}
+    prints |= {name: _fingerprint(make_job(), **change) for name, change in OF_IMAGES.items()}
     prints["unchanged"] = _fingerprint(make_job())
     prints["data"] = _fingerprint(make_job(), index_digest="other")
     prints["teacher"] = _fingerprint(make_job(), teacher_digest="other")
@@ -93,7 +104,7 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_result(make_jo
 
 def test_colors_of_figures_and_the_name_of_a_label_set_train_nothing_anew(make_job):
     painted = LABELS.model_copy(update={"name": "other", "colors": LABELS.colors[::-1]})
-    assert _fingerprint(make_job(labels=painted)) == _fingerprint(make_job())
+    assert _fingerprint(make_job(), labels=painted) == _fingerprint(make_job())
 
 
 def test_evaluation_counts_where_it_picks_the_weights(make_job):
@@ -111,7 +122,7 @@ def test_the_fingerprint_changes_with_the_format_of_training(make_job, monkeypat
 
 
 def test_the_fingerprint_does_not_depend_on_where_the_data_lie(make_job):
-    assert _fingerprint(make_job(root=Path("elsewhere"))) == _fingerprint(make_job())
+    assert _fingerprint(make_job(), root="elsewhere") == _fingerprint(make_job())
 
 
 def test_runs_that_differ_in_tse_settings_share_the_tfe_stage(make_job):
@@ -189,10 +200,14 @@ def test_a_warm_up_longer_than_the_run_is_refused(make_job):
     make_job("kd", rdd={"tfe_length": 9})  # which has none
 
 
-def test_class_weights_that_do_not_exist_are_refused(make_job):
+def test_class_weights_that_do_not_exist_are_refused(make_job, blocks, teacher):
     without = LABELS.model_copy(update={"class_weights": None})
-    with pytest.raises(ValidationError, match=r"label set 'blocks' has none. Turn it off"):
-        make_job(labels=without, recipe={"class_weights": True})
+    job = make_job(recipe={"class_weights": True})
+    Training(job, blocks.images, teacher).check()
+    with pytest.raises(
+        UserError, match=r"^recipe.class_weights is on, but label set 'blocks' has no class weights"
+    ):
+        Training(job, replace(blocks.images, labels=without), teacher).check()
 
 
 def test_an_unknown_method_and_a_weight_for_no_term_are_refused(make_job):

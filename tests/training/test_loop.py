@@ -22,6 +22,7 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.index import of_split
 from rdd_pipeline.data.loading import Loader
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
@@ -53,8 +54,8 @@ def run(blocks, teacher):
     def call(
         job, *, trainer=CPU, teacher=teacher, store=None, initial_state=None, samples=None, **more
     ):
-        samples = blocks.samples if samples is None else samples
-        training = Training(job, samples, teacher, initial_state)
+        images = blocks.images if samples is None else replace(blocks.images, samples=samples)
+        training = Training(job, images, teacher, initial_state)
         if store is not None:
             training = training.stored_in(store)
         return train(training, trainer, **more)
@@ -439,11 +440,13 @@ def test_the_last_weights_are_kept_with_a_warning_where_no_validation_has_labels
     assert caplog.text.count("every validation score is NaN") == 1
 
 
-def test_finished_work_of_before_with_a_nan_for_the_best_hands_on_the_last_weights(run, make_job):
+def test_finished_work_of_before_with_a_nan_for_the_best_hands_on_the_last_weights(
+    run, make_job, blocks
+):
     job = make_job()
     state = run(job).state
     old = replace(state, best=replace(state.best, miou=math.nan))
-    network = Training(job, ()).network(old)
+    network = Training(job, blocks.images).network(old)
     assert equal(network.tensors, state.student)
     assert network.header.provenance["iteration"] == "8"
 
@@ -502,8 +505,7 @@ def test_validation_does_not_change_the_training(run, make_job):
 
 
 def test_without_a_validation_split_the_last_weights_are_used(run, make_job, blocks):
-    train_only = [sample for sample in blocks.samples if sample.split == "train"]
-    result = run(make_job(), samples=train_only)
+    result = run(make_job(), samples=of_split(blocks.samples, "train"))
     assert result.state.best is None
     assert equal(result.network.tensors, result.state.student)
     assert not any("val.miou" in row for row in result.history)
@@ -690,7 +692,7 @@ def test_a_state_of_another_iteration_is_refused(run, make_job):
 
 
 def test_an_index_without_training_images_is_refused(run, make_job, blocks):
-    val = [sample for sample in blocks.samples if sample.split == "val"]
+    val = of_split(blocks.samples, "val")
     with pytest.raises(UserError, match="no image in split `train`"):
         run(make_job(), samples=val)
 
@@ -713,10 +715,10 @@ def test_a_device_that_is_not_there_is_refused(run, make_job):
 def test_a_file_that_changed_size_since_the_index_was_made_is_reported(
     run, make_job, blocks, tmp_path
 ):
-    missing = [
+    missing = tuple(
         sample._replace(image="gone.png") if sample.split == "train" else sample
         for sample in blocks.samples
-    ]
+    )
     with pytest.raises(UserError, match=r"gone.png cannot be read"):
         run(make_job(), samples=missing, store=tmp_path)
     assert not list(tmp_path.rglob("state-*"))

@@ -73,7 +73,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 ):
     """One run, and one from its state in the middle; all losses are logged, all modules learn."""
     job = _job(make_job, method, network, precision=precision)
-    fingerprint = Training(job, blocks.samples, teacher).fingerprint
+    fingerprint = Training(job, blocks.images, teacher).fingerprint
     store, copy = (RunStore(tmp_path / name, fingerprint) for name in ("work", "copy"))
     every = CPU.model_copy(update={"log_every": 1})
     before = {}
@@ -90,10 +90,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(build, "Objective", Remembered)
         whole = train(
-            Training(job, blocks.samples, teacher, None, store), every, on_log=keep_the_state_of_2
+            Training(job, blocks.images, teacher, None, store), every, on_log=keep_the_state_of_2
         )
     assert copy.latest().iteration == 2
-    resumed = train(Training(job, blocks.samples, teacher, None, copy), every)
+    resumed = train(Training(job, blocks.images, teacher, None, copy), every)
 
     assert resumed.trained == 2
     for key in ("student", "objective", "optimizer", "adversary_optimizer"):
@@ -113,18 +113,18 @@ def test_the_discriminator_has_its_own_optimizer_and_the_student_none_of_its_gra
     make_job, blocks, teacher
 ):
     job = _job(make_job, "skd", CNN)
-    result = train(Training(job, blocks.samples, teacher), CPU)
+    result = train(Training(job, blocks.images, teacher), CPU)
     adversary = result.state.adversary_optimizer
     assert adversary["param_groups"][0]["lr"] == ADVERSARY_LR
     assert adversary["param_groups"][0]["betas"] == (0.9, 0.99)
     total = len(result.state.optimizer["state"])
-    plain = train(Training(_job(make_job, "kd", CNN), blocks.samples, teacher), CPU)
+    plain = train(Training(_job(make_job, "kd", CNN), blocks.images, teacher), CPU)
     assert total == len(plain.state.optimizer["state"])
     assert plain.state.adversary_optimizer is None
 
 
 def test_queues_are_part_of_the_state(make_job, blocks, teacher):
-    result = train(Training(_job(make_job, "cirkd", CNN), blocks.samples, teacher), CPU)
+    result = train(Training(_job(make_job, "cirkd", CNN), blocks.images, teacher), CPU)
     names = [name for name in result.state.objective if "queue" in name or "pointer" in name]
     assert len(names) == 4
     pointers = result.state.objective["terms.cirkd_memory.memory.region_pointer"]
@@ -137,7 +137,7 @@ def test_all_methods_start_from_the_same_student(make_job, blocks, teacher):
 
     def start(method):
         job = make_job(method, recipe=recipe, methods=OPTIONS, rdd={"tfe_length": 0})
-        state = train(Training(job, blocks.samples, teacher), CPU).state.student
+        state = train(Training(job, blocks.images, teacher), CPU).state.student
         return {name: t for name, t in state.items() if name.endswith("weight")}
 
     first = start("baseline")
@@ -155,7 +155,7 @@ def test_an_ablation_that_changes_nothing_shares_its_work(make_job, blocks, teac
     """`rdd_xor` is `tse` when the run's mode is xor: it is not trained twice."""
 
     def fingerprint(method, **fields):
-        return Training(make_job(method, **fields), blocks.samples, teacher).fingerprint
+        return Training(make_job(method, **fields), blocks.images, teacher).fingerprint
 
     assert fingerprint("rdd_xor") == fingerprint("tse")
     assert fingerprint("rdd_or") != fingerprint("tse")

@@ -10,23 +10,20 @@ import pytest
 import torch
 
 from rdd_pipeline.config import EvaluationParams
-from rdd_pipeline.data.index import of_split
 from rdd_pipeline.data.packed import write_pack
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.training import Training
 
-from .conftest import CPU, LABELS
+from .conftest import CPU
 
 
 @pytest.fixture
 def packs(blocks, tmp_path) -> Path:
     """Packs of all splits, as ingestion makes them for `image_size` (30, 36)."""
     for split, size in (("train", (30, 36)), ("val", None), ("test", None)):
-        chosen = of_split(blocks.samples, split)
-        folder = tmp_path / "packs"
-        write_pack(chosen, blocks.root, folder, lookup=LABELS.lookup, image_size=size, workers=1)
+        write_pack(blocks.images.split(split).files(size), tmp_path / "packs", workers=1)
     return tmp_path / "packs"
 
 
@@ -39,10 +36,9 @@ def nowhere(blocks, tmp_path) -> Path:
 def test_a_training_from_packs_ends_with_the_same_weights_and_reads_no_file(
     blocks, make_job, packs, nowhere
 ):
-    fields = {"image_size": (30, 36)}
-    plain = train(Training(make_job("baseline", **fields), blocks.samples), CPU)
-    job = make_job("baseline", root=nowhere, packs=packs, **fields)
-    packed = train(Training(job, blocks.samples), CPU)
+    images, job = replace(blocks.images, image_size=(30, 36)), make_job("baseline")
+    plain = train(Training(job, images), CPU)
+    packed = train(Training(job, replace(images, root=nowhere, packs=packs)), CPU)
     assert packed.fingerprint == plain.fingerprint
     assert packed.network.digest() == plain.network.digest()
     assert [r for r in packed.history if "val.miou" in r] == [
@@ -52,16 +48,17 @@ def test_a_training_from_packs_ends_with_the_same_weights_and_reads_no_file(
 
 def test_packs_are_not_part_of_the_fingerprint(blocks, make_job, packs):
     prints = {
-        Training(make_job("baseline", packs=place), blocks.samples).fingerprint
+        Training(make_job("baseline"), replace(blocks.images, packs=place)).fingerprint
         for place in (None, packs, Path("elsewhere"))
     }
     assert len(prints) == 1
 
 
 def test_a_size_that_was_not_packed_is_read_from_the_files(blocks, make_job, packs, nowhere):
-    train(Training(make_job("baseline", packs=packs), blocks.samples), CPU)
+    images, job = replace(blocks.images, packs=packs), make_job("baseline")
+    train(Training(job, images), CPU)
     with pytest.raises(DataProblem, match="cannot be read"):
-        train(Training(make_job("baseline", root=nowhere, packs=packs), blocks.samples), CPU)
+        train(Training(job, replace(images, root=nowhere)), CPU)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "gone"])
@@ -71,9 +68,9 @@ def test_packs_that_cannot_be_used_cost_speed_only(blocks, make_job, packs, dama
             path.write_bytes(path.read_bytes()[:5000])
     if damage == "gone":
         shutil.rmtree(packs)
-    fields = {"image_size": (30, 36)}
-    plain = train(Training(make_job("baseline", **fields), blocks.samples), CPU)
-    packed = train(Training(make_job("baseline", packs=packs, **fields), blocks.samples), CPU)
+    images, job = replace(blocks.images, image_size=(30, 36)), make_job("baseline")
+    plain = train(Training(job, images), CPU)
+    packed = train(Training(job, replace(images, packs=packs)), CPU)
     assert packed.network.digest() == plain.network.digest()
     assert ("cannot be used" in caplog.text) == (damage == "truncated")
 

@@ -37,7 +37,7 @@ def learned(blocks) -> NetworkCheckpoint:
     job = _job(blocks, "teacher", network=TEACHER.model_copy(update={"dropout": 0.0}))
     longer = {"iterations": 60, "validate_every": 60, "optimizer": OptimizerParams(lr=0.05)}
     job = job.model_copy(update={"recipe": job.recipe.model_copy(update=longer)})
-    return train(Training(job, blocks.samples), CPU).network
+    return train(Training(job, blocks.images), CPU).network
 
 
 def _job(blocks, method, *, network, weighted=False, rdd=None, preset="reference_code"):
@@ -46,8 +46,6 @@ def _job(blocks, method, *, network, weighted=False, rdd=None, preset="reference
     return TrainingJob(
         method=method,
         network=network,
-        labels=LABELS,
-        root=blocks.root,
         recipe={
             "iterations": STEPS,
             "batch_size": BATCH,
@@ -187,7 +185,7 @@ def test_thirty_steps_equal_a_plain_loop(
         "output_shapes",
         lambda network, size: probe.output_shapes(copy.deepcopy(network).float(), size),
     )
-    train_only = [sample for sample in blocks.samples if sample.split == "train"]
+    train_only = blocks.images.split("train")
     ours = train(Training(job, train_only, learned), CPU).state.student
 
     torch.manual_seed(job.seed)

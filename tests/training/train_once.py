@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rdd_pipeline.config import AugmentParams, RecipeParams
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import build_index
 from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.training.job import TrainingJob
@@ -25,9 +26,9 @@ def the_training(root: Path) -> Training:
         augment=AugmentParams(crop=(32, 32), scale_min=0.8, scale_max=1.2),
         validate_every=3,
     )
-    job = TrainingJob(method="baseline", network=STUDENT, labels=LABELS, root=root, recipe=recipe)
+    job = TrainingJob(method="baseline", network=STUDENT, recipe=recipe)
     layout = get_layout("camvid")._replace(labels=LABELS)
-    return Training(job, build_index(root, layout).samples)
+    return Training(job, Images(root, build_index(root, layout).samples, LABELS))
 
 
 if __name__ == "__main__":
@@ -41,6 +42,6 @@ if __name__ == "__main__":
         while len(list(stores.glob("begun-*"))) < processes and time.monotonic() < until:
             time.sleep(0.005)
 
-    trainer = CPU.model_copy(update={"threads": 1})
+    trainer = CPU.model_copy(update={"threads": 1, "log_every": 1})
     result = train(training, trainer, on_log=together)
     print(result.network.digest(), result.trained)

@@ -95,9 +95,9 @@ class Started:
     processes: list[BaseProcess] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
 
-    def dead(self, patience: float) -> list[BaseProcess]:
+    def dead(self, timeout: float) -> list[BaseProcess]:
         """Processes that have ended; where none has, one may be about to."""
-        wait([process.sentinel for process in self.processes], patience)
+        wait([process.sentinel for process in self.processes], timeout)
         return [process for process in self.processes if not process.is_alive()]
 
     def kill(self) -> None:
@@ -116,24 +116,24 @@ def started_here() -> Iterator[Started]:
     started.threads.extend(set(threading.enumerate()) - threads)
 
 
-def deliver(batches: Iterator[AnyBatch], started: Started, patience: float) -> Iterator[AnyBatch]:
-    """The batches of a DataLoader, each within `patience` seconds.
+def deliver(batches: Iterator[AnyBatch], started: Started, timeout: float) -> Iterator[AnyBatch]:
+    """The batches of a DataLoader, each within `timeout` seconds.
 
     Args:
         batches: Iterator of a DataLoader with a timeout, after which it may be asked again.
         started: What it has started; killed when it is at fault.
-        patience: Seconds to wait for a batch.
+        timeout: Seconds to wait for a batch.
 
     Raises:
         UserError: None came, or a loader process died.
     """
-    watch = _Watch(started, patience + LOOK_EVERY)
+    watch = _Watch(started, timeout + LOOK_EVERY)
     with _silent(started.threads):
         try:
             while True:
                 watch.waiting_since = time.monotonic()
                 try:
-                    batch = _next(batches, started, patience)
+                    batch = _next(batches, started, timeout)
                 except StopIteration:
                     return
                 watch.waiting_since = None
@@ -142,13 +142,13 @@ def deliver(batches: Iterator[AnyBatch], started: Started, patience: float) -> I
             watch.leave()
 
 
-def _next(batches: Iterator[AnyBatch], started: Started, patience: float) -> AnyBatch:
+def _next(batches: Iterator[AnyBatch], started: Started, timeout: float) -> AnyBatch:
     start = time.monotonic()
     while True:
         try:
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:
-            late = time.monotonic() - start >= patience
+            late = time.monotonic() - start >= timeout
             lost = isinstance(error, EOFError | ConnectionError | FileNotFoundError)
             dead = started.dead(LOOK_EVERY if lost else 0.0)
             if "DataLoader timed out" in str(error) and not dead and not late:
@@ -157,7 +157,7 @@ def _next(batches: Iterator[AnyBatch], started: Started, patience: float) -> Any
             started.kill()
             if late:
                 raise UserError(
-                    f"No batch came from the loader processes for {patience:g} s (trainer.timeout)"
+                    f"No batch came from the loader processes for {timeout:g} s (trainer.timeout)"
                     ". Set trainer.workers=0, which loads in the training process, or raise "
                     "trainer.timeout if the disk is that slow."
                 ) from error
@@ -189,10 +189,10 @@ class _Watch:
     Fetching the memory of a batch asks the process that sent it, which may have been stopped.
     """
 
-    def __init__(self, started: Started, patience: float) -> None:
+    def __init__(self, started: Started, timeout: float) -> None:
         self.waiting_since: float | None = None
         self._started = started
-        self._patience = patience
+        self._timeout = timeout
         self._left = threading.Event()
         threading.Thread(target=self._run, name="watch over loaders", daemon=True).start()
 
@@ -201,9 +201,9 @@ class _Watch:
         self._left.set()
 
     def _run(self) -> None:
-        while not self._left.wait(min(1.0, self._patience)):
+        while not self._left.wait(min(1.0, self._timeout)):
             since = self.waiting_since
-            if since is not None and time.monotonic() - since > self._patience:
+            if since is not None and time.monotonic() - since > self._timeout:
                 self._started.kill()
                 return
 

@@ -75,9 +75,9 @@ class Images:
             read_mask(self.root / sample.mask, self.labels.lookup, image_size=self.image_size),
         )
 
-    def pack(self, size: Size | None) -> Path | None:
-        """The pack of these very samples at this size, if there is one that can be used."""
-        return usable_pack(self.packs, self.samples, lookup=self.labels.lookup, image_size=size)
+    def files(self, size: Size | None) -> FileSource:
+        """Decoded images and masks by position, at this size; None: their own."""
+        return FileSource(self.samples, self.root, lookup=self.labels.lookup, image_size=size)
 
     def training_batches(
         self,
@@ -137,12 +137,9 @@ class Images:
 
     def _source(self, size: Size | None, cache_bytes: int = 0) -> ImageSource:
         """Decoded images at this size, from their pack or from their files."""
-        pack = self.pack(size)
-        files = FileSource(
-            self.samples,
-            self.root,
-            lookup=self.labels.lookup,
-            image_size=size,
-            cache_bytes=0 if pack else cache_bytes,
-        )
-        return PackedSource(pack, files) if pack else files
+        files = self.files(size)
+        pack = usable_pack(files, self.packs)
+        if pack is not None:
+            return PackedSource(pack, files)
+        files.cache_bytes = cache_bytes
+        return files

@@ -28,7 +28,7 @@ from rdd_pipeline.data.reading import (
     read_bytes,
 )
 from rdd_pipeline.data.remarks import remarks
-from rdd_pipeline.data.scan_cache import CheckMemory, Facts, Stamp
+from rdd_pipeline.data.scan_cache import Facts, ScanCache, Stamp
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.files import content_digest
 
@@ -105,7 +105,7 @@ def check_images(
     layout: Layout,
     *,
     workers: int | None = None,
-    memory: Path | None = None,
+    cache: Path | None = None,
     division: Division = Division(),  # noqa: B008 - immutable
     bits: int = FULL_BITS,
 ) -> Index:
@@ -115,8 +115,8 @@ def check_images(
         root: The data set's folder.
         layout: How it is organized.
         workers: Threads; None: one for each core this process may use.
-        memory: File that remembers what was found, so that after an interruption, or the next
-            time, only changed files are read; see `memory.CheckMemory`. None: all are read.
+        cache: File that remembers what was found, so that after an interruption, or the next
+            time, only changed files are read; see `scan_cache.ScanCache`. None: all are read.
         division: Splits to make of the training images.
         bits: How many bits the values of 16-bit gray images have, see `decode_image_bytes`.
 
@@ -133,7 +133,7 @@ def check_images(
     _refuse_to_make(listed, division)
     labels = layout.labels
     key = (labels.lookup, labels.num_classes, labels.ignore_index, str(root.resolve()))
-    known = CheckMemory(memory, repr(key))
+    known = ScanCache(cache, repr(key))
     problems = list(listing.problems)
     checked: list[_Checked] = []
     complete = False
@@ -269,7 +269,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check(root: Path, pair: Pair, labels: LabelSet, known: CheckMemory) -> _Checked:
+def _check(root: Path, pair: Pair, labels: LabelSet, known: ScanCache) -> _Checked:
     """What the pair holds, or what is wrong with it."""
     stamp, facts = known.recall(root, pair)
     if facts is not None:

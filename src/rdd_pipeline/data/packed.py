@@ -20,7 +20,6 @@ import shutil
 import struct
 import time
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -31,8 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rdd_pipeline.data.index import Sample, bits_in_use, usable_cores
-from rdd_pipeline.data.labels import Lookup
+from rdd_pipeline.data.index import bits_in_use, usable_cores
 from rdd_pipeline.data.progress import tracked
 from rdd_pipeline.data.sources import FileSource
 from rdd_pipeline.errors import DataProblem
@@ -64,43 +62,26 @@ class _Entry(NamedTuple):
         return self.height * self.width
 
 
-def pack_path(
-    samples: Sequence[Sample],
-    folder: Path,
-    *,
-    lookup: Lookup,
-    image_size: tuple[int, int] | None = None,
-) -> Path:
-    """Where the pack of these samples is kept: `SPLIT_KEY.pack` in `folder`."""
-    content = [(s.image_digest, s.mask_digest, *bits_in_use(s)) for s in samples]
-    key = repr((_MAGIC, content, tuple(lookup), tuple(image_size) if image_size else None))
-    splits = "_".join(sorted({sample.split for sample in samples}))
+def pack_path(files: FileSource, folder: Path) -> Path:
+    """Where the pack of these files is kept: `SPLIT_KEY.pack` in `folder`."""
+    content = [(s.image_digest, s.mask_digest, *bits_in_use(s)) for s in files.samples]
+    size = tuple(files.image_size) if files.image_size else None
+    key = repr((_MAGIC, content, tuple(files.lookup), size))
+    splits = "_".join(sorted({sample.split for sample in files.samples}))
     return folder / f"{splits}_{blake2b(key.encode(), digest_size=12).hexdigest()}.pack"
 
 
-def packed_bytes(samples: Sequence[Sample], image_size: tuple[int, int] | None = None) -> int:
-    """Size of the pack of these samples, in bytes."""
-    sizes = [image_size or (sample.height, sample.width) for sample in samples]
-    return _data_start(len(samples)) + sum(4 * height * width for height, width in sizes)
+def packed_bytes(files: FileSource) -> int:
+    """Size of the pack of these files, in bytes."""
+    return int(_offsets(files)[-1])
 
 
-def write_pack(
-    samples: Sequence[Sample],
-    root: Path,
-    folder: Path,
-    *,
-    lookup: Lookup,
-    image_size: tuple[int, int] | None = None,
-    workers: int | None = None,
-) -> Path:
-    """Decode all samples into their pack, unless it is there.
+def write_pack(files: FileSource, folder: Path, *, workers: int | None = None) -> Path:
+    """Decode all files into their pack, unless it is there.
 
     Args:
-        samples: Rows of the index.
-        root: The data set's folder.
+        files: What is packed, at the size it is read with.
         folder: Where packs are kept; made if missing.
-        lookup: What mask values or colors mean, see `LabelSet.lookup`.
-        image_size: (height, width) images and masks are resized to; None: their own.
         workers: Threads; None: one for each core this process may use.
 
     Returns:
@@ -111,41 +92,22 @@ def write_pack(
             written.
         DataProblem: A file cannot be read.
     """
-    path = usable_pack(folder, samples, lookup=lookup, image_size=image_size)
+    path = usable_pack(files, folder)
     if path is not None:
         return path
-    path = pack_path(samples, folder, lookup=lookup, image_size=image_size)
-    sizes = [image_size or (sample.height, sample.width) for sample in samples]
-    offsets = _data_start(len(samples)) + np.cumsum([0, *(4 * h * w for h, w in sizes)])
-    source = FileSource(samples, root, lookup=lookup, image_size=image_size)
+    path = pack_path(files, folder)
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
-        _check_space(folder, int(offsets[-1]))
+        _check_space(folder, packed_bytes(files))
         with open(aside, "wb") as file:
-            descriptor = file.fileno()
-            os.truncate(descriptor, int(offsets[-1]))
-
-            def write(position: int) -> _Entry:
-                image, mask = source[position]
-                height, width = mask.shape
-                pixels = image.permute(1, 2, 0).contiguous().numpy()
-                data = pixels.tobytes() + mask.contiguous().numpy().tobytes()
-                _write_at(descriptor, data, int(offsets[position]))
-                return _Entry(int(offsets[position]), height, width, zlib.crc32(data))
-
-            pool = ThreadPoolExecutor(workers or usable_cores())
-            try:
-                written = pool.map(write, range(len(samples)))
-                title = f"packing {path.name.split('_')[0]}"
-                entries = list(tracked(written, title, len(samples)))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            os.truncate(file.fileno(), packed_bytes(files))
+            entries = _write_samples(file.fileno(), files, workers, path.name.split("_")[0])
             header = json.dumps({"name": path.name, "samples": entries}).encode()
             start = _START.pack(_MAGIC, len(header), zlib.crc32(header))
-            _write_at(descriptor, start + header, 0)
-            os.fsync(descriptor)
+            _write_at(file.fileno(), start + header, 0)
+            os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
         raise PackProblem(
@@ -158,20 +120,35 @@ def write_pack(
     return path
 
 
-def usable_pack(
-    folder: Path | None,
-    samples: Sequence[Sample],
-    *,
-    lookup: Lookup,
-    image_size: tuple[int, int] | None = None,
-) -> Path | None:
-    """The pack of these very samples in `folder`, if it is there and complete.
+def _write_samples(
+    descriptor: int, files: FileSource, workers: int | None, title: str
+) -> list[_Entry]:
+    offsets = _offsets(files)
+
+    def write(position: int) -> _Entry:
+        image, mask = files[position]
+        height, width = mask.shape
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        data = pixels.tobytes() + mask.contiguous().numpy().tobytes()
+        _write_at(descriptor, data, int(offsets[position]))
+        return _Entry(int(offsets[position]), height, width, zlib.crc32(data))
+
+    pool = ThreadPoolExecutor(workers or usable_cores())
+    try:
+        written = pool.map(write, range(len(files)))
+        return list(tracked(written, f"packing {title}", len(files)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_pack(files: FileSource, folder: Path | None) -> Path | None:
+    """The pack of these very files in `folder`, if it is there and complete.
 
     Without it images are read from their files, which gives the same pixels.
     """
     if folder is None:
         return None
-    path = pack_path(samples, folder, lookup=lookup, image_size=image_size)
+    path = pack_path(files, folder)
     if not path.exists():
         return None
     try:
@@ -198,8 +175,8 @@ class PackedSource:
     its files instead.
 
     Args:
-        path: From `write_pack` for these samples.
-        files: The same samples as files, in the same order.
+        path: From `write_pack` for these files.
+        files: What it holds.
 
     Raises:
         DataProblem: The pack is missing, incomplete or of other samples.
@@ -294,9 +271,12 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _data_start(count: int) -> int:
-    needed = _START.size + 200 + count * _HEADER_BYTES_PER_SAMPLE
-    return -(-needed // _ALIGNMENT) * _ALIGNMENT
+def _offsets(files: FileSource) -> NDArray[np.int64]:
+    """Where each sample begins in the pack, and its end."""
+    header = _START.size + 200 + len(files) * _HEADER_BYTES_PER_SAMPLE
+    start = -(-header // _ALIGNMENT) * _ALIGNMENT
+    sizes = [files.image_size or (sample.height, sample.width) for sample in files.samples]
+    return start + np.cumsum([0, *(4 * height * width for height, width in sizes)])
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

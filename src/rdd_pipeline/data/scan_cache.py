@@ -1,7 +1,7 @@
 """What earlier looks at the files of a data set found, so that only changed ones are read again.
 
-A pair is known again by path, size, and times of change of both of its files. The memory is one
-file: a line with its format and the digest of the rest, then JSON. A damaged memory, or one of
+A pair is known again by path, size, and times of change of both of its files. The cache is one
+file: a line with its format and the digest of the rest, then JSON. A damaged one, or one of
 another label set or folder, is not used; then every file is read, so it never decides what is
 found, only how fast.
 """
@@ -55,7 +55,7 @@ class Facts(NamedTuple):
     """Of a mask read by palette indices: value -> color (0xRRGGBB), of those that occur."""
 
 
-class CheckMemory:
+class ScanCache:
     """Facts about pairs by the stamp of their files.
 
     Args:
@@ -109,7 +109,7 @@ class CheckMemory:
             self._write({**self._known, **self._kept})
 
     def save(self, *, complete: bool) -> None:
-        """Write the memory; `complete`: forget all pairs that were not looked at this time."""
+        """Write the cache; `complete`: forget all pairs that were not looked at this time."""
         if self._path is None:
             return
         rows = self._kept if complete else {**self._known, **self._kept}
@@ -131,7 +131,7 @@ class CheckMemory:
 
 
 def _load(path: Path, key: str) -> dict[str, list[Any]]:
-    """Pairs of the memory; none if there is no memory that can be used."""
+    """Pairs of the cache; none if there is none that can be used."""
     try:
         head, _, body = path.read_bytes().partition(b"\n")
     except OSError:

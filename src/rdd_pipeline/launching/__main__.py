@@ -2,7 +2,9 @@
 
 Needs torch, torchvision, timm, pydantic, safetensors and rich only. JOB.json holds
 
-* ``job``: a `TrainingJob` (`root` and `packs` may be relative to the file's folder),
+* ``job``: a `TrainingJob`,
+* ``root``, ``labels``, ``image_size``, ``packs``: of the images, see `Images`; the paths may be
+  relative to the file's folder, the last two may be left out,
 * ``trainer``: `TrainerParams`, may be left out,
 * ``index``: path of an index CSV as `data_ingestion` writes it, or null: the folder is read anew
   by the layout named in ``layout``,
@@ -29,10 +31,11 @@ from typing import Any
 from pydantic import ValidationError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from rdd_pipeline.config import EvaluationParams, Params, TrainerParams
+from rdd_pipeline.config import EvaluationParams, Params, Size, TrainerParams
 from rdd_pipeline.data.coverage import with_coverage
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample, build_index, from_rows
+from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.data.layouts import get_layout, raise_problems
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.scoring import score_splits
@@ -52,6 +55,10 @@ class JobFile(Params):
     """Content of JOB.json."""
 
     job: TrainingJob
+    root: Path
+    labels: LabelSet
+    image_size: Size | None = None
+    packs: Path | None = None
     trainer: TrainerParams = TrainerParams()
     evaluation: EvaluationParams = EvaluationParams()
     index: Path | None = None
@@ -75,20 +82,19 @@ def run_job_file(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise UserError(f"The job file {path} is wrong: {error}") from error
     base = path.resolve().parent
-    packs = base / spec.job.packs.expanduser() if spec.job.packs else None
-    root = base / spec.job.root.expanduser()
-    job = spec.job.model_copy(update={"root": root, "packs": packs})
-    job = prepare_job(job, spec.trainer)
-    samples = _samples(spec, base, job.root)
+    packs = base / spec.packs.expanduser() if spec.packs else None
+    root = base / spec.root.expanduser()
+    images = Images(root, _samples(spec, base, root), spec.labels, spec.image_size, packs)
+    job = prepare_job(spec.job, spec.trainer)
     teacher = load_checkpoint(base / spec.teacher) if spec.teacher else None
     output = base / spec.output
-    training = Training(job, samples, teacher).stored_in(output / "work")
+    training = Training(job, images, teacher).stored_in(output / "work")
     result = train(training, spec.trainer)
     if not _is_first():
         return {}
     scores = score_splits(
         result.network,
-        Images(job.root, tuple(samples), job.labels, job.image_size, job.packs),
+        images,
         spec.evaluation,
         device=resolve_device(spec.trainer.device),
     )

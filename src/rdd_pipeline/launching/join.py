@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 # Otherwise each lost connection prints a page of C++ frames. Read when torch is imported.
@@ -101,15 +102,15 @@ def _take_part(exchange: Exchange, training: int, data: Path | None, address: st
 def _local(folder: Path, endpoint: str, data: Path | None, address: str | None) -> Task:
     """The task as it is on this machine."""
     task = Task.model_validate_json((folder / "task.json").read_text())
-    root = (data.expanduser().resolve() if data else task.job.root).absolute()
+    root = (data.expanduser().resolve() if data else task.images.root).absolute()
     if not root.is_dir():
         raise UserError(
-            f"The images are in {task.job.root} on the first machine, but {root} is no folder "
+            f"The images are in {task.images.root} on the first machine, but {root} is no folder "
             "here. Give the place of the same images by --data."
         )
-    job = task.job.model_copy(update={"root": root})
     trainer = task.trainer.model_copy(update={"rendezvous": endpoint, "address": address})
-    return task.model_copy(update={"job": job, "trainer": trainer, "work": None, "cwd": Path.cwd()})
+    here = {"images": replace(task.images, root=root), "work": None, "cwd": Path.cwd()}
+    return task.model_copy(update={"trainer": trainer, **here})
 
 
 def main() -> int:

@@ -89,7 +89,7 @@ def _launch(
         task = Task(
             job=training.job,
             trainer=trainer,
-            samples=training.samples,
+            images=training.images,
             work=store.path.parent.resolve(),
             fingerprint=store.fingerprint,
             cwd=Path.cwd(),

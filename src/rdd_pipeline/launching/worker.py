@@ -25,7 +25,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rdd_pipeline.config import Params, TrainerParams
-from rdd_pipeline.data.index import Sample, usable_cores
+from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.index import usable_cores
 from rdd_pipeline.data.processes import end_with_parent
 from rdd_pipeline.errors import DataProblem, NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.files import write_atomically
@@ -62,7 +63,7 @@ class Task(Params):
 
     job: TrainingJob
     trainer: TrainerParams
-    samples: tuple[Sample, ...]
+    images: Images
     work: Path | None
     fingerprint: str
     cwd: Path
@@ -143,7 +144,7 @@ def _do(folder: Path, loopback: bool, stop: threading.Event) -> None:
     teacher, start = folder / "teacher.safetensors", folder / "start.ckpt"
     training = Training(
         task.job,
-        task.samples,
+        task.images,
         load_checkpoint(teacher) if teacher.exists() else None,
         TrainState.from_bytes(start.read_bytes(), source=str(start)) if start.exists() else None,
         None if task.work is None else RunStore(task.work, task.fingerprint),

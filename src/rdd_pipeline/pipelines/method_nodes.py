@@ -44,7 +44,7 @@ from rdd_pipeline.reporting.figures import confusion_figure, training_curves
 from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.difficulty import training_notes
-from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.job import TrainingJob, check_class_weights
 from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.store import RunStore
@@ -130,7 +130,8 @@ def make_plan_node(method: str) -> Callable[..., Plan]:
         seed: int,
         seeds: int = 1,
     ) -> Plan:
-        own = network_plan["teacher" if method == "teacher" else "student"]
+        role, labels = "teacher" if method == "teacher" else "student", images.labels
+        own = network_plan[role]
         if own["given"]:
             return {}
         try:
@@ -139,10 +140,6 @@ def make_plan_node(method: str) -> Callable[..., Plan]:
                 stage=find_method(method).trains,
                 seed=seed,
                 network=NetworkParams.model_validate(own["network"]),
-                labels=images.labels,
-                root=images.root,
-                image_size=images.image_size,
-                packs=images.packs,
                 recipe=recipe,
                 rdd=rdd,
                 methods=methods,
@@ -151,15 +148,18 @@ def make_plan_node(method: str) -> Callable[..., Plan]:
         except ValidationError as error:
             faults = (fault["msg"].removeprefix("Value error, ") for fault in error.errors())
             raise UserError(" ".join(faults)) from error
+        check_class_weights(recipe, labels, "recipe" if role == "student" else "teacher_recipe")
         if job.definition.needs_teacher:
-            _check_pair(job, NetworkParams.model_validate(network_plan["teacher"]["network"]))
+            _check_pair(
+                job, labels, NetworkParams.model_validate(network_plan["teacher"]["network"])
+            )
         return {str(n): job.model_copy(update={"seed": n}) for n in range(seed, seed + seeds)}
 
     plan_training.__name__ = f"plan_{method}"
     return plan_training
 
 
-def _check_pair(job: TrainingJob, teacher: NetworkParams) -> None:
+def _check_pair(job: TrainingJob, labels: LabelSet, teacher: NetworkParams) -> None:
     """Refuse a method whose losses do not suit the two networks.
 
     Raises:
@@ -167,7 +167,7 @@ def _check_pair(job: TrainingJob, teacher: NetworkParams) -> None:
     """
     with torch.device("meta"):  # shapes are enough; the weights were looked at before
         small, big = (
-            network_from_params(params, num_classes=job.labels.num_classes, pretrained=False)
+            network_from_params(params, num_classes=labels.num_classes, pretrained=False)
             for params in (job.network, teacher)
         )
     if job.definition.uses_rdd:
@@ -179,7 +179,7 @@ def _check_pair(job: TrainingJob, teacher: NetworkParams) -> None:
             student=small.auxiliary is not None,
         )
     try:
-        check_losses(job.definition, loss_context(small, big, job.recipe, job.labels))
+        check_losses(job.definition, loss_context(small, big, job.recipe, labels))
     except UserError as error:
         raise UserError(f"Method {job.method!r} cannot be trained. {error}") from error
 
@@ -207,12 +207,14 @@ def make_train_node(method: str) -> Callable[..., Any]:
         results = {}
         for seed, job in plan.items():
             state = (initial_states or {}).get(seed)
-            training = Training(prepare_job(job, trainer), images.samples, teacher, state)
+            training = Training(prepare_job(job, trainer), images, teacher, state)
             on_log = partial(tracking.log_metrics, seed=seed if len(plan) > 1 else None)
             results[seed] = train(training.stored_in(work_folder), trainer, on_log)
         weights = {seed: result.network for seed, result in results.items()} | dict(given or {})
         records = {
-            seed: _record(plan[seed], results[seed]) if seed in results else TrainingRecord({}, [])
+            seed: _record(plan[seed], results[seed], images.labels)
+            if seed in results
+            else TrainingRecord({}, [])
             for seed in weights
         }
         tables = [pd.DataFrame(r.history).assign(seed=int(s)) for s, r in results.items()]
@@ -225,7 +227,7 @@ def make_train_node(method: str) -> Callable[..., Any]:
     return train_networks
 
 
-def _record(job: TrainingJob, result: TrainingResult) -> TrainingRecord:
+def _record(job: TrainingJob, result: TrainingResult, labels: LabelSet) -> TrainingRecord:
     cost = result.state.cost
     return TrainingRecord(
         {
@@ -233,7 +235,7 @@ def _record(job: TrainingJob, result: TrainingResult) -> TrainingRecord:
             "training_seconds": cost.seconds,
             "peak_memory_bytes": cost.peak_memory,
         },
-        training_notes(result.history, method=job.definition, labels=job.labels),
+        training_notes(result.history, method=job.definition, labels=labels),
     )
 
 

@@ -19,7 +19,6 @@ from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import Preprocessing, SegmentationNetwork, network_from_params
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.training.device import memory_format
-from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer
 from rdd_pipeline.training.state import TrainState, copy_to_cpu
 from rdd_pipeline.training.step import TrainingStep
@@ -99,14 +98,14 @@ def build(
     job = training.job
     torch.manual_seed(job.seed)
     student = network_from_params(
-        job.network, num_classes=job.labels.num_classes, pretrained=pretrained
+        job.network, num_classes=training.images.labels.num_classes, pretrained=pretrained
     )
     teacher = None
     if training.teacher is not None and job.definition.needs_teacher:
         teacher = training.teacher.build().requires_grad_(False)
     step = TrainingStep(
         student,
-        _objective(job, student, teacher, micro_batches.ranks),
+        _objective(training, student, teacher, micro_batches.ranks),
         teacher=teacher,
         student_preprocessing=Preprocessing.for_network(job.network),
         teacher_preprocessing=training.teacher.header.preprocessing if training.teacher else None,
@@ -149,11 +148,12 @@ def loss_context(
 
 
 def _objective(
-    job: TrainingJob,
+    training: Training,
     student: SegmentationNetwork,
     teacher: SegmentationNetwork | None,
     ranks: Collectives,
 ) -> Objective:
+    job, labels = training.job, training.images.labels
     if teacher is not None and job.definition.uses_rdd:
         check_auxiliary_heads(
             job.rdd_settings,
@@ -166,16 +166,16 @@ def _objective(
     if teacher is not None:
         cross_image = job.methods.cross_image
         context = loss_context(
-            student, teacher, job.recipe, job.labels, ranks=ranks, cross_image=cross_image
+            student, teacher, job.recipe, labels, ranks=ranks, cross_image=cross_image
         )
-    weights = job.labels.class_weights if job.recipe.class_weights else None
+    weights = labels.class_weights if job.recipe.class_weights else None
     return Objective(
         job.definition,
         rdd=job.rdd_settings,
         iterations=job.recipe.iterations,
         aux_weight=job.recipe.aux_weight,
         class_weights=None if weights is None else torch.tensor(weights),
-        ignore_index=job.labels.ignore_index,
+        ignore_index=labels.ignore_index,
         context=context,
         scale_by_positions=job.methods.scale_by_positions,
         ranks=ranks,

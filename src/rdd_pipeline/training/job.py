@@ -15,11 +15,12 @@ from rdd_pipeline.config import (
     Params,
     RddParams,
     RecipeParams,
-    Size,
 )
+from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import Method, find_method
 from rdd_pipeline.distillation.stages import stage_span
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import file_digest, json_digest
 
 TRAINING_FORMAT = 4
@@ -35,12 +36,6 @@ class TrainingJob(Params):
     stage: str = Field("whole", description="One of the method's stages, or `whole`: all of them.")
     seed: NonNegativeInt = 0
     network: NetworkParams
-    labels: LabelSet
-    root: Path = Field(description="Folder the sample paths start at.")
-    image_size: Size | None = None
-    packs: Path | None = Field(
-        None, description="Folder with packs of the images, which give the same pixels faster."
-    )
     recipe: RecipeParams
     rdd: RddParams = Field(
         RddParams(), description="Settings of the run; an ablation puts its own on top."
@@ -66,12 +61,6 @@ class TrainingJob(Params):
             raise ValueError(
                 f"rdd.tfe_length is {self.warmup} iterations, the run has "
                 f"{self.recipe.iterations}. Lower rdd.tfe_length or raise recipe.iterations."
-            )
-        if self.recipe.class_weights and self.labels.class_weights is None:
-            name = "teacher_recipe" if self.method == "teacher" else "recipe"
-            raise ValueError(
-                f"{name}.class_weights is on, but label set {self.labels.name!r} has none. "
-                "Turn it off."
             )
         return self
 
@@ -112,19 +101,21 @@ class TrainingJob(Params):
         return stage_span(stages, self.stage, self.rdd_settings, self.recipe.iterations)
 
     def fingerprint(
-        self, *, index_digest: str, teacher_digest: str | None, start_digest: str | None
+        self, images: Images, *, teacher_digest: str | None, start_digest: str | None
     ) -> str:
         """Digest (16 hex digits) of everything that decides the weights this job ends with.
 
-        Where the data lie, packed or not, is not part of it, what they hold is (`index_digest`),
-        and of the label set what its masks mean, not its colors; a backbone file counts by its
-        content. A stage that does not look at the settings of later ones (`Stage.settings`) is
-        shared by runs that differ in those.
+        Where the images lie, packed or not, is not part of it, what they hold is, and of the label
+        set what its masks mean, not its colors; a backbone file counts by its content.
+        A stage that does not look at the settings of later ones (`Stage.settings`) is shared by
+        runs that differ in those.
         """
         definition, rdd = self.definition, self.rdd_settings
-        apart = {"root", "packs", "labels", "method", "methods", "rdd", "evaluation"}
+        apart = {"method", "methods", "rdd", "evaluation"}
         facts = self.model_dump(mode="json", exclude=apart, context=FORMER_NAMES)
-        facts["labels"] = {**self.labels.meaning(), "class_weights": self.labels.class_weights}
+        facts["image_size"] = images.image_size
+        labels = images.labels
+        facts["labels"] = {**labels.meaning(), "class_weights": labels.class_weights}
         facts["definition"] = {
             "task": definition.task,
             "terms": [
@@ -152,8 +143,21 @@ class TrainingJob(Params):
             facts["network"]["pretrained"] = file_digest(self.network.pretrained)
         facts |= {
             "format": TRAINING_FORMAT,
-            "index": index_digest,
+            "index": images.index_digest,
             "teacher": teacher_digest,
             "start": start_digest,
         }
         return json_digest(facts)
+
+
+def check_class_weights(recipe: RecipeParams, labels: LabelSet, name: str = "recipe") -> None:
+    """Refuse weights of classes that the label set does not have; `name` is the recipe's.
+
+    Raises:
+        UserError: It has none.
+    """
+    if recipe.class_weights and labels.class_weights is None:
+        raise UserError(
+            f"{name}.class_weights is on, but label set {labels.name!r} has no class weights. "
+            "Turn it off."
+        )

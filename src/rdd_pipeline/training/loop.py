@@ -111,7 +111,7 @@ class Trainer:
             self._say("already trained (%s), loaded.", finished.fingerprint)
             return self.training.result(finished, trained=0)
         if store and self.is_writer:
-            store.describe(self.job.model_dump(mode="json"))
+            store.describe(self.training.description())
         with self._errors_of_torch():
             components = self._start()
             before = self.state.iteration
@@ -155,7 +155,7 @@ class Trainer:
             stop_signals(self.stop) as stop,
             TrainingProgress(job.title, first, last, best=best, silent=not self.is_writer) as bar,
         ):
-            curves = Curves(job, job.labels, self.state, bar, self.on_log)
+            curves = Curves(job, self.training.images.labels, self.state, bar, self.on_log)
             for batch in batches:
                 lr = learning_rate(job.recipe.optimizer, batch.iteration, job.recipe.iterations)
                 curves.add(*self._one_step(components, batch, lr))
@@ -251,7 +251,7 @@ class Trainer:
         return due
 
     def _scores(self, components: Components) -> Scores:
-        job = self.job
+        job, labels = self.job, self.training.images.labels
         batches = self.training.images.split("val").evaluation_batches(
             # Not the training's: whole images take many times the memory of crops.
             job.evaluation.batch_size,
@@ -261,8 +261,8 @@ class Trainer:
             components.step.student,
             Preprocessing.for_network(job.network),
             batches,
-            num_classes=job.labels.num_classes,
-            ignore_index=job.labels.ignore_index,
+            num_classes=labels.num_classes,
+            ignore_index=labels.ignore_index,
             device=self.device,
             scales=job.evaluation.scales,
             flip=job.evaluation.flip,

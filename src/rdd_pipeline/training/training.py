@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rdd_pipeline.data.images import Images
-from rdd_pipeline.data.index import Sample, index_digest, of_split
 from rdd_pipeline.distillation.stages import stage_before
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks import NetworkCheckpoint, NetworkHeader, Preprocessing
-from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.job import TrainingJob, check_class_weights
 from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.store import RunStore
 
@@ -48,7 +48,7 @@ class Training:
 
     Attributes:
         job: What to train.
-        samples: The index; splits `train` and, if there, `val` are used.
+        images: Splits `train` and, if there, `val` are used.
         teacher: Frozen network; required by methods that distill.
         initial_state: Of the stage before, if there is one.
         store: Where checkpoints live; None keeps nothing on disk. Of several ranks the first that
@@ -56,16 +56,10 @@ class Training:
     """
 
     job: TrainingJob
-    samples: tuple[Sample, ...]
+    images: Images
     teacher: NetworkCheckpoint | None = None
     initial_state: TrainState | None = None
     store: RunStore | None = None
-
-    @cached_property
-    def images(self) -> Images:
-        """Where the samples lie and how they are read."""
-        job = self.job
-        return Images(job.root, self.samples, job.labels, job.image_size, job.packs)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,7 +67,7 @@ class Training:
         if self.store is not None:
             return self.store.fingerprint
         return self.job.fingerprint(
-            index_digest=index_digest(self.samples),
+            self.images,
             teacher_digest=None if self.teacher is None else self.teacher.digest(),
             start_digest=None if self.initial_state is None else self.initial_state.digest(),
         )
@@ -90,8 +84,9 @@ class Training:
                 other classes, or no state to go on from.
         """
         job, recipe = self.job, self.job.recipe
-        if not of_split(self.samples, "train"):
+        if not self.images.split("train").samples:
             raise UserError("The index has no image in split `train`. Add some or fix the layout.")
+        check_class_weights(recipe, self.images.labels)
         steps = recipe.gradient_accumulation_steps
         if recipe.batch_size % (world_size * steps):
             parts = f" in {steps} parts each" if steps > 1 else ""
@@ -104,6 +99,17 @@ class Training:
             self._check_teacher()
         if before := stage_before(job.definition.stages, job.stage):
             self._check_initial_state(before)
+
+    def description(self) -> dict[str, Any]:
+        """What is trained, as JSON, for people."""
+        images = self.images
+        return {
+            **self.job.model_dump(mode="json"),
+            "root": str(images.root),
+            "labels": images.labels.model_dump(mode="json"),
+            "image_size": images.image_size,
+            "packs": None if images.packs is None else str(images.packs),
+        }
 
     def result(self, state: TrainState, *, trained: int) -> TrainingResult:
         """What is handed on of the state after the last iteration."""
@@ -121,7 +127,7 @@ class Training:
             best = None
         header = NetworkHeader(
             network=job.network.model_copy(update={"pretrained": False}),
-            label_names=job.labels.names,
+            label_names=self.images.labels.names,
             preprocessing=Preprocessing.for_network(job.network),
             provenance={
                 "method": job.method,
@@ -133,7 +139,7 @@ class Training:
         return NetworkCheckpoint(state.student if best is None else best.tensors, header)
 
     def _check_teacher(self) -> None:
-        job, labels = self.job, self.job.labels
+        job, labels = self.job, self.images.labels
         if self.teacher is None:
             raise UserError(f"Method {job.method!r} distills and needs a teacher; none was given.")
         classes = len(self.teacher.header.label_names)

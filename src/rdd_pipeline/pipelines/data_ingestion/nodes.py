@@ -72,7 +72,7 @@ def inspect_images(
         root,
         layout,
         workers=_workers(data),
-        memory=image_cache / f"checked-{content_digest(str(root).encode())[:12]}.json",
+        cache=image_cache / f"checked-{content_digest(str(root).encode())[:12]}.json",
         division=Division(data.val_fraction, data.test_fraction, data.split_seed),
         bits=data.bits,
     )
@@ -172,15 +172,14 @@ def pack_images(
     """
     if data.cache is False:
         return indexed_images, _unpacked("data.cache is false")
-    root, samples, labels = indexed_images.root, indexed_images.samples, indexed_images.labels
     splits = {
-        split: (of_split(samples, split), indexed_images.image_size if split == "train" else None)
-        for split in dict.fromkeys(sample.split for sample in samples)
+        split: indexed_images.split(split).files(
+            indexed_images.image_size if split == "train" else None
+        )
+        for split in dict.fromkeys(sample.split for sample in indexed_images.samples)
     }
     missing = sum(
-        packed_bytes(chosen, size)
-        for chosen, size in splits.values()
-        if usable_pack(image_cache, chosen, lookup=labels.lookup, image_size=size) is None
+        packed_bytes(files) for files in splits.values() if usable_pack(files, image_cache) is None
     )
     if data.cache == "auto" and missing and not fits_comfortably(image_cache, missing):
         return indexed_images, _unpacked(
@@ -189,37 +188,30 @@ def pack_images(
         )
     packs: dict[str, dict[str, Any]] = {}
     try:
-        for split, (chosen, size) in splits.items():
-            path = write_pack(
-                chosen,
-                root,
-                image_cache,
-                lookup=labels.lookup,
-                image_size=size,
-                workers=_workers(data),
-            )
+        for split, files in splits.items():
+            path = write_pack(files, image_cache, workers=_workers(data))
             packs[split] = {"file": path.name, "megabytes": round(path.stat().st_size / 1e6, 1)}
     except PackProblem as problem:
         if data.cache is True:
             raise
         return indexed_images, _unpacked(str(problem))
-    others = [
-        path.stat().st_size
-        for path in image_cache.glob("*.pack")
-        if path.name not in {pack["file"] for pack in packs.values()}
-    ]
+    _mention_others(image_cache, {pack["file"] for pack in packs.values()})
+    return (
+        dataclasses.replace(indexed_images, packs=image_cache),
+        {"folder": str(image_cache), "splits": packs, "note": ""},
+    )
+
+
+def _mention_others(folder: Path, ours: set[str]) -> None:
+    others = [path.stat().st_size for path in folder.glob("*.pack") if path.name not in ours]
     if others:
         logger.info(
             "%d packs of other images or sizes take %.1f GB in %s; remove them if you do not go "
             "back to those.",
             len(others),
             sum(others) / 1e9,
-            image_cache,
+            folder,
         )
-    return (
-        dataclasses.replace(indexed_images, packs=image_cache),
-        {"folder": str(image_cache), "splits": packs, "note": ""},
-    )
 
 
 def preview_images(images: Images) -> Figure:
