@@ -99,6 +99,91 @@ def test_only_the_rim_knows_kedro_mlflow_and_pandas(path):
     assert {name.split(".")[0] for name in _imports(path)} <= allowed
 
 
+# Inside a package, from the ground up: a module imports only from floors below its own.
+FLOORS = {
+    "data": """
+        delivery division formats labels processes progress transforms
+        download layouts.base reading
+        layouts.ade20k layouts.camvid layouts.cityscapes layouts.coco_stuff layouts.folders \
+            layouts.voc scan_cache
+        layouts.scenes remarks
+        layouts
+        index
+        coverage sources statistics
+        loading packed
+        images""",
+    "scenes": """
+        canvas
+        objects
+        annotation
+        street
+        write""",
+    "losses": """
+        base maps memory_bank
+        at dist dsd kd layers pixelwise similarity skd
+        bpkd cirkd cross_entropy cwd fitnet ifvd mgd ohem
+        af_dcd cirkdv2 rdd""",
+    "networks": """
+        files resizing
+        backbones heads
+        network
+        cirkd_names preprocessing probe
+        checkpoint
+        networks""",
+    "distillation": """
+        stages
+        methods
+        objective""",
+    "evaluation": """
+        confusion cost
+        predict
+        scoring""",
+    "training": """
+        device difficulty job progress running_means schedule state stopping synchronized
+        coordinator curves preparation step store
+        training
+        build
+        loop""",
+    "launching": """
+        exchange
+        worker
+        launch
+        __main__ join""",
+    "reporting": """
+        comparison figures
+        comparison_figures report""",
+    "tracking": """
+        addresses
+        records
+        journal sender
+        delivery
+        __main__ writer
+        tracking""",
+}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_inside_a_package_imports_point_downwards(package):
+    lines = FLOORS[package].replace("\\\n", " ").strip().splitlines()
+    floors = {name: number for number, line in enumerate(lines) for name in line.split()}
+
+    def place(module: str) -> str:
+        """The module, or the package that something is imported from, by its name below."""
+        while module and module not in floors:
+            module = module.rpartition(".")[0]
+        return module
+
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        name = _name(path).removeprefix(f"{package}.")
+        if name == package and package not in floors:
+            continue  # an __init__ without imports
+        assert name in floors, f"{package}: on which floor is {name}?"
+        start = f"rdd_pipeline.{package}."
+        inner = {n.removeprefix(start) for n in _imports(path) if n.startswith(start)}
+        for other in {place(module) for module in inner} - {"", name}:
+            assert floors[other] < floors[name], f"{package}: {name} imports {other}"
+
+
 def test_relative_imports_are_understood(tmp_path, monkeypatch):
     """The reader of imports itself: what it must not miss."""
     folder = tmp_path / "rdd_pipeline" / "a" / "b"

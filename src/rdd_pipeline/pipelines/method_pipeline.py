@@ -29,58 +29,31 @@ def method_pipeline(method: str) -> Pipeline:
     Args:
         method: ``teacher`` or a key of `distillation.methods.METHODS`.
     """
-    is_teacher, definition = method == "teacher", find_method(method)
-    weights = "teacher_weights" if is_teacher else f"student_{method}"
-    plan, training = f"plan_{method}", f"training_{method}"
-    planned = {
-        "images": "images",
-        "network_plan": "network_plan",
-        "recipe": "params:teacher_recipe" if is_teacher else "params:recipe",
-        "rdd": "params:rdd",
-        "methods": "params:methods",
-        "evaluation": "params:evaluation",
-        "seed": "params:seed",
-    }
-    run = {
-        "images": "images",
-        "plan": plan,
-        "trainer": "params:trainer",
-        "work_folder": "work_folder",
-    }
-    upstream = {}
-    if is_teacher:
-        upstream["given"] = "given_teacher"
-    else:
-        planned["seeds"] = "params:seeds"
-    if definition.needs_teacher:
-        upstream["teacher_weights"] = "teacher_weights"
-    if definition.stage_before:
-        upstream["initial_states"] = f"state_{definition.stage_before}"
+    weights = "teacher_weights" if method == "teacher" else f"student_{method}"
+    training = f"training_{method}"
+    evaluated = {"weights": weights, "training": training, "evaluation": "params:evaluation"}
+    outputs = [weights, f"history_{method}", training]
+    if not find_method(method).finishes:
+        outputs.append(f"state_{method}")
     nodes = [
         Node(
             make_plan_node(method),
             name=f"plan_{method}_node",
-            inputs=planned,
-            outputs=plan,
+            inputs=_planned_from(method),
+            outputs=f"plan_{method}",
             tags=["checks"],
         ),
         Node(
             make_train_node(method),
             name=f"train_{method}_node",
-            inputs={**run, **upstream},
-            outputs=[weights, f"history_{method}", training]
-            + ([f"state_{method}"] if not definition.finishes else []),
+            inputs=_run_with(method) | _trained_from(method),
+            outputs=outputs,
             tags=["gpu", "training"],
         ),
         Node(
             make_evaluate_node(method),
             name=f"evaluate_{method}_node",
-            inputs={
-                **run,
-                "weights": weights,
-                "training": training,
-                "evaluation": "params:evaluation",
-            },
+            inputs=_run_with(method) | evaluated,
             outputs=[f"metrics_{method}", f"confusion_{method}"],
             tags=["gpu", "evaluation"],
         ),
@@ -98,6 +71,39 @@ def method_pipeline(method: str) -> Pipeline:
         prefix_datasets_with_namespace=False,
         tags=[f"method_{method}"],
     )
+
+
+def _planned_from(method: str) -> dict[str, str]:
+    """Inputs of the plan."""
+    inputs = {"images": "images", "network_plan": "network_plan"}
+    keys = {name: name for name in ("recipe", "rdd", "methods", "evaluation", "seed", "seeds")}
+    if method == "teacher":  # one of them, by a recipe of its own
+        keys["recipe"] = "teacher_recipe"
+        del keys["seeds"]
+    return inputs | {name: f"params:{key}" for name, key in keys.items()}
+
+
+def _run_with(method: str) -> dict[str, str]:
+    """Inputs of what runs on a device."""
+    return {
+        "images": "images",
+        "plan": f"plan_{method}",
+        "trainer": "params:trainer",
+        "work_folder": "work_folder",
+    }
+
+
+def _trained_from(method: str) -> dict[str, str]:
+    """What a training takes over from other trainings, or from a user."""
+    if method == "teacher":
+        return {"given": "given_teacher"}
+    definition = find_method(method)
+    upstream = {}
+    if definition.needs_teacher:
+        upstream["teacher_weights"] = "teacher_weights"
+    if definition.stage_before:
+        upstream["initial_states"] = f"state_{definition.stage_before}"
+    return upstream
 
 
 def methods_pipeline(methods: Sequence[str]) -> Pipeline:
