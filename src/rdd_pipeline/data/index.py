@@ -132,24 +132,13 @@ def check_images(
     listed = dict.fromkeys(pair.split for pair in listing.pairs)
     _refuse_to_make(listed, division)
     labels = layout.labels
-    key = (labels.lookup, labels.num_classes, labels.ignore_index, str(root.resolve()))
-    known = ScanCache(cache, repr(key))
+    looked_at = _check_all(root, listing.pairs, labels, cache, workers)
+    checked = [item for item in looked_at if item.facts is not None]
     problems = list(listing.problems)
-    checked: list[_Checked] = []
-    complete = False
-    pool = ThreadPoolExecutor(workers or usable_cores())
-    try:
-        results = pool.map(lambda pair: _check(root, pair, labels, known), listing.pairs)
-        for result in tracked(results, "checking images", len(listing.pairs)):
-            problems += result.problems
-            if result.facts is not None:
-                known.keep(result.pair, result.stamp, result.facts, new=not result.known)
-                checked.append(result)
-                problems += _depth_problems(result.pair, result.facts.image, bits)
-        complete = True
-    finally:
-        pool.shutdown(cancel_futures=True)
-        known.save(complete=complete)
+    for item in looked_at:
+        problems += item.problems
+        if item.facts is not None:
+            problems += _depth_problems(item.pair, item.facts.image, bits)
     faulty = {problem.file for problem in problems}
     good = [item for item in checked if not faulty & {item.pair.image, item.pair.mask}]
     if division.made:
@@ -245,20 +234,13 @@ def from_rows(rows: Iterable[Mapping[Any, Any]]) -> tuple[Sample, ...]:
                 f"The index has no column {', '.join(missing)}; it has {', '.join(map(str, row))}. "
                 "Run the data_ingestion pipeline again."
             )
-        values = {field: str(row[field]) for field in Sample._fields if field in row}
-        samples.append(
-            Sample(
-                split=values["split"],
-                name=values["name"],
-                image=values["image"],
-                mask=values["mask"],
-                height=int(row["height"]),
-                width=int(row["width"]),
-                image_digest=values["image_digest"],
-                mask_digest=values["mask_digest"],
-                bits=int(values.get("bits", FULL_BITS)),
-            )
-        )
+        numbers = {"height", "width", "bits"}
+        values: dict[str, Any] = {
+            field: int(row[field]) if field in numbers else str(row[field])
+            for field in Sample._fields
+            if field in row
+        }
+        samples.append(Sample(**values))
     return tuple(samples)
 
 
@@ -267,6 +249,25 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _check_all(
+    root: Path, pairs: Sequence[Pair], labels: LabelSet, cache: Path | None, workers: int | None
+) -> list[_Checked]:
+    key = (labels.lookup, labels.num_classes, labels.ignore_index, str(root.resolve()))
+    known = ScanCache(cache, repr(key))
+    checked: list[_Checked] = []
+    pool = ThreadPoolExecutor(workers or usable_cores())
+    try:
+        results = pool.map(lambda pair: _check(root, pair, labels, known), pairs)
+        for result in tracked(results, "checking images", len(pairs)):
+            checked.append(result)
+            if result.facts is not None:
+                known.keep(result.pair, result.stamp, result.facts, new=not result.known)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        known.save(complete=len(checked) == len(pairs))
+    return checked
 
 
 def _check(root: Path, pair: Pair, labels: LabelSet, known: ScanCache) -> _Checked:

@@ -352,8 +352,30 @@ def _paint_borders(
 
 def _paint_things(canvas: Canvas, rng: Random, street: _Street) -> None:
     """Everything that stands or moves in front of the houses, far to near."""
-    things: list[tuple[float, str, float, int]] = []
     leaves = vary(rng, pick(rng, LEAVES), 0.2)
+    for z, kind, x, side in sorted(_place_things(rng, street), reverse=True):
+        if kind == "tree":
+            tree(canvas, rng, x, z, vary(rng, leaves, 0.25))
+        elif kind == "pole":
+            pole(canvas, rng, x, z, side)
+        elif kind == "sign":
+            sign(canvas, rng, x, z)
+        elif kind == "clutter":
+            clutter(canvas, rng, x, z)
+        elif kind == "pedestrian":
+            pedestrian(canvas, rng, x, z)
+        elif kind == "bicyclist":
+            bicyclist(canvas, rng, x, z)
+        elif kind == "crossing":
+            car(canvas, rng, x, z, side_view=True, back=False)
+        else:
+            back = side > 0 if kind == "driving" else chance(rng, 0.6)
+            car(canvas, rng, x, z, side_view=False, back=back)
+
+
+def _place_things(rng: Random, street: _Street) -> list[tuple[float, str, float, int]]:
+    """Distance, kind, place across the street and side of each thing."""
+    things: list[tuple[float, str, float, int]] = []
     left, right = -street.road_left, street.road_right
 
     def distance(low: float = 4.0, high: float = 60.0) -> float:
@@ -401,24 +423,7 @@ def _paint_things(canvas: Canvas, rng: Random, street: _Street) -> None:
     if street.crossing and chance(rng, 0.6):
         z = street.crossing + uniform(rng, 1.5, 5)
         things.append((z, "crossing", uniform(rng, left - 8, right + 8), 1))
-    for z, kind, x, side in sorted(things, reverse=True):
-        if kind == "tree":
-            tree(canvas, rng, x, z, vary(rng, leaves, 0.25))
-        elif kind == "pole":
-            pole(canvas, rng, x, z, side)
-        elif kind == "sign":
-            sign(canvas, rng, x, z)
-        elif kind == "clutter":
-            clutter(canvas, rng, x, z)
-        elif kind == "pedestrian":
-            pedestrian(canvas, rng, x, z)
-        elif kind == "bicyclist":
-            bicyclist(canvas, rng, x, z)
-        elif kind == "crossing":
-            car(canvas, rng, x, z, side_view=True, back=False)
-        else:
-            back = side > 0 if kind == "driving" else chance(rng, 0.6)
-            car(canvas, rng, x, z, side_view=False, back=back)
+    return things
 
 
 def _with_void(

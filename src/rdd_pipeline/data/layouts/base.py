@@ -422,19 +422,10 @@ def read_names(
     Returns:
         Each line once, in order; those that are a problem are left out.
     """
-    try:
-        text = (root / path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        text = f"{path} cannot be read ({reason}). Copy or download it again."
-        problems.append(Problem(path, text, blocks=True))
-        return []
-    lines = [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines()]
     image_names = _Names(root, images, folders[0])
     mask_names = _Names(root, masks, folders[1])
-    lines = _without_flags([line for line in dict.fromkeys(lines) if line], image_names)
     listed = []
-    for line in lines:
+    for line in _without_flags(_read_lines(root, path, problems), image_names):
         name = image_names.find(line) or mask_names.find(line)
         columns = _TWO_FILES.fullmatch(line)
         if name is not None or columns is None:
@@ -457,6 +448,19 @@ def read_names(
         else:
             listed.append(Listed(line, name, masks[mask]))
     return listed
+
+
+def _read_lines(root: Path, path: str, problems: list[Problem]) -> list[str]:
+    """Each line that is not empty once; a file that cannot be read is a problem."""
+    try:
+        text = (root / path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        text = f"{path} cannot be read ({reason}). Copy or download it again."
+        problems.append(Problem(path, text, blocks=True))
+        return []
+    lines = (unicodedata.normalize("NFC", line.strip()) for line in text.splitlines())
+    return [line for line in dict.fromkeys(lines) if line]
 
 
 class _Names:
