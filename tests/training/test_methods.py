@@ -8,7 +8,7 @@ import pytest
 import torch
 from _pytest.mark.structures import ParameterSet
 
-from rdd_pipeline.config import MethodsParams, NetworkParams
+from rdd_pipeline.config import AugmentParams, MethodsParams, NetworkParams
 from rdd_pipeline.distillation.methods import ABLATIONS, LOSSES, METHODS, RDD_PLUS, RDD_STAGES
 from rdd_pipeline.distillation.objective import check_losses
 from rdd_pipeline.networks import build_network
@@ -163,21 +163,17 @@ def test_an_ablation_that_changes_nothing_shares_its_work(make_job, blocks, teac
 
 
 @pytest.mark.parametrize("method", [*NAMES, *RDD_PLUS, *ABLATIONS])
-def test_every_method_suits_networks_of_any_kind(method):
+def test_every_method_suits_networks_of_any_kind(method, make_job):
     """CNN and transformer as teacher and student, checked without computing."""
-    from rdd_pipeline.config import RecipeParams
-    from rdd_pipeline.distillation.methods import find_method
-
     networks = {
         name: build_network(name, num_classes=3, width=16)
         for name in ("pspnet_test_resnet", "fcn_test_vit")
     }
-    recipe = RecipeParams(augment={"crop": (160, 160)})
+    augment = AugmentParams(crop=(160, 160))
+    job = make_job(method, recipe={"augment": augment}, methods=OPTIONS)
     for teacher in networks.values():
         for student in networks.values():
-            check_losses(
-                find_method(method, OPTIONS), loss_context(student, teacher, recipe, LABELS)
-            )
+            check_losses(job.definition, loss_context(job, LABELS, student, teacher))
 
 
 def test_a_loss_is_the_same_in_all_methods():

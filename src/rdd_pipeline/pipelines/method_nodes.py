@@ -31,7 +31,7 @@ from rdd_pipeline.config import (
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import check_changes, find_method, method_title
-from rdd_pipeline.distillation.objective import check_auxiliary_heads, check_losses
+from rdd_pipeline.distillation.objective import check_losses
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.scoring import score_splits
@@ -170,16 +170,9 @@ def _check_pair(job: TrainingJob, labels: LabelSet, teacher: NetworkParams) -> N
             network_from_params(params, num_classes=labels.num_classes, pretrained=False)
             for params in (job.network, teacher)
         )
-    if job.definition.uses_rdd:
-        check_auxiliary_heads(
-            job.rdd_settings,
-            warmup=job.warmup,
-            iterations=job.recipe.iterations,
-            teacher=big.auxiliary is not None,
-            student=small.auxiliary is not None,
-        )
+    context = loss_context(job, labels, small, big)
     try:
-        check_losses(job.definition, loss_context(small, big, job.recipe, labels))
+        check_losses(job.definition, context)
     except UserError as error:
         raise UserError(f"Method {job.method!r} cannot be trained. {error}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import nn
@@ -12,13 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from rdd_pipeline.collectives import ALONE, Collectives
-from rdd_pipeline.config import RecipeParams, TrainerParams
+from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads
 from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import Preprocessing, SegmentationNetwork, network_from_params
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.training.device import memory_format
+from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer
 from rdd_pipeline.training.state import TrainState, copy_to_cpu
 from rdd_pipeline.training.step import TrainingStep
@@ -127,23 +127,33 @@ def build(
 
 
 def loss_context(
+    job: TrainingJob,
+    labels: LabelSet,
     student: SegmentationNetwork,
     teacher: SegmentationNetwork,
-    recipe: RecipeParams,
-    labels: LabelSet,
-    *,
     ranks: Collectives = ALONE,
-    cross_image: Literal["global", "local"] = "global",
 ) -> LossContext:
-    """What distillation losses are built for: both networks' maps of a training sample."""
-    crop = recipe.augment.crop
+    """What the distillation losses of a job are built for: both networks' maps of a sample.
+
+    Raises:
+        UserError: The task loss would compare heads that are not there.
+    """
+    if job.definition.uses_rdd:
+        check_auxiliary_heads(
+            job.rdd_settings,
+            warmup=job.warmup,
+            iterations=job.recipe.iterations,
+            teacher=teacher.auxiliary is not None,
+            student=student.auxiliary is not None,
+        )
+    crop = job.recipe.augment.crop
     return LossContext(
         student=output_shapes(student, crop),
         teacher=output_shapes(teacher, crop),
         ignore_index=labels.ignore_index,
-        aux_weight=recipe.aux_weight,
+        aux_weight=job.recipe.aux_weight,
         ranks=ranks,
-        cross_image=cross_image,
+        cross_image=job.methods.cross_image,
     )
 
 
@@ -154,20 +164,6 @@ def _objective(
     ranks: Collectives,
 ) -> Objective:
     job, labels = training.job, training.images.labels
-    if teacher is not None and job.definition.uses_rdd:
-        check_auxiliary_heads(
-            job.rdd_settings,
-            warmup=job.warmup,
-            iterations=job.recipe.iterations,
-            teacher=teacher.auxiliary is not None,
-            student=student.auxiliary is not None,
-        )
-    context = None
-    if teacher is not None:
-        cross_image = job.methods.cross_image
-        context = loss_context(
-            student, teacher, job.recipe, labels, ranks=ranks, cross_image=cross_image
-        )
     weights = labels.class_weights if job.recipe.class_weights else None
     return Objective(
         job.definition,
@@ -176,7 +172,7 @@ def _objective(
         aux_weight=job.recipe.aux_weight,
         class_weights=None if weights is None else torch.tensor(weights),
         ignore_index=labels.ignore_index,
-        context=context,
+        context=None if teacher is None else loss_context(job, labels, student, teacher, ranks),
         scale_by_positions=job.methods.scale_by_positions,
         ranks=ranks,
     )

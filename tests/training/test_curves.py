@@ -1,6 +1,6 @@
 """Means between two points of the curves."""
 
-from rdd_pipeline.training.running_means import RunningMeans
+from rdd_pipeline.training.curves import RunningMeans
 
 
 def test_a_value_of_some_steps_is_the_mean_of_those():
