@@ -139,7 +139,7 @@ FLOORS = {
         predict
         scoring""",
     "training": """
-        device difficulty job progress running_means schedule state stopping synchronized
+        device difficulty job progress schedule state stopping synchronized
         coordinator curves preparation step store
         training
         build
