@@ -5,7 +5,6 @@ CONTRIBUTING.md says the same in words. A place is a file, or a new folder, of t
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.changes import changed_places
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "rdd_pipeline"
@@ -53,16 +54,7 @@ class Copy:
 
     def touched(self) -> list[str]:
         """Places that are not those of the package: changed files, new files, new folders."""
-        found = []
-
-        def walk(comparison: filecmp.dircmp[str], inside: str) -> None:
-            found.extend(inside + name for name in (*comparison.diff_files, *comparison.right_only))
-            assert not comparison.left_only
-            for name, below in comparison.subdirs.items():
-                walk(below, f"{inside}{name}/")
-
-        walk(filecmp.dircmp(PACKAGE, self.package, ignore=["__pycache__"]), "")
-        return sorted(found)
+        return changed_places(PACKAGE, self.package)
 
     def train(
         self,

@@ -5,7 +5,6 @@ CONTRIBUTING.md says the same in words; tests/test_additions.py has losses, netw
 
 from __future__ import annotations
 
-import filecmp
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.changes import changed_places
 from tests.data.files import make_camvid
 from tests.kedro_project import CONF, ROOT
 
@@ -70,18 +70,8 @@ class Project:
 
     def touched(self) -> list[str]:
         """Changed files, new files and new folders of code and configuration."""
-        found = []
-
-        def walk(comparison: filecmp.dircmp[str], inside: str) -> None:
-            found.extend(inside + name for name in (*comparison.diff_files, *comparison.right_only))
-            assert not comparison.left_only
-            for name, below in comparison.subdirs.items():
-                walk(below, f"{inside}{name}/")
-
-        ignored = ["__pycache__", "rdd_pipeline.egg-info"]
-        walk(filecmp.dircmp(ROOT / "src", self.folder / "src", ignore=ignored), "src/")
-        walk(filecmp.dircmp(CONF, self.folder / "conf"), "conf/")
-        return sorted(found)
+        code = changed_places(ROOT / "src", self.folder / "src", "src/")
+        return sorted([*code, *changed_places(CONF, self.folder / "conf", "conf/")])
 
     def kedro(self, *words: str) -> str:
         done = subprocess.run(

@@ -50,3 +50,21 @@ def features(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float
 
 def upsampled(logits: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=True)
+
+
+SHAPE = (2, 5, 3, 4)
+"""Of small logits: two images, five classes."""
+
+
+def logits(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random logits; those of one seed are the same whatever the type."""
+    return features(seed, shape, dtype)
+
+
+def blocks() -> Tensor:
+    """Labels of a few rectangles and an ignored corner, (2, 24, 32) uint8."""
+    labels = torch.zeros(2, 24, 32, dtype=torch.uint8)
+    labels[:, 4:14, 6:20] = 1
+    labels[0, 10:, 18:] = 3
+    labels[1, :6, :9] = 255
+    return labels

@@ -10,22 +10,7 @@ from rdd_pipeline.losses.bpkd import bpkd_losses
 from rdd_pipeline.losses.cwd import cwd_loss
 from rdd_pipeline.losses.dist import dist_loss
 from rdd_pipeline.losses.kd import kd_loss
-from tests.losses.reference import features
-
-SHAPE = (2, 5, 3, 4)
-
-
-def logits(seed, shape=SHAPE, dtype=torch.float32):
-    return features(seed, shape, dtype)
-
-
-def blocks():
-    """Labels of a few rectangles and an ignored corner."""
-    labels = torch.zeros(2, 24, 32, dtype=torch.uint8)
-    labels[:, 4:14, 6:20] = 1
-    labels[0, 10:, 18:] = 3
-    labels[1, :6, :9] = 255
-    return labels
+from tests.losses.reference import blocks, logits
 
 
 def bpkd_sum(student, teacher, labels=None):

@@ -232,15 +232,20 @@ def test_more_seeds_than_the_tfe_stage_was_run_with_are_refused(ingested, teache
 # ---- evaluate
 
 
-def test_scores_are_computed_once_and_looked_up_then(
-    images, ingested, teacher, tmp_path, monkeypatch
-):
-    arguments = {
+def _scoring(folder: Path) -> dict[str, object]:
+    """How `score_network` scores on `val`, besides network and images."""
+    return {
         "evaluation": EvaluationParams(splits=("val",)),
         "trainer": CPU,
         "about": {},
-        "work_folder": tmp_path / "work",
+        "work_folder": folder / "work",
     }
+
+
+def test_scores_are_computed_once_and_looked_up_then(
+    images, ingested, teacher, tmp_path, monkeypatch
+):
+    arguments = _scoring(tmp_path)
     first = score_network(teacher, ingested, **arguments)
     monkeypatch.setattr(method_nodes, "score_splits", None)
     assert score_network(teacher, ingested, **arguments) == first
@@ -287,12 +292,7 @@ def _lookup(train_ids: dict[int, int], ignored: tuple[int, ...] = (11,)) -> tupl
 def test_masks_that_mean_something_else_are_scored_anew(
     images, ingested, teacher, tmp_path, change
 ):
-    arguments = {
-        "evaluation": EvaluationParams(splits=("val",)),
-        "trainer": CPU,
-        "about": {},
-        "work_folder": tmp_path / "work",
-    }
+    arguments = _scoring(tmp_path)
     before = score_network(teacher, ingested, **arguments)
     labels = CAMVID.model_copy(update=change)
     after = score_network(teacher, replace(ingested, labels=labels), **arguments)
@@ -305,12 +305,7 @@ def test_masks_that_mean_something_else_are_scored_anew(
 def test_scores_are_looked_up_when_only_figures_change(
     images, ingested, teacher, tmp_path, monkeypatch
 ):
-    arguments = {
-        "evaluation": EvaluationParams(splits=("val",)),
-        "trainer": CPU,
-        "about": {},
-        "work_folder": tmp_path / "work",
-    }
+    arguments = _scoring(tmp_path)
     first = score_network(teacher, ingested, **arguments)
     monkeypatch.setattr(method_nodes, "score_splits", None)
     painted = CAMVID.model_copy(update={"colors": CAMVID.colors[::-1], "name": "other"})

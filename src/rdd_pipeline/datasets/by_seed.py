@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
@@ -95,16 +97,15 @@ class BySeedDataset(
         if not data:
             raise DatasetError(f"Nothing to save in {self._filepath}: there is no seed.")
         folder = get_filepath_str(self._get_save_path(), self._protocol)
-        place = folder
         if self._protocol == "file" and self._version:
-            place = str(Path(folder).with_name(f".{self._filepath.name}.{os.getpid()}"))
-        newest = next(iter(self._get_versions()), None) if self._version else None
-        for seed, content in data.items():
-            name = f"{seed}{self.suffix}"
-            if newest is None or not self._linked(content, f"{newest}/{name}", f"{place}/{name}"):
-                self._write(f"{place}/{name}", self._encode(content))
-        if place != folder:
-            Path(place).replace(folder)
+            aside = Path(folder).with_name(f".{self._filepath.name}.{secrets.token_hex(4)}")
+            try:
+                self._write_all(data, str(aside))
+                aside.replace(folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        else:
+            self._write_all(data, folder)
         self._saved = True
         self._fs.invalidate_cache(get_filepath_str(self._filepath, self._protocol))
 
@@ -121,6 +122,13 @@ class BySeedDataset(
         if not paths:
             raise DatasetError(f"{folder} holds no file SEED{self.suffix}.")
         return sorted(paths, key=lambda path: (len(path), path))  # seed 10 after seed 9
+
+    def _write_all(self, data: Mapping[str, Content], folder: str) -> None:
+        newest = next(iter(self._get_versions()), None) if self._version else None
+        for seed, content in data.items():
+            name = f"{seed}{self.suffix}"
+            if newest is None or not self._linked(content, f"{newest}/{name}", f"{folder}/{name}"):
+                self._write(f"{folder}/{name}", self._encode(content))
 
     def _read(self, path: str) -> Content:
         with self._fs.open(path, "rb") as file:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 from kedro_datasets._typing import TablePreview
 
 from rdd_pipeline.datasets.by_seed import BySeedDataset
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.networks.checkpoint import NetworkCheckpoint
-
-_LARGEST_HEADER = 100_000_000
+from rdd_pipeline.networks.checkpoint import NetworkCheckpoint, read_tensor_table
 
 
 class NetworksDataset(BySeedDataset[NetworkCheckpoint]):
@@ -32,11 +28,10 @@ class NetworksDataset(BySeedDataset[NetworkCheckpoint]):
         """Tensors, shapes and types for Kedro-Viz, from the header of the first seed alone."""
         path = self._files()[0]
         with self._fs.open(path, "rb") as file:
-            # The safetensors format: 8 bytes length, little endian, then JSON.
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= _LARGEST_HEADER:
-                raise UserError(f"{path} is not a safetensors file.")
-            content: dict[str, Any] = json.loads(file.read(length))
+            try:
+                content = read_tensor_table(file)
+            except ValueError as error:
+                raise UserError(f"{path} is not a safetensors file.") from error
         content.pop("__metadata__", None)
         rows = [
             [name, " x ".join(map(str, entry["shape"])), entry["dtype"], math.prod(entry["shape"])]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import json
 import logging
 import socket
@@ -33,7 +32,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 
 from rdd_pipeline.config import Params
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import write_atomically
+from rdd_pipeline.files import content_digest, write_atomically
 from rdd_pipeline.training.job import TRAINING_FORMAT
 
 logger = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ class Exchange:
             pieces = range(0, len(data), _PIECE)
             for piece, start in enumerate(pieces):
                 self._store.set(f"rdd/{number}/{name}/{piece}", data[start : start + _PIECE])  # type: ignore[arg-type]
-            sizes[name] = [len(pieces), hashlib.sha256(data).hexdigest()]
+            sizes[name] = [len(pieces), content_digest(data)]
         self._store.set(f"rdd/{number}/files", json.dumps(sizes))
         self._store.add("rdd/trainings", 1)
         return number
@@ -240,7 +239,7 @@ class Exchange:
             data = b"".join(
                 self._store.get(f"rdd/{training}/{name}/{piece}") for piece in range(pieces)
             )
-            if hashlib.sha256(data).hexdigest() != digest:
+            if content_digest(data) != digest:
                 raise UserError(f"{name} arrived damaged from the first machine. Join again.")
             write_atomically(folder / name, data)
 

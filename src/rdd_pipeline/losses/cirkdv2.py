@@ -22,7 +22,7 @@ from rdd_pipeline.losses.base import (
 from rdd_pipeline.losses.cirkd import cirkd_minibatch_loss, make_memory, relations_in_batch
 from rdd_pipeline.losses.fitnet import fitnet_loss
 from rdd_pipeline.losses.layers import ChannelAdapter, ProjectionHead
-from rdd_pipeline.losses.maps import as_float, paired_maps, rows_of
+from rdd_pipeline.losses.maps import as_float, mean_square, paired_maps, rows_of
 from rdd_pipeline.losses.similarity import soft_similarity_kl
 from rdd_pipeline.networks import NetworkOutput
 
@@ -159,7 +159,7 @@ class ChannelRelations(nn.Module):
         memory = soft_similarity_kl(
             student_MP, keys, teacher_MP, keys, temperature=self.temperature
         ) / max(1, len(student_MP))
-        mse = (student_MP - teacher_MP).square().sum() / max(1, student_MP.numel())
+        mse = mean_square(student_MP - teacher_MP)
         return ChannelLosses(minibatch, memory, mse)
 
 

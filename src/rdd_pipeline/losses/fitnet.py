@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rdd_pipeline.losses.base import DistillationLoss, LossContext
 from rdd_pipeline.losses.layers import ChannelAdapter
-from rdd_pipeline.losses.maps import paired_features
+from rdd_pipeline.losses.maps import mean_square, paired_features
 from rdd_pipeline.networks import NetworkOutput
 
 
@@ -23,7 +23,7 @@ def fitnet_loss(adapted_feature: Tensor, teacher_feature: Tensor) -> Tensor:
         UserError: Batches or widths differ.
     """
     student, teacher = paired_features(adapted_feature, teacher_feature)
-    return (student - teacher).square().sum() / max(1, teacher.numel())
+    return mean_square(student - teacher)
 
 
 class FitNetLoss(DistillationLoss):

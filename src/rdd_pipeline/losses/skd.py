@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.base import DistillationLoss, LossContext
-from rdd_pipeline.losses.maps import as_float, matrix_product, paired_maps, rows_of
+from rdd_pipeline.losses.maps import as_float, matrix_product, mean_square, paired_maps, rows_of
 from rdd_pipeline.networks import NetworkOutput
 
 _WIDTHS = (64, 128, 256, 512)
@@ -47,8 +47,7 @@ def skd_pairwise_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tenso
         unit_NDP = F.normalize(pooled, dim=1).flatten(2)
         return matrix_product(unit_NDP.mT, unit_NDP)
 
-    difference = cosines(student) - cosines(teacher)
-    return difference.square().sum() / max(1, difference.numel())
+    return mean_square(cosines(student) - cosines(teacher))
 
 
 def discriminator_loss(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:

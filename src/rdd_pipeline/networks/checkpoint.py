@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import safetensors.torch
 import torch
@@ -276,14 +276,25 @@ def _is_checkpoint(path: Path) -> bool:
         return False
 
 
-def _metadata(stream: BinaryIO) -> dict[str, str]:
-    # The format: 8 bytes length, little endian, then JSON with the key __metadata__.
+def read_tensor_table(stream: BinaryIO) -> dict[str, Any]:
+    """What a safetensors file says of its tensors, without them: by name, and ``__metadata__``.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    # The format: 8 bytes length, little endian, then JSON.
     length = stream.read(8)
     size = int.from_bytes(length, "little")
     if len(length) < 8 or not 2 <= size <= _LARGEST_HEADER:
         raise ValueError("no safetensors file")
     content = json.loads(stream.read(size))
-    metadata = content.get("__metadata__", {}) if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise ValueError("no safetensors file")
+    return content
+
+
+def _metadata(stream: BinaryIO) -> dict[str, str]:
+    metadata = read_tensor_table(stream).get("__metadata__", {})
     return metadata if isinstance(metadata, dict) else {}
 
 

@@ -178,15 +178,6 @@ def folders_layout(root: Path) -> Layout:
     )
 
 
-def read_label_table(root: Path) -> LabelSet:
-    """The label set of `labels.yaml` (or .json) in `root`; see `FOLDERS` for its form.
-
-    Raises:
-        DataProblem: It is missing, cannot be read, or something in it is wrong.
-    """
-    return _read(root)[1]
-
-
 def _read(root: Path) -> tuple[_Table, LabelSet]:
     found = [root / name for name in TABLES if (root / name).is_file()]
     if len(found) != 1:
