@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
+import socket
 import threading
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from rdd_pipeline.files import (
     content_digest,
     file_digest,
     json_digest,
+    not_a_file,
+    require_regular_file,
     write_atomically,
     written_whole,
 )
@@ -92,7 +96,7 @@ def test_a_full_disk_is_one_line_for_weights_too(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.pth cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"gone\.pth does not exist\. Give the path"):
         file_digest(tmp_path / "gone.pth")
 
 
@@ -108,3 +112,41 @@ def test_digests_are_those_of_hashlib(tmp_path):
 def test_json_digest_is_the_same_in_every_process_and_order():
     assert json_digest({"b": 1, "a": [None, 0.5]}) == json_digest({"a": [None, 0.5], "b": 1})
     assert json_digest({"a": 1}) == "f9d86028c6e0d64e"  # sha256 of {"a": 1}
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (Path.mkdir, "is a folder"),
+        (_pipe, "is a named pipe"),
+        (_socket, "is a socket"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+        (lambda path: path.symlink_to(path), "cannot be used"),
+        (lambda path: path.symlink_to("nowhere"), "does not exist"),
+        (lambda path: None, "does not exist"),
+    ],
+)
+def test_what_is_no_file_is_named_before_it_is_opened(tmp_path, monkeypatch, make, found):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    make(Path("x"))
+    for read in (lambda path: require_regular_file(path, "Weights file"), file_digest):
+        with pytest.raises(UserError, match=rf"eights file x {re.escape(found)}.* Give the path"):
+            read(Path("x"))
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "labels.yaml"
+    path.write_bytes(b"12345")
+    assert not_a_file(path) is None
+    assert require_regular_file(path, "The table", largest=5) == path
+    with pytest.raises(UserError, match=r"The table .*labels.yaml has 0.0 MB, at most 0.0 MB"):
+        require_regular_file(path, "The table", largest=4)

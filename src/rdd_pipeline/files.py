@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -114,6 +115,50 @@ def from_checked_json(data: bytes, source: str) -> dict[str, Any]:
     return value
 
 
+def not_a_file(path: Path) -> str | None:
+    """What `path` is instead of a regular file (or a link to one), in words; None where it is one.
+
+    Nothing is opened: opening a pipe waits for a writer, and some devices never end.
+    """
+    try:
+        mode = path.expanduser().stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"cannot be used ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {
+        stat.S_IFDIR: "is a folder",
+        stat.S_IFIFO: "is a named pipe",
+        stat.S_IFSOCK: "is a socket",
+        stat.S_IFCHR: "is a device",
+        stat.S_IFBLK: "is a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "is no regular file")
+
+
+def require_regular_file(path: Path, what: str, *, largest: int | None = None) -> Path:
+    """The path of a file that a user gave, `~` expanded, before it is opened.
+
+    Args:
+        path: What was given.
+        what: What it should be ("Weights file"): the message begins with it.
+        largest: Bytes it may have at most.
+
+    Raises:
+        UserError: There is no such file, it is a folder, pipe, socket or device, or too large.
+    """
+    found = not_a_file(path)
+    if found is None and largest is not None:
+        size = path.expanduser().stat().st_size
+        if size > largest:
+            found = f"has {size / 1e6:,.1f} MB, at most {largest / 1e6:,.1f} MB are read"
+    if found is not None:
+        raise UserError(f"{what} {path} {found}. Give the path of an existing file.")
+    return path.expanduser()
+
+
 def file_digest(path: Path) -> str:
     """Digest of a file's content, 64 hexadecimal digits (SHA-256), without holding it in memory.
 
@@ -121,7 +166,7 @@ def file_digest(path: Path) -> str:
         UserError: It cannot be read.
     """
     try:
-        with path.expanduser().open("rb") as file:
+        with require_regular_file(path, "The weights file").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(

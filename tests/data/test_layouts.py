@@ -354,6 +354,25 @@ class TestFolders:
         with pytest.raises(DataProblem, match=r"labels\.yaml cannot be used"):
             get_layout("folders", root)
 
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("labels.yaml", "classes: " + "[" * 20_000), ("labels.json", "[" * 200_000)],
+    )
+    def test_a_table_of_endless_nesting_is_refused(self, root: Path, name: str, text: str):
+        (root / "labels.json").rename(root / name).write_text(text)
+        with pytest.raises(DataProblem, match=rf"{name} cannot be used \(.*recursion"):
+            get_layout("folders", root)
+
+    def test_a_table_that_is_no_file_or_too_large_is_named(self, root: Path):
+        table = root / "labels.json"
+        table.write_text(table.read_text() + " " * 2**20)
+        with pytest.raises(UserError, match=r"labels\.json has 1\.0 MB, at most 1\.0 MB"):
+            get_layout("folders", root)
+        table.unlink()
+        os.mkfifo(table)
+        with pytest.raises(UserError, match=r"labels\.json is a named pipe"):
+            get_layout("folders", root)
+
 
 class TestFoldersOfAnyShape:
     """Other folder names, endings, lists instead of split folders, colors instead of numbers."""
@@ -430,6 +449,13 @@ class TestFoldersOfAnyShape:
         assert [(pair.split, pair.name) for pair in listing.pairs] == [
             ("train", "a b"), ("train", "sub/c"), ("val", "d"), ("test", "e"),
         ]  # fmt: skip
+
+    def test_a_list_that_is_no_file_is_named(self, tmp_path: Path):
+        self.lists(tmp_path, train="a", val="b")
+        (tmp_path / "sets" / "train.txt").unlink()
+        os.mkfifo(tmp_path / "sets" / "train.txt")
+        (problem, *_) = self.tree(tmp_path, self.LISTS, "rgb/b.png", "ids/b.png").problems
+        assert "train.txt is a named pipe" in problem.text
 
     def test_listed_names_that_are_not_there_and_missing_lists_are_named(self, tmp_path: Path):
         self.lists(tmp_path, train="a\nsub/z\nb\n")

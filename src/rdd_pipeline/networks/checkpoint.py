@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rdd_pipeline.config import NetworkParams, Params, TeacherParams
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import write_atomically
+from rdd_pipeline.files import require_regular_file, write_atomically
 from rdd_pipeline.networks.cirkd_names import convert_cirkd_names
 from rdd_pipeline.networks.files import mismatch, read_state_dict, some
 from rdd_pipeline.networks.network import SegmentationNetwork, network_from_params
@@ -182,7 +182,8 @@ def load_checkpoint(path: Path) -> NetworkCheckpoint:
     Raises:
         UserError: no such file, no network of this project, or damaged; names the file.
     """
-    return NetworkCheckpoint.from_bytes(_existing(path).read_bytes(), source=str(path))
+    path = require_regular_file(path, "Network checkpoint")
+    return NetworkCheckpoint.from_bytes(path.read_bytes(), source=str(path))
 
 
 def import_state_dict(
@@ -245,7 +246,7 @@ def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> Netwo
     """
     if params.weights is None:
         raise UserError("The teacher has no `weights` to import. Set them, or train the teacher.")
-    path = params.weights.expanduser()
+    path = require_regular_file(params.weights, "Weights file")
     provenance = {"source": path.name, "format": params.format}
     if params.format == "native" and _is_checkpoint(path):
         checkpoint = load_checkpoint(path)
@@ -325,14 +326,6 @@ def _damaged(source: str, reason: str) -> str:
         f"{source} is not a readable network checkpoint ({reason[:160]}). Expected a safetensors "
         "file written by this project; copy it again or train again."
     )
-
-
-def _existing(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"Network checkpoint {path} {found}. Give the path of a .safetensors file.")
-    return path
 
 
 def _fault(network: SegmentationNetwork, tensors: dict[str, Tensor]) -> str | None:

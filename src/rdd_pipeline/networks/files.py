@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import require_regular_file
 
 # Where training programs put the weights inside of what they save.
 NESTS = ("state_dict", "model", "model_state_dict", "net", "network")
@@ -32,10 +33,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UserError: no such file, no weights file, truncated, or a pickle that holds more than
             tensors and plain types (it is not run).
     """
-    path = path.expanduser()
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"Weights file {path} {found}. Give the path of a weights file.")
+    path = require_regular_file(path, "Weights file")
     with path.open("rb") as stream:
         start = stream.read(256)
     try:

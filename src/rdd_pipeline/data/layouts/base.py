@@ -14,6 +14,10 @@ from typing import NamedTuple, NoReturn
 from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.labels import Color, LabelSet
 from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.files import require_regular_file
+
+_LARGEST_LIST = 100_000_000
+"""Bytes; a line for each of a million images."""
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
 IMAGE_SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg")
@@ -453,7 +457,11 @@ def read_names(
 def _read_lines(root: Path, path: str, problems: list[Problem]) -> list[str]:
     """Each line that is not empty once; a file that cannot be read is a problem."""
     try:
-        text = (root / path).read_text(encoding="utf-8-sig")
+        listing = require_regular_file(root / path, "The list", largest=_LARGEST_LIST)
+        text = listing.read_text(encoding="utf-8-sig")
+    except UserError as error:
+        problems.append(Problem(path, str(error), blocks=True))
+        return []
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         text = f"{path} cannot be read ({reason}). Copy or download it again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -49,9 +50,12 @@ from rdd_pipeline.data.layouts.base import (
     read_names,
 )
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.files import not_a_file, require_regular_file
 
 SPLIT = "SPLIT"
 TABLES = ("labels.yaml", "labels.yml", "labels.json")
+_LARGEST_TABLE = 2**20
+"""Bytes; a class takes about a hundred, and reading YAML takes seconds for each megabyte."""
 
 FOLDERS = (
     "images/SPLIT/NAME.png (or .jpg, subfolders allowed) with its mask masks/SPLIT/NAME.png for "
@@ -164,7 +168,7 @@ def folders_layout(root: Path) -> Layout:
     """The layout of one's own images in `root`, with the labels of its table.
 
     Raises:
-        DataProblem: There is no table, or something in it is wrong.
+        UserError: There is no table, it is no file, or something in it is wrong.
     """
     check_root(root, FOLDERS)
     table, labels = _read(root)
@@ -179,11 +183,11 @@ def folders_layout(root: Path) -> Layout:
 
 
 def _read(root: Path) -> tuple[_Table, LabelSet]:
-    found = [root / name for name in TABLES if (root / name).is_file()]
+    found = [root / name for name in TABLES if os.path.lexists(root / name)]
     if len(found) != 1:
         names = " and ".join(path.name for path in found) or "no table of labels"
         raise DataProblem(f"{root} holds {names}, expected one of {', '.join(TABLES)}. {FOLDERS}")
-    path = found[0]
+    path = require_regular_file(found[0], "The table of labels", largest=_LARGEST_TABLE)
     try:
         text = path.read_text(encoding="utf-8")
         content: Any = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -195,8 +199,8 @@ def _read(root: Path) -> tuple[_Table, LabelSet]:
             for fault in error.errors()
         ]
         raise DataProblem(f"{path}: {'; '.join(faults).rstrip('.')}. {_FORM}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise DataProblem(f"{path} cannot be used ({reason}). {_FORM}") from error
 
 
@@ -358,10 +362,12 @@ def _list_by_names(table: _Table, lists: str, root: Path) -> Listing:
     paths = {split: lists.replace(SPLIT, name) for split, name in splits.items()}
     absent: dict[str, Problem] = {}
     for split, path in list(paths.items()):
-        if (root / path).is_file():
+        instead = not_a_file(root / path)
+        if instead is None:
             continue
         del paths[split]
-        text = f"{path} missing, the list of the images of split '{split}'."
+        there = "missing" if instead == "does not exist" else instead
+        text = f"{path} {there}, the list of the images of split '{split}'."
         if split == "val":
             absent[split] = absent_split(split, text)
         else:
