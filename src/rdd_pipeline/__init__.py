@@ -2,6 +2,16 @@
 
 import os
 
+# Nothing in this project phones home. Here, because each command and each notebook imports this
+# before the libraries that would; kedro-telemetry is also off by the file .telemetry.
+for _name in (
+    "DO_NOT_TRACK",
+    "KEDRO_DISABLE_TELEMETRY",
+    "MLFLOW_DISABLE_TELEMETRY",
+    "HF_HUB_DISABLE_TELEMETRY",
+):
+    os.environ.setdefault(_name, "true")
+
 # What torch lacks on Apple's GPUs runs on the CPU. Torch reads it when it is imported.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 

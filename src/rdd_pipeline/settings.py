@@ -1,15 +1,12 @@
 """Project settings, read by Kedro at start-up."""
 
-import os
-
-# Nothing in this project phones home. kedro-telemetry is also off by the file .telemetry.
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 from rdd_pipeline.config import Parameters
 from rdd_pipeline.hooks import ExperimentHook
 from rdd_pipeline.hooks.environments import LayeredConfigLoader
+from rdd_pipeline.hooks.plugins import find_own_programs, keep_viz_offline
+
+find_own_programs()
+keep_viz_offline()
 
 HOOKS = (ExperimentHook(Parameters),)
 # ExperimentHook extends kedro-mlflow's own hook; kedro-viz's run hook only warns on partial runs.

@@ -54,6 +54,7 @@ from rdd_pipeline.hooks.facts import (
 from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.parameters import check_parameters
+from rdd_pipeline.hooks.plugins import only_shows_runs
 from rdd_pipeline.hooks.run import OpenRun
 from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow, send_left
 from rdd_pipeline.tracking.addresses import (
@@ -110,7 +111,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         show_user_errors_as_one_line()
         check_environment(context)
         remember_session(session_of(context))
-        if self._parameters is not None:
+        if self._parameters is not None and not only_shows_runs():
             check_parameters(context, self._parameters)
         self._project = Path(context.project_path)
         self._env = context.env or getattr(context.config_loader, "default_run_env", None)
