@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,10 +19,14 @@ import torch
 from rdd_pipeline.config import NetworkParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import (
+    NotWrittenError,
     content_digest,
     file_digest,
+    folder_aside,
     json_digest,
+    move_whole,
     not_a_file,
+    remove_leftovers,
     require_regular_file,
     write_atomically,
     written_whole,
@@ -41,6 +48,105 @@ def test_when_writing_fails_the_old_content_stays_and_nothing_else(tmp_path, mon
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EDQUOT, "Free some space"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EROFS, "Make it writable"),
+        (errno.EACCES, "Make it writable"),
+    ],
+)
+def test_what_cannot_be_written_says_why_and_what_to_do(tmp_path, number, advice):
+    path = tmp_path / "a" / "file"
+    for write in (written_whole, folder_aside):
+        match = rf"a/file.* {os.strerror(number)}\. .*{advice}"
+        with pytest.raises(NotWrittenError, match=match), write(path):
+            raise OSError(number, os.strerror(number))
+        assert list(path.parent.iterdir()) == []
+    with pytest.raises(FileNotFoundError), written_whole(path):
+        Path("nowhere").read_bytes()  # what is read meanwhile is another matter
+
+
+def test_a_file_above_the_limit_of_the_process_is_one_line(tmp_path):
+    command = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "from pathlib import Path; from rdd_pipeline.files import write_atomically\n"
+        f"try: write_atomically(Path({str(tmp_path / 'file')!r}), bytes(200))\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert "could not be written: File too large. Raise the limit" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from rdd_pipeline.files import folder_aside, written_whole
+with written_whole(Path("work/state")) as file, folder_aside(Path("models/kd")) as folder:
+    file.write(b"half")
+    (folder / "1").write_bytes(b"half")
+    print("writing", flush=True)
+    sys.stdin.read()
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    writer.stdout.readline()
+    with written_whole(tmp_path / "work" / "own") as file, folder_aside(tmp_path / "b") as folder:
+        assert remove_leftovers(tmp_path) == []
+        writer.communicate()
+        assert len(remove_leftovers(tmp_path)) == 2
+        assert folder.is_dir()
+        file.write(b"whole")
+        (folder / "1").write_bytes(b"x")
+        move_whole(folder, tmp_path / "models" / "2026")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["1", "2026", "models", "own", "work"]
+
+
+def test_what_another_machine_writes_is_left_behind_after_a_day(tmp_path):
+    names = [
+        ".state.ckpt.00000000-0123abcd.tmp",
+        ".state.ckpt.0123abcd.tmp",
+        ".scores-1.json.4711.tmp",
+        ".0123abcd.figure.png",
+        "train_00.pack.0123abcd.tmp",
+    ]
+    kept = [".gitkeep", ".notes.tmp", "a.tmp", "2026-11-27T09.00.00.000Z/x", "old"]
+    for name in (*names, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    empty = tmp_path / "x.csv" / "2026-11-27T09.10.00.000Z"
+    empty.mkdir(parents=True)
+    assert remove_leftovers(tmp_path) == []
+    for path in list(tmp_path.rglob("*")):
+        os.utime(path, times=(1e9, 1e9))
+    assert {path.name for path in remove_leftovers(tmp_path)} == {*names, empty.name}
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_a_file_that_is_taken_for_left_behind_is_begun_again(tmp_path, monkeypatch):
+    lock = fcntl.flock
+    seen = []
+
+    def late(descriptor: int, how: int) -> None:
+        if not seen:
+            seen.extend(tmp_path.iterdir())
+            seen[0].unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_atomically(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert seen
 
 
 def test_an_error_of_the_one_who_writes_leaves_the_old_content(tmp_path):

@@ -1,28 +1,62 @@
 """Files that are whole or not there, and digests of content.
 
-Whatever this project writes by itself goes through `written_whole`; whatever it recognizes by its
-content goes through one of the digests.
+Whatever this project writes by itself goes through `written_whole` or `folder_aside`; whatever it
+recognizes by its content goes through one of the digests.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import platform
+import re
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rdd_pipeline.errors import UserError
 
-TEMPORARY = ".tmp"
-"""Suffix of files that are being written; one that was left behind may be removed."""
+logger = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+TEMPORARY = ".tmp"
+"""Suffix of what is being written."""
+_HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+_ASIDE = re.compile(r"\..+\.([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+"""Names of what is being written, with the writer's machine."""
+_FORMER_ASIDE = re.compile(
+    r"\..+\.([0-9a-f]{8}|\d+)\.tmp|\.[0-9a-f]{8}\..+|.+\.pack\.[0-9a-f]{8}\.tmp"
+)
+"""As earlier versions of this project named it."""
+_VERSION = re.compile(r"\d{4}-\d\d-\d\dT\d\d\.\d\d\.\d\d\.\d{3}Z")
+_ABANDONED = 86_400.0
+"""Seconds after which something half-written whose writer cannot be asked is taken for left."""
+_EMPTY = 3600.0
+"""Seconds after which nobody comes back to an empty folder of a version."""
+
+_ROOM = "Free some space"
+_PERMISSION = "Make it writable or choose another folder"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: _PERMISSION,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EIO: "Look after the disk",
+}
+
+
+class NotWrittenError(UserError):
+    """A file could not be written: the disk is full or read-only, or a limit was reached."""
 
 
 @contextlib.contextmanager
@@ -34,44 +68,172 @@ def written_whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     can be made again may be lost with the power.
 
     Raises:
-        UserError: The disk is full.
+        NotWrittenError: The disk is full or read-only, or the file too large for a limit.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    size = 0
+    aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        aside, file = _open_aside(path)
+        with file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        aside.replace(path)
+            aside.replace(path)  # before it is closed: until then it is locked
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            size = aside.stat().st_size
-            aside.unlink()
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise UserError(
-                f"{path} ({size / 1e6:.1f} MB) could not be written: {error.strerror}. Free "
-                "some space and repeat the command; a training goes on from its last checkpoint, "
-                "which is whole."
-            ) from error
+        size = 0
+        if aside is not None:
+            with contextlib.suppress(OSError):
+                size = aside.stat().st_size
+                aside.unlink()
+        _raise_explained(error, path, size)
         raise
-    if not durable:
-        return
+    if durable:
+        _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, for something that is made in it and then moved away.
+
+    It is removed at the end, with what is still in it.
+
+    Raises:
+        NotWrittenError: As for `written_whole`.
+    """
+    aside: Path | None = None
+    descriptor = -1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            aside = _aside_name(path)
+            aside.mkdir()
+            descriptor = os.open(aside, os.O_RDONLY)
+            if _is_ours(descriptor, aside):
+                break
+            os.close(descriptor)
+        yield aside
+    except OSError as error:
+        _raise_explained(error, path)
+        raise
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def move_whole(aside: Path, path: Path) -> None:
+    """Rename something made in a `folder_aside`, or that folder, to `path`; flush the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside.replace(path)
+    _flush_folder(path.parent)
+
+
+def remove_leftovers(*roots: Path) -> list[Path]:
+    """Remove what killed writers left below these folders, and empty folders of versions.
+
+    A writer holds a lock on what it writes, which ends with its process. What was begun on another
+    machine, or on a file system without locks, is removed when nobody wrote to it for a day.
+
+    Returns:
+        What was removed.
+    """
+    removed: list[Path] = []
+    for root in roots:
+        for place, folders, files in os.walk(root):
+            left = [n for n in (*folders, *files) if n.endswith(TEMPORARY) or n.startswith(".")]
+            removed += [path for name in left if _removed(path := Path(place, name))]
+            folders[:] = [name for name in folders if name not in left]
+            here = Path(place)
+            if _VERSION.fullmatch(here.name) and _age(here) > _EMPTY:
+                with contextlib.suppress(OSError):  # mostly that it is not empty
+                    here.rmdir()
+                    removed.append(here)
+    if removed:
+        logger.info("Removed %d things that killed commands had left half-written.", len(removed))
+    return removed
+
+
+def _removed(path: Path) -> bool:
+    """Remove what nobody writes any more."""
+    aside = _ASIDE.fullmatch(path.name)
+    if aside is None and _FORMER_ASIDE.fullmatch(path.name) is None:
+        return False
+    descriptor = -1
+    try:
+        free = False
+        if aside is not None and aside[1] == _HOST:
+            with contextlib.suppress(OSError):  # no locks here
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+                free = True
+        if not free and _age(path) <= _ABANDONED:
+            return False
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError:  # its writer or another process was faster, or may do more than this one
+        return False
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return True
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.lstat().st_mtime
+
+
+def _aside_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_HOST}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def _open_aside(path: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        aside = _aside_name(path)
+        file = aside.open("xb")
+        if _is_ours(file.fileno(), aside):
+            return aside, file
+        file.close()
+
+
+def _is_ours(descriptor: int, aside: Path) -> bool:
+    """Lock it while it is open; False: it was taken for left behind before it was locked."""
+    with contextlib.suppress(OSError):  # not every file system has locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return aside.exists()
+
+
+def _flush_folder(path: Path) -> None:
     with contextlib.suppress(OSError):  # not every file system can flush a folder
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
 
+def _raise_explained(error: BaseException, path: Path, size: int = 0) -> None:
+    """Say in one line why `path`, of which there were `size` bytes, could not be written."""
+    remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and remedy is not None:
+        what = f"{path} ({size / 1e6:.1f} MB)" if size else f"{path}"
+        raise NotWrittenError(
+            f"{what} could not be written: {error.strerror}. {remedy} and repeat the command; a "
+            "training goes on from its last checkpoint, which is whole."
+        ) from error
+
+
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write `data` by `written_whole`.
 
     Raises:
-        UserError: The disk is full.
+        NotWrittenError: As for `written_whole`.
     """
     with written_whole(path, durable=durable) as file:
         file.write(data)

@@ -196,7 +196,9 @@ def test_interrupted_packing_leaves_nothing(samples: tuple[Sample, ...], tmp_pat
 def test_what_a_killed_process_left_is_removed_but_not_what_another_one_writes(
     samples: tuple[Sample, ...], tmp_path: Path
 ):
-    old, young = (tmp_path / "packs" / f"train_x.pack.{name}.tmp" for name in ("old", "young"))
+    old, young = (
+        tmp_path / "packs" / f"train_x.pack.{name}.tmp" for name in ("0123abcd", "0123abce")
+    )
     old.parent.mkdir()
     for path in (old, young):
         path.write_bytes(b"half")

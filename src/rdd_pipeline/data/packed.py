@@ -6,19 +6,16 @@ of all that decides its content: changed files, labels or sizes lead to another 
 
 File: `_MAGIC`, length and CRC-32 of the header, the header (JSON: key and for each sample offset,
 height, width, CRC-32), zeros up to the first sample; per sample the image (H, W, 3), then the mask
-(H, W). It is written aside and renamed, so a pack is complete or not there.
+(H, W). It is written whole (`files`), so a pack is complete or not there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import secrets
 import shutil
 import struct
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -34,6 +31,7 @@ from rdd_pipeline.data.index import bits_in_use, usable_cores
 from rdd_pipeline.data.progress import tracked
 from rdd_pipeline.data.sources import FileSource
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.files import NotWrittenError, remove_leftovers, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +41,6 @@ _ALIGNMENT = 4096
 _HEADER_BYTES_PER_SAMPLE = 80
 _SPARE_BYTES = 1 << 30
 """Left free on the disk."""
-_ABANDONED = 3600.0
-"""Seconds without a write after which a half-written pack is that of a process that was killed."""
 
 
 class PackProblem(DataProblem):
@@ -96,27 +92,23 @@ def write_pack(files: FileSource, folder: Path, *, workers: int | None = None) -
     if path is not None:
         return path
     path = pack_path(files, folder)
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
+        remove_leftovers(folder)
         _check_space(folder, packed_bytes(files))
-        with open(aside, "wb") as file:
+        with written_whole(path) as file:
             os.truncate(file.fileno(), packed_bytes(files))
             entries = _write_samples(file.fileno(), files, workers, path.name.split("_")[0])
             header = json.dumps({"name": path.name, "samples": entries}).encode()
             start = _START.pack(_MAGIC, len(header), zlib.crc32(header))
             _write_at(file.fileno(), start + header, 0)
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
+    except (OSError, NotWrittenError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or cause
         raise PackProblem(
-            f"The packed cache {path} cannot be written ({error.strerror or error}). Free some "
-            "space, correct the permissions or switch the cache off (data.cache=false)."
+            f"The packed cache {path} cannot be written ({reason}). "
+            "Free some space, correct the permissions or switch the cache off (data.cache=false)."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
     return path
 
 
@@ -252,13 +244,6 @@ def _read_header(path: Path) -> list[_Entry]:
             f"The packed cache {path} cannot be used ({error}). Remove it; it is made again."
         ) from error
     return entries
-
-
-def _remove_abandoned(folder: Path) -> None:
-    for path in folder.glob("*.pack.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
 
 
 def _check_space(folder: Path, needed: int) -> None:

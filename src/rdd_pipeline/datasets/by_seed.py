@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
@@ -21,7 +19,7 @@ from kedro.io.core import (
     get_protocol_and_path,
 )
 
-from rdd_pipeline.files import write_atomically
+from rdd_pipeline.files import folder_aside, move_whole, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +96,10 @@ class BySeedDataset(
             raise DatasetError(f"Nothing to save in {self._filepath}: there is no seed.")
         folder = get_filepath_str(self._get_save_path(), self._protocol)
         if self._protocol == "file" and self._version:
-            aside = Path(folder).with_name(f".{self._filepath.name}.{secrets.token_hex(4)}")
-            try:
-                self._write_all(data, str(aside))
-                aside.replace(folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
+            # Beside the dataset's folder: in it, it would look like a version.
+            with folder_aside(Path(self._filepath)) as aside:
+                self._write_all(data, str(aside / self._filepath.name))
+                move_whole(aside, Path(folder).parent)
         else:
             self._write_all(data, folder)
         self._saved = True

@@ -1,13 +1,17 @@
-"""Kedro's own datasets for files that people read, written aside and renamed.
+"""Tables, figures and texts, written aside and renamed.
 
 Two sessions may save one entry at once: whoever opens the file finds that of one of them, whole.
-Nothing of this project reads these entries back: what nodes hand on is named by its content.
+A version has a digest beside its file, ``NAME/VERSION/NAME.b2``, which ``b2sum -l 128 -c`` checks
+too, and so does loading. Entries without versions are not read back by this project: what nodes
+hand on is named by its content.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
-import secrets
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,26 +20,71 @@ from kedro_datasets.matplotlib.matplotlib_dataset import MatplotlibDataset
 from kedro_datasets.pandas.csv_dataset import CSVDataset
 from kedro_datasets.text.text_dataset import TextDataset
 
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import content_digest, folder_aside, move_whole
+
+logger = logging.getLogger(__name__)
+
 
 class _Whole:
-    """Mixed into a dataset that writes one file without versions."""
+    """Mixed into a dataset that writes one file."""
 
     _filepath: PurePosixPath
+    _version: Any
+    _get_load_path: Callable[[], PurePosixPath]
+    _aside: PurePosixPath | None = None
 
     def save(self, data: Any) -> None:
-        """Write the file under another name beside it, then rename it."""
-        path = self._filepath
+        """Write the file into a folder beside it, then move it to its place."""
+        # Without Kedro's wrapper, which looks for the new version before it is in its place.
+        save = inspect.unwrap(super().save)  # type: ignore[misc]
         if getattr(self, "_protocol", "file") != "file":  # object stores replace files whole
-            super().save(data)  # type: ignore[misc]
+            save(self, data)
             return
-        # The format follows from the suffix, so that one stays.
-        self._filepath = PurePosixPath(path.parent / f".{secrets.token_hex(4)}.{path.name}")
-        try:
-            super().save(data)  # type: ignore[misc]
-            os.replace(self._filepath, path)
-        finally:
-            Path(self._filepath).unlink(missing_ok=True)
-            self._filepath = path
+        target = Path(self._get_save_path())
+        with folder_aside(Path(self._filepath)) as folder:
+            self._aside = PurePosixPath(folder / target.name)
+            try:
+                save(self, data)
+            finally:
+                self._aside = None
+            if not self._version:
+                os.replace(folder / target.name, target)
+                return
+            digest = content_digest((folder / target.name).read_bytes())
+            _digest_file(folder / target.name).write_text(f"{digest}  {target.name}\n")
+            move_whole(folder, target.parent)
+
+    def load(self) -> Any:
+        """Read the file; of a version only if it has its digest.
+
+        Raises:
+            UserError: It was changed since it was written.
+        """
+        if self._version and getattr(self, "_protocol", "file") == "file":
+            _check(Path(self._get_load_path()))
+        return inspect.unwrap(super().load)(self)  # type: ignore[misc]
+
+    def _get_save_path(self) -> PurePosixPath:
+        return self._aside or super()._get_save_path()  # type: ignore[misc]
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.b2")
+
+
+def _check(path: Path) -> None:
+    try:
+        expected = _digest_file(path).read_bytes()[:32]
+    except FileNotFoundError:
+        logger.info("%s has no digest: it is of an earlier version and not checked.", path)
+        return
+    if content_digest(path.read_bytes()).encode() != expected:
+        raise UserError(
+            f"{path} was changed since it was written: its digest does not fit. Delete the folder "
+            f"{path.parent}, and repeat the command that wrote it: what was trained is not "
+            "trained again."
+        )
 
 
 class WholeCSVDataset(_Whole, CSVDataset):  # type: ignore[misc]

@@ -35,6 +35,7 @@ from rdd_pipeline import tracking
 from rdd_pipeline.commands import remember_session
 from rdd_pipeline.config import Params
 from rdd_pipeline.errors import RunInterrupted, UserError
+from rdd_pipeline.files import remove_leftovers
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
     check_images,
@@ -170,6 +171,8 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         self._run = self._failed_node = None
         self._warned = set()
         self._signals.install()
+        made = [path for path in (self._project / "data").glob("*") if path.name != "01_raw"]
+        remove_leftovers(*made, self._project / UNTRACKED)
         if self._config is None:
             return
         with self._guard("start the run"):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from rdd_pipeline.config import SceneParams
 from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.files import content_digest, json_digest, write_atomically
+from rdd_pipeline.files import content_digest, json_digest, remove_leftovers, write_atomically
 from rdd_pipeline.scenes.street import SPLITS, render_scene
 
 MARKER = "scenes.json"
@@ -59,6 +59,7 @@ def write_scenes(root: Path, params: SceneParams) -> int:
     try:
         known = _known_digests(root, look)
         check_folder(root)
+        remove_leftovers(root)
         if not (root / MARKER).exists():
             root.mkdir(parents=True, exist_ok=True)
             write_atomically(root / MARKER, b"{}")
@@ -126,7 +127,7 @@ def check_folder(root: Path) -> None:
 
 
 def _remove_others(root: Path, keep: set[str]) -> None:
-    """Remove scenes beyond the wanted number and what interrupted writes left."""
+    """Remove scenes beyond the wanted number."""
     for split in SPLITS:
         for folder in (f"{split}", f"{split}annot"):
             for path in (root / folder).glob(f"{split}_*"):

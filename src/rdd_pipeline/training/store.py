@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import from_checked_json, to_checked_json, write_atomically
+from rdd_pipeline.files import (
+    from_checked_json,
+    remove_leftovers,
+    to_checked_json,
+    write_atomically,
+)
 from rdd_pipeline.training.state import DamagedStateError, TrainState
 
 logger = logging.getLogger(__name__)
@@ -63,7 +68,11 @@ class RunStore:
         return path
 
     def latest(self) -> TrainState | None:
-        """Newest state that is whole, or None; damaged ones are named in the log and skipped."""
+        """Newest state that is whole, or None; damaged ones are named in the log and skipped.
+
+        What killed processes left half-written in the folder is removed.
+        """
+        remove_leftovers(self.path)
         paths = self._states()
         for path in paths:
             try:
