@@ -20,6 +20,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402 - it reads OMP_NUM_THREADS when it is imported
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Before anything imports triton: its kernels run without a GPU, in tests/losses/test_fused.py.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # They mostly wait for processes of their own; a worker that got them last would be the last to end.
 _FIRST = ("test_launch.py", "test_distributed.py", "test_run.py", "test_main.py")

@@ -12,9 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.testing import assert_close
 
+from rdd_pipeline.collectives import ALONE
 from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
-from rdd_pipeline.losses.ohem import ohem_mask
+from rdd_pipeline.losses.ohem import _smallest, ohem_mask
+from rdd_pipeline.losses.pixelwise import log_prob_of_label, pixel_labels
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence, tfe_loss, tse_loss
 
 from .compare import assert_as_float64, assert_value
@@ -313,3 +316,32 @@ def test_without_a_valid_pixel_all_is_zero(device):
     loss.backward()
     assert float(loss.detach()) == 0
     assert not student.grad.any()
+
+
+def test_kth_smallest_of_millions_is_that_of_a_sort(device):
+    values = torch.rand(3_000_001, generator=torch.Generator().manual_seed(0)) ** 6
+    values[::3] = 1.0
+    ordered = values.sort().values
+    for k in (1, 100_000, 1_500_000, len(values)):
+        found = _smallest(values.to(device), k, ALONE, on_cpu=device.type == "cpu")
+        assert found.item() == ordered[k - 1].item(), k
+
+
+def test_log_probabilities_of_a_whole_batch_and_their_gradient(device):
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(2, 19, 64, 128, generator=generator)
+    labels = torch.randint(0, 19, (2, 512, 1024), generator=generator, dtype=torch.uint8)
+    labels[:, ::7] = 255
+    weight = torch.rand(labels.shape, generator=generator)
+
+    def value_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = logits.requires_grad_()
+        pixels = pixel_labels(labels, num_classes=19, ignore_index=255)
+        value = log_prob_of_label(logits, pixels)
+        return value, torch.autograd.grad((weight.to(value) * value).sum(), logits)[0]
+
+    exact, exact_gradient = value_and_gradient(logits.double(), labels)
+    value, gradient = value_and_gradient(logits.to(device), labels.to(device))
+    assert_close(value.cpu(), exact.float(), rtol=1e-5, atol=1e-5)
+    assert_close(gradient.cpu(), exact_gradient.float(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(gradient, value_and_gradient(logits.to(device), labels.to(device))[1])

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.pixelwise import PixelLabels, log_prob_of_label, pixel_labels
+from rdd_pipeline.losses.pixelwise import (
+    PixelLabels,
+    fused_kernels,
+    log_prob_of_label,
+    pixel_labels,
+)
 
 
 def ohem_mask(
@@ -94,6 +99,10 @@ def hard_pixels_of(
 
 def _smallest(values: Tensor, k: int, ranks: Collectives, *, on_cpu: bool) -> Tensor:
     """The k-th smallest of all ranks' values, of which each has as many."""
+    fused = fused_kernels(values)
+    if fused is not None:
+        found: Tensor = fused.kth_smallest(values, k, ranks)
+        return found
     if ranks.size > 1:
         # Each rank's k smallest are enough to know it.
         values = ranks.gather(values.topk(min(k, len(values)), largest=False, sorted=False).values)

@@ -12,6 +12,8 @@ a band.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -96,8 +98,26 @@ def log_prob_of_label(logits_NChw: Tensor, labels: PixelLabels) -> Tensor:
             f"{tuple(labels.labels.shape)}: expected (batch, classes, height, width) with the "
             "labels' batch size."
         )
-    result: Tensor = _LogProbOfLabel.apply(as_float(logits_NChw), *labels)
+    logits_NChw = as_float(logits_NChw)
+    fused = fused_kernels(logits_NChw)
+    if fused is not None:
+        bilinear = _Bilinear.between(logits_NChw, labels.labels)
+        result: Tensor = fused.log_prob_of_label(logits_NChw, *labels, bilinear.horizontal)
+    else:
+        result = _LogProbOfLabel.apply(logits_NChw, *labels)
     return result
+
+
+def fused_kernels(values: Tensor) -> Any:
+    """The module `losses.fused` where its kernels run: float32 on CUDA, where Triton is there."""
+    return _fused() if values.is_cuda and values.dtype == torch.float32 else None
+
+
+@lru_cache(maxsize=1)
+def _fused() -> Any:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("rdd_pipeline.losses.fused")
 
 
 class _LogProbOfLabel(torch.autograd.Function):
