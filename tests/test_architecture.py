@@ -155,7 +155,8 @@ FLOORS = {
     "tracking": """
         addresses
         records
-        journal sender
+        database journal
+        sender
         delivery
         __main__ writer
         tracking""",

@@ -17,10 +17,12 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
@@ -63,6 +65,7 @@ from rdd_pipeline.tracking.addresses import (
     remember_secrets,
     without_secrets,
 )
+from rdd_pipeline.tracking.database import explain, make_database
 from rdd_pipeline.tracking.records import first_line
 
 logger = logging.getLogger(__name__)
@@ -70,7 +73,11 @@ logger = logging.getLogger(__name__)
 UNTRACKED = Path("data/07_model_output/untracked")
 """Where records stay until MLflow has taken them, relative to the project."""
 
+START_SECONDS = 60.0
+"""How long MLflow may take to be set up; each of its requests has a limit, too (`calm_mlflow`)."""
+
 RUN_END_SECONDS = 20.0
+"""How long the end of a run waits for what is being sent."""
 
 
 class ExperimentHook(MlflowHook):  # type: ignore[misc]
@@ -129,16 +136,24 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             uri = anchor_paths(context)
             remember_secrets(uri)
             self._config = mlflow_config(context)
-            super().after_context_created(context)
+            make_database(uri)
+            setup = partial(super().after_context_created, context)
+            # An active run is one of this thread.
+            setup() if mlflow.active_run() is not None else _within(START_SECONDS, setup)
             self._config = self.mlflow_config
             self._client = self.mlflow_config.server._mlflow_client
         except ValidationError as error:
             raise UserError(f"mlflow.yml is not valid. {without_secrets(str(error))}") from error
         except Exception as error:
+            problem = (
+                f"MLflow at {without_secrets(str(uri))} cannot be used "
+                f"({explain(error, str(uri))})."
+            )
+            if only_shows_runs():
+                raise UserError(problem) from error
             logger.warning(
-                "MLflow at %s cannot be used (%s). %s",
-                without_secrets(str(uri)),
-                first_line(error),
+                "%s %s",
+                problem,
                 "This run is not tracked; everything else is saved as usual."
                 if self._config is None
                 else "The run goes on; its curves are kept and sent when MLflow is back.",
@@ -338,6 +353,30 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     def _dataset(self, name: str) -> Any:
         return self._catalog.get(name) if self._catalog is not None else None
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Do some work in a thread, and leave it alone when it takes too long.
+
+    Raises:
+        TimeoutError: It does.
+        Exception: What the work raises.
+    """
+    problems: list[Exception] = []
+
+    def call() -> None:
+        try:
+            work()
+        except Exception as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    if problems:
+        raise problems[0]
 
 
 def _namespace(node: Node) -> str | None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.tracking.addresses import without_secrets
+from rdd_pipeline.tracking.database import explain
 from rdd_pipeline.tracking.journal import Journal, Line
-from rdd_pipeline.tracking.records import first_line
 from rdd_pipeline.tracking.sender import Sender
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def send_file(path: Path, tracking_uri: str | None = None) -> int:
         raise
     except Exception as error:
         raise UserError(
-            f"MLflow at {without_secrets(uri)} cannot be reached ({first_line(error)}). {path} "
+            f"MLflow at {without_secrets(uri)} cannot be reached ({explain(error, uri)}). {path} "
             "stays as it is: repeat the command when MLflow is there, or say with --tracking-uri "
             "where it is now."
         ) from error
@@ -103,6 +103,9 @@ def _finish(journal: Journal, sender: Sender, *, again: bool) -> int:
     """Send the rest of a journal whose process has ended; how many records are left."""
     done = False
     try:
+        sender.runs = journal.sent.runs
+        if journal.has_rest(again=again) and sender.has_lost_runs():
+            journal.begin_again()
         for _ in ship(journal, sender, again=again):
             pass
         if journal.sent.offset < journal.size:

@@ -83,7 +83,8 @@ class Journal:
         self._file.seek(0)
         header = self._file.readline()
         self.tracking_uri: str = self._parse(lambda tracking_uri: tracking_uri, header)
-        self.sent = Sent(without_secrets(tracking_uri or self.tracking_uri), len(header))
+        self._begin = len(header)
+        self.sent = Sent(without_secrets(tracking_uri or self.tracking_uri), self._begin)
         with contextlib.suppress(OSError, ValueError, TypeError):
             sent = Sent(**json.loads(self._sent.read_bytes()))
             if sent.address == self.sent.address:
@@ -116,6 +117,14 @@ class Journal:
                 if text.endswith(b"\n"):
                     yield Line(self._parse(Record, text), start, start + len(text))
                 start += len(text)
+
+    def has_rest(self, *, again: bool = False) -> bool:
+        """Whether `unsent` has anything."""
+        return next(self.unsent(again=again), None) is not None
+
+    def begin_again(self) -> None:
+        """Forget what MLflow has: all of it is sent again."""
+        self.sent = Sent(self.sent.address, self._begin)
 
     def settle(self, lines: Sequence[Line], taken: Sequence[bool]) -> None:
         """Note which of the lines MLflow took, all of which it was offered."""

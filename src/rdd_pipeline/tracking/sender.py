@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdd_pipeline.tracking.addresses import remember_secrets
+from rdd_pipeline.tracking.database import is_damage, make_database
 from rdd_pipeline.tracking.records import Experiment, Record, database_path, first_line
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ class Sender:
         half = len(batch) // 2
         return self.send(batch[:half]) + self.send(batch[half:])
 
+    def has_lost_runs(self) -> bool:
+        """Whether MLflow no longer knows a run that was made: its database is another one now."""
+        for run_id in self.runs.values():
+            try:
+                self._connected().get_run(run_id)
+            except Exception as error:
+                if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return True
+        return False
+
     def end_dead_runs(self, time: int) -> None:
         """End the runs that are still going on as killed: the process that would have is gone."""
         for run_id in self.runs.values():
@@ -108,6 +120,7 @@ class Sender:
 
     def _connected(self) -> MlflowClient:
         if self._client is None:
+            make_database(self.tracking_uri)
             from mlflow import MlflowClient
 
             self._client = MlflowClient(tracking_uri=self.tracking_uri)
@@ -182,4 +195,6 @@ class Sender:
 
 
 def _is_hopeless(error: Exception) -> bool:
+    if is_damage(error):
+        return False
     return getattr(error, "error_code", None) in _HOPELESS or isinstance(error, FileNotFoundError)

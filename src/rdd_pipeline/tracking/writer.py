@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rdd_pipeline.tracking.database import explain
 from rdd_pipeline.tracking.delivery import ship
 from rdd_pipeline.tracking.journal import Journal
-from rdd_pipeline.tracking.records import Experiment, Record, clean, clean_name, first_line, now
+from rdd_pipeline.tracking.records import Experiment, Record, clean, clean_name, now
 from rdd_pipeline.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class TrackingWriter:
                     logger.warning(
                         "MLflow cannot be reached (%s). The run goes on; its curves are kept and "
                         "sent when MLflow is back.",
-                        first_line(error),
+                        explain(error, self._sender.tracking_uri),
                     )
                 self._warned = True
             if closing:
