@@ -145,6 +145,8 @@ FLOORS = {
         build
         loop""",
     "launching": """
+        channel
+        store
         exchange
         worker
         launch

@@ -16,6 +16,9 @@ set -euo pipefail
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 40000))"
 export TIMEOUT=600
+# By it the machines know one another; srun hands the environment on.
+RDD_TOKEN=$(.venv/bin/python -c "import secrets; print(secrets.token_urlsafe(32))")
+export RDD_TOKEN
 
 # shellcheck disable=SC2016  # expanded on each machine
 srun --kill-on-bad-exit=0 bash -c '

@@ -381,10 +381,18 @@ class TrainerParams(Params):
         description="HOST:PORT of the first machine, where the others meet it: each of them runs "
         "`python -m rdd_pipeline.launching.join HOST:PORT`.",
     )
+    token_file: str | None = Field(
+        None,
+        description="File with the token that the machines know one another by; made if it is not "
+        "there. None: the environment's RDD_TOKEN, or a new one that is shown at the start.",
+    )
+    public_address: bool = Field(
+        False, description="`rendezvous` may be a public address: a firewall keeps others away."
+    )
     address: str | None = Field(
         None,
-        description="Name or address under which the other machines reach this one; None: its own "
-        "name.",
+        description="Name or address of this machine in the network of the others; None: the one "
+        "by which it reaches `rendezvous`.",
     )
     timeout: PositiveFloat = Field(
         600.0,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -14,9 +16,12 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch.distributed import TCPStore
 
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.index import to_rows
@@ -24,6 +29,7 @@ from rdd_pipeline.errors import DataProblem, NonFiniteLossError, UserError, Work
 from rdd_pipeline.evaluation.confusion import Scores
 from rdd_pipeline.evaluation.predict import evaluate
 from rdd_pipeline.launching import exchange, launch, worker
+from rdd_pipeline.launching.channel import TOKEN_VARIABLE, new_token
 from rdd_pipeline.launching.join import join
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training import loop
@@ -65,6 +71,14 @@ def undisturbed(run, job, tmp_path_factory):
     return folder, result, points
 
 
+@pytest.fixture(scope="module")
+def token():
+    """The one that is in the environment of all machines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKEN_VARIABLE, value := new_token())
+        yield value
+
+
 @pytest.fixture
 def no_processes(monkeypatch):
     monkeypatch.setattr(launch, "run_workers", lambda *_: pytest.fail("processes were started"))
@@ -97,7 +111,7 @@ def test_several_devices_need_a_work_folder(job, blocks, teacher, no_processes):
 
 
 def test_an_error_names_its_kind_through_the_exchange():
-    here = exchange.host(None)
+    here = exchange.host(TWO)
     training = here.publish({})
     for rank, (kind, final) in enumerate(
         [("RuntimeError", None), ("DataProblem", "DataProblem"), ("UserError", "UserError")]
@@ -111,7 +125,7 @@ def test_an_error_names_its_kind_through_the_exchange():
             final=final,
             lost_peer=False,
         )
-        exchange.Exchange.connect(here.endpoint).report(training, failure)
+        exchange.Exchange.connect(here.endpoint, here.token).report(training, failure)
     with pytest.raises(DataProblem, match=r"^DataProblem!$"):
         launch.raise_final(here.failures(training))
 
@@ -144,8 +158,10 @@ def test_an_address_of_another_machine_is_refused(run, job, tmp_path, no_process
         run(job, tmp_path, trainer=trainer)
 
 
-def test_a_machine_that_finds_no_training_says_so():
-    with pytest.raises(UserError, match=r"no training at 127.0.0.1:1 after 0.1 seconds. Start it"):
+def test_a_machine_that_finds_no_training_says_so(token):
+    with pytest.raises(
+        UserError, match=r"no training at 127.0.0.1:1 after 0.1 seconds \(.*Start it"
+    ):
         join("127.0.0.1:1", timeout=0.1)
 
 
@@ -249,8 +265,8 @@ def test_what_all_processes_end_with_ends_the_run_at_once(run, job, tmp_path, mo
     assert not list(tmp_path.rglob("launch*"))
 
 
-def _listening(pids: list[int]) -> set[str]:
-    """Addresses on which processes listen for TCP connections, in the kernel's hexadecimal."""
+def _listening(pids: list[int]) -> set[tuple[str, int]]:
+    """Where processes listen for TCP connections: address in the kernel's hexadecimal, port."""
     links = []
     for fd in (fd for pid in pids for fd in Path(f"/proc/{pid}/fd").iterdir()):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -258,19 +274,52 @@ def _listening(pids: list[int]) -> set[str]:
     tables = [Path(f"/proc/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6")]
     rows = [row.split() for table in tables for row in table]
     return {
-        row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links
+        (row[1].split(":")[0], int(row[1].split(":")[1], 16))
+        for row in rows
+        if row[3] == "0A" and f"socket:[{row[9]}]" in links
     }
 
 
-def test_on_one_machine_nothing_listens_to_another(run, job, tmp_path):
-    found = []
+class _Evil:
+    """What touches a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self._mark,)
+
+
+def _attack(port: int, mark: Path) -> bool:
+    """Put a pickle where elastic unpickles its state; returns whether a store took it."""
+    time_limit = {"timeout": timedelta(seconds=1)}
+    try:
+        store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, **time_limit)
+        for training in range(1, 10):
+            state = base64.b64encode(pickle.dumps(_Evil(mark))).decode()
+            store.set(f"torch.rendezvous.training-{training}", state)
+    except dist.DistError:
+        return False
+    return True
+
+
+def test_on_one_machine_nothing_listens_to_another_and_strangers_run_no_code(
+    undisturbed, run, job, tmp_path, caplog
+):
+    found, taken = set(), []
 
     def on_log(iteration, values):
-        if not found:
-            found.extend(_listening([os.getpid(), *_descendants(os.getpid())]))
+        if iteration == 2:
+            found.update(_listening([os.getpid(), *_descendants(os.getpid())]))
+            taken.extend(_attack(port, tmp_path / "mark") for _, port in found)
 
-    run(job, tmp_path, on_log=on_log)
-    assert set(found) == {"0100007F"}  # 127.0.0.1
+    with caplog.at_level(logging.INFO):
+        result = run(job, tmp_path / "work", on_log=on_log)
+    assert {address for address, _ in found} == {"0100007F"}  # 127.0.0.1
+    assert not any(taken)
+    assert not (tmp_path / "mark").exists()
+    assert caplog.text.count("to the rendezvous was closed") == 1
+    assert same_training(result, undisturbed[1])
 
 
 # ---- by torchrun
@@ -361,7 +410,7 @@ def _trains(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def two_machines(blocks, tmp_path_factory):
+def two_machines(blocks, tmp_path_factory, token):
     """Trainer of the first, and the second; its images are a copy at another place."""
     endpoint = _free_endpoint()
     images = tmp_path_factory.mktemp("second") / "images"

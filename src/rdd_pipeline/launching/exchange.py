@@ -1,48 +1,66 @@
 """What the machines of a training tell one another, apart from the training's own collectives.
 
-All of it passes through one store (torch's `TCPStore`) in the process of the first machine's
-command, and through this module: the rendezvous of the elastic agents, the published trainings (the
-task as JSON, the teacher as safetensors, in pieces and with a digest), and the failures of worker
-processes. No file system is shared but the images.
+All of it passes through one store in the process of the first machine's command, and through this
+module: the rendezvous of the elastic agents, where worker processes find one another, the published
+trainings (the task as JSON, the teacher as safetensors, in pieces and with a digest), and the
+failures of worker processes. No file system is shared but the images. The store answers only to
+whoever knows the token (see `channel`, `store`).
 
 With one machine the store listens on the loopback interface. With several it listens on the address
-of `trainer.rendezvous` and is open to whoever reaches it, and elastic pickles the state of its
-rendezvous: that port belongs in the private network of a cluster.
+of `trainer.rendezvous`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
+import ipaddress
 import json
 import logging
+import math
+import secrets
+import shutil
 import socket
+import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
+import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous.api import RendezvousInfo, RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
     RendezvousTimeout,
 )
 
-from rdd_pipeline.config import Params
+import rdd_pipeline
+from rdd_pipeline.config import Params, TrainerParams
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import content_digest, write_atomically
+from rdd_pipeline.files import content_digest, written_whole
+from rdd_pipeline.launching.channel import TOKEN_VARIABLE, find_token, new_token
+from rdd_pipeline.launching.store import ClientStore, StoreServer
 from rdd_pipeline.training.job import TRAINING_FORMAT
 
 logger = logging.getLogger(__name__)
 
-FORMAT = str(TRAINING_FORMAT)
+VERSIONS = {
+    "rdd_pipeline": rdd_pipeline.__version__,
+    "torch": torch.__version__,
+    "timm": version("timm"),
+    "training format": str(TRAINING_FORMAT),
+}
 """What both sides must agree in, to compute the same."""
 LOOPBACK = "127.0.0.1"
+FILES = {"task.json": 1 << 30, "teacher.safetensors": 16 << 30}
+"""What another machine gets, and how many bytes of it at most."""
 _PIECE = 4 << 20
-"""Bytes of one value; the store takes up to 8 MiB."""
-_TIMEOUT = timedelta(seconds=60)
+"""Bytes of one value in the store."""
 
 
 class Failure(Params):
@@ -82,30 +100,19 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def serve(host: str, port: int, timeout: timedelta = _TIMEOUT) -> TCPStore:
-    """A store that listens on the address of `host` only; torch's own listens on all.
+class _Rendezvous(DynamicRendezvousHandler):
+    """Torch's, whose MASTER_ADDR is a word: where in the store the processes of a round meet.
 
-    Args:
-        host: Name or address of this machine.
-        port: 0: any that is free.
-        timeout: How long it waits for values.
-
-    Raises:
-        OSError: The address is not one of this machine, or the port is taken.
+    Each round has its own: what dead processes have left there is not read by those of the next.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-        port = listener.getsockname()[1]
-        return TCPStore(
-            host,
-            port,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=timeout,
-            master_listen_fd=listener.detach(),
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        info = super().next_rendezvous()
+        if info.rank == 0:
+            info.store.set("rdd/group", secrets.token_hex(8))
+        group = info.store.get("rdd/group").decode()
+        return RendezvousInfo(
+            info.store, info.rank, info.world_size, RendezvousStoreInfo(f"rdd/group/{group}", 0)
         )
 
 
@@ -113,37 +120,39 @@ class Exchange:
     """One connection to the store.
 
     Attributes:
+        store: The store itself, for torch.
         endpoint: HOST:PORT of the store.
+        token: Opens the store.
         is_host: Whether the store is this process's own.
-        on_loopback: Whether all processes are on one machine.
     """
 
-    def __init__(self, store: TCPStore, endpoint: str, *, is_host: bool) -> None:
-        self._store = store
-        self.endpoint = endpoint
-        self.is_host = is_host
-        self.on_loopback = parse_endpoint(endpoint)[0] in (LOOPBACK, "localhost")
+    def __init__(self, endpoint: str, token: str, *, is_host: bool = False) -> None:
+        self.store = ClientStore(*parse_endpoint(endpoint), token)
+        self.endpoint, self.token, self.is_host = endpoint, token, is_host
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether all processes are on one machine."""
+        return ipaddress.ip_address(self.store.local_address).is_loopback
 
     @classmethod
-    def connect(cls, endpoint: str, wait: float = 60.0) -> Self:
+    def connect(cls, endpoint: str, token: str, wait: float = 60.0) -> Self:
         """Connect to the first machine.
 
         Raises:
-            OSError: Nobody listens there after `wait` seconds.
-            UserError: `endpoint` is not HOST:PORT.
+            OSError: Nobody answers there after `wait` seconds.
+            UserError: `endpoint` is not HOST:PORT, the token is another one, or what listens there
+                is something else.
         """
-        host, port = parse_endpoint(endpoint)
+        parse_endpoint(endpoint)
         until = time.monotonic() + wait
-        while True:  # a store that is not there yet would be retried with exponential back-off
+        while True:
             try:
-                socket.create_connection((host, port), timeout=5).close()
-                break
+                return cls(endpoint, token)
             except OSError:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(0.3)
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_TIMEOUT)
-        return cls(store, endpoint, is_host=False)
 
     def rendezvous(
         self, training: int, nodes: int, address: str | None, timeout: float
@@ -153,14 +162,14 @@ class Exchange:
         Args:
             training: Its number.
             nodes: Machines that take part.
-            address: Name or address of this machine for the others; None: its own name.
+            address: Name or address of this machine; None: its own name.
             timeout: Seconds to wait until all are there.
         """
         name = f"training-{training}"
-        handler: DynamicRendezvousHandler = DynamicRendezvousHandler.from_backend(
+        handler: DynamicRendezvousHandler = _Rendezvous.from_backend(
             name,
-            self._store,
-            C10dRendezvousBackend(self._store, name),
+            self.store,
+            C10dRendezvousBackend(self.store, name),
             min_nodes=nodes,
             max_nodes=nodes,
             local_addr=address,
@@ -170,32 +179,31 @@ class Exchange:
 
     # ---- the first machine
 
-    def publish(self, files: dict[str, bytes]) -> int:
+    def publish(self, files: Mapping[str, bytes]) -> int:
         """Put a training into the store; returns its number."""
-        number = int(self._store.add("rdd/trainings", 0)) + 1
-        sizes = {}
+        number = self.store.add("rdd/trainings", 0) + 1
+        facts = {}
         for name, data in files.items():
-            pieces = range(0, len(data), _PIECE)
-            for piece, start in enumerate(pieces):
-                self._store.set(f"rdd/{number}/{name}/{piece}", data[start : start + _PIECE])  # type: ignore[arg-type]
-            sizes[name] = [len(pieces), content_digest(data)]
-        self._store.set(f"rdd/{number}/files", json.dumps(sizes))
-        self._store.add("rdd/trainings", 1)
+            for piece, start in enumerate(range(0, len(data), _PIECE)):
+                self.store.set(f"rdd/{number}/{name}/{piece}", data[start : start + _PIECE])
+            facts[name] = [len(data), content_digest(data)]
+        self.store.set(f"rdd/{number}/files", json.dumps(facts))
+        self.store.add("rdd/trainings", 1)
         return number
 
     def retract(self, training: int) -> None:
         """Say that a training is over, and forget its files."""
-        self._store.set(f"rdd/{training}/over", "")
-        for name, (pieces, _) in self._files(training).items():
-            for piece in range(pieces):
-                self._store.delete_key(f"rdd/{training}/{name}/{piece}")
+        self.store.set(f"rdd/{training}/over", "")
+        for name, (size, _) in self._files(training).items():
+            for piece in range(_pieces(size)):
+                self.store.delete_key(f"rdd/{training}/{name}/{piece}")
 
     def shutdown(self) -> None:
         """Say that the command is over, and give those that have joined the time to hear it."""
-        self._store.set("rdd/over", "")
+        self.store.set("rdd/over", "")
         until = time.monotonic() + 15.0
         while time.monotonic() < until:
-            if int(self._store.add("rdd/left", 0)) >= int(self._store.add("rdd/joined", 0)):
+            if self.store.add("rdd/left", 0) >= self.store.add("rdd/joined", 0):
                 return
             time.sleep(0.05)
 
@@ -205,97 +213,162 @@ class Exchange:
         """Let the first machine know that this one is there.
 
         Raises:
-            UserError: It trains by another version.
+            UserError: It runs another version of something.
         """
-        there = self._store.get("rdd/format").decode()
-        if there != FORMAT:
+        there = json.loads(self.store.get("rdd/versions"))
+        others = [name for name, here in VERSIONS.items() if there.get(name) != here]
+        if others:
             raise UserError(
-                f"The first machine trains by version {there} of rdd_pipeline's training, this one "
-                f"by {FORMAT}. Install the same package on both."
+                f"The first machine runs {_named(there, others)}, this one "
+                f"{_named(VERSIONS, others)}. Install the same on both."
             )
-        self._store.add("rdd/joined", 1)
+        self.store.add("rdd/joined", 1)
 
     def deregister(self) -> None:
         """Confirm that the end was heard."""
-        self._store.add("rdd/left", 1)
+        self.store.add("rdd/left", 1)
 
     def poll(self, seen: int) -> int | None:
         """Number of the training that is to be joined, or of the one that was `seen` last.
 
         None: the command of the first machine is over.
         """
-        if self._store.check(["rdd/over"]):
+        if self.store.check(["rdd/over"]):
             return None
-        number = int(self._store.add("rdd/trainings", 0))
-        return seen if self._store.check([f"rdd/{number}/over"]) else number
+        number = self.store.add("rdd/trainings", 0)
+        return seen if self.store.check([f"rdd/{number}/over"]) else number
 
     def fetch(self, training: int, folder: Path) -> None:
         """Write a training's files into a folder.
 
         Raises:
-            UserError: They arrived damaged.
+            UserError: They are not those of a training, too large, or arrived damaged.
         """
-        for name, (pieces, digest) in self._files(training).items():
-            data = b"".join(
-                self._store.get(f"rdd/{training}/{name}/{piece}") for piece in range(pieces)
+        files = self._files(training)
+        size = sum(size for size, _ in files.values())
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"The training's files are {size / 1e6:.0f} MB, but {folder} has only "
+                f"{free / 1e6:.0f} MB left. Free some space, or set TMPDIR to another folder."
             )
-            if content_digest(data) != digest:
-                raise UserError(f"{name} arrived damaged from the first machine. Join again.")
-            write_atomically(folder / name, data)
+        for name, (size, digest) in files.items():
+            found = hashlib.blake2b(digest_size=16)
+            with written_whole(folder / name, durable=False) as file:
+                for piece in range(_pieces(size)):
+                    data = self.store.get(f"rdd/{training}/{name}/{piece}")
+                    found.update(data)
+                    size -= len(data)
+                    if size < 0:
+                        break
+                    file.write(data)
+                if size or found.hexdigest() != digest:
+                    raise UserError(f"{name} arrived damaged from the first machine. Join again.")
 
     def _files(self, training: int) -> dict[str, tuple[int, str]]:
-        """Pieces and digest of each file."""
-        files: dict[str, tuple[int, str]] = json.loads(self._store.get(f"rdd/{training}/files"))
+        """Size in bytes and digest of each file."""
+        files: dict[str, tuple[int, str]] = json.loads(self.store.get(f"rdd/{training}/files"))
+        for name, (size, _) in files.items():
+            if name not in FILES or not 0 <= int(size) <= FILES[name]:
+                raise UserError(
+                    f"The first machine offers {name!r} of {size} bytes; expected are "
+                    f"{' and '.join(FILES)}, of {FILES['task.json'] >> 30} and "
+                    f"{FILES['teacher.safetensors'] >> 30} GiB at most. Nothing was written."
+                )
         return files
 
     # ---- the worker processes of all machines
 
     def report(self, training: int, failure: Failure) -> None:
         """Let all machines know what a process ended with."""
-        self._store.append(f"rdd/{training}/failures", failure.model_dump_json() + "\n")  # type: ignore[attr-defined]
+        self.store.append(f"rdd/{training}/failures", failure.model_dump_json() + "\n")
 
     def failures(self, training: int) -> list[Failure]:
         """What processes of all machines ended with, in the order in which they did."""
         key = f"rdd/{training}/failures"
-        lines = self._store.get(key).splitlines() if self._store.check([key]) else []
+        lines = self.store.get(key).splitlines() if self.store.check([key]) else []
         return [Failure.model_validate_json(line) for line in lines]
 
 
-_hosted: dict[str, Exchange] = {}
+def _pieces(size: int) -> int:
+    return math.ceil(size / _PIECE)
 
 
-def host(endpoint: str | None) -> Exchange:
+def _named(versions: Mapping[str, str], names: list[str]) -> str:
+    return ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in names)
+
+
+_hosted: dict[str, tuple[Exchange, StoreServer]] = {}
+
+
+def host(trainer: TrainerParams) -> Exchange:
     """The store at an address of this machine, which lives as long as this process.
 
-    Args:
-        endpoint: HOST:PORT; it listens on the address of HOST only. None: on the loopback
-            interface, for one machine.
+    With several machines it listens on the address of `trainer.rendezvous` only, else on the
+    loopback interface. The token is that of `trainer.token_file` or of the environment; without
+    any there is a new one, which the command shows that the other machines are to run.
 
     Raises:
-        UserError: The address is not one of this machine, or the port is taken.
+        UserError: The address is not one of this machine, or is open to everybody, or the port is
+            taken, or the token is none.
     """
-    key = endpoint or LOOPBACK
+    several = trainer.nodes > 1
+    key = trainer.rendezvous if several and trainer.rendezvous else LOOPBACK
     if key in _hosted:
-        return _hosted[key]
-    name, port = (LOOPBACK, 0) if endpoint is None else parse_endpoint(endpoint)
+        return _hosted[key][0]
+    name, port = parse_endpoint(key) if several else (LOOPBACK, 0)
+    given = find_token(trainer.token_file, make=True) if several else None
+    token = given or new_token()
     try:
-        store = serve(name, port)
+        if several:
+            _check_reach(key, name, trainer)
+        server = StoreServer(name, port, token)
     except OSError as error:
         raise UserError(
-            f"trainer.rendezvous is {endpoint!r}, but this machine cannot listen there "
+            f"trainer.rendezvous is {key!r}, but this machine cannot listen there "
             f"({error.strerror or error}). Give a name or address of this machine, the first one, "
             "that the others can reach, and a port that is free."
         ) from error
-    store.set("rdd/format", FORMAT)
-    exchange = _hosted[key] = Exchange(store, endpoint or f"{name}:{store.port}", is_host=True)
+    exchange = Exchange(key if several else f"{name}:{server.port}", token, is_host=True)
+    exchange.store.set("rdd/versions", json.dumps(VERSIONS))
+    _hosted[key] = exchange, server
     atexit.register(close, key)
-    if endpoint is not None:
-        logger.info("Other machines join by: python -m rdd_pipeline.launching.join %s", endpoint)
+    if several:
+        _show_command(key, trainer.token_file, None if given else token)
     return exchange
+
+
+def _check_reach(endpoint: str, name: str, trainer: TrainerParams) -> None:
+    """Refuse an address that is open to more than a private network."""
+    for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
+        ip = ipaddress.ip_address(str(address[0]).split("%")[0])
+        if ip.is_unspecified:
+            raise UserError(
+                f"trainer.rendezvous is {endpoint!r}, which is all networks of this machine. Give "
+                "its name or address in the network of the others."
+            )
+        if ip.is_global and not trainer.public_address:
+            raise UserError(
+                f"trainer.rendezvous is {endpoint!r}: {ip} is a public address. Give one of a "
+                "private network; or, where a firewall keeps others away, set "
+                "trainer.public_address=true."
+            )
+
+
+def _show_command(endpoint: str, file: str | None, token: str | None) -> None:
+    command = f"python -m rdd_pipeline.launching.join {endpoint}"
+    if token is not None:
+        # Not by the log, which may be kept and read by others.
+        print(f"Other machines join by: {TOKEN_VARIABLE}={token} {command}", file=sys.stderr)
+        return
+    command += f" --token-file {file}" if file else f" (with this {TOKEN_VARIABLE})"
+    logger.info("Other machines join by: %s", command)
 
 
 def close(endpoint: str) -> None:
     """End what `host` began; at the latest when the process ends."""
     if endpoint in _hosted:
+        exchange, server = _hosted.pop(endpoint)
         with contextlib.suppress(dist.DistError):
-            _hosted.pop(endpoint).shutdown()
+            exchange.shutdown()
+        server.close()

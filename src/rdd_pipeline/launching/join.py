@@ -1,7 +1,8 @@
 """Take part in the trainings of another machine.
 
-``python -m rdd_pipeline.launching.join HOST:PORT``, where HOST:PORT is what the command on the
-first machine was given as `trainer.rendezvous`. Everything else comes from there: parameters,
+``RDD_TOKEN=... python -m rdd_pipeline.launching.join HOST:PORT``, where HOST:PORT is what the
+command on the first machine was given as `trainer.rendezvous`, and RDD_TOKEN its token, which may
+also be in a file (``--token-file``). Everything else comes from there: parameters,
 index, teacher, and the state to go on from. Only the images have to be here, at the same path or at
 the one that ``--data`` names. It takes part in one training after the other and ends with the
 command of the first machine.
@@ -27,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from rdd_pipeline.errors import INTERRUPTED, UserError
+from rdd_pipeline.launching.channel import TOKEN_VARIABLE, find_token
 from rdd_pipeline.launching.exchange import Exchange
 from rdd_pipeline.launching.launch import run_workers
 from rdd_pipeline.launching.worker import Task
@@ -36,28 +38,41 @@ logger = logging.getLogger(__name__)
 
 
 def join(
-    endpoint: str, *, data: Path | None = None, address: str | None = None, timeout: float = 600.0
+    endpoint: str,
+    *,
+    token_file: Path | None = None,
+    data: Path | None = None,
+    address: str | None = None,
+    timeout: float = 600.0,
 ) -> None:
     """Take part in all trainings of the first machine's command.
 
     Args:
         endpoint: HOST:PORT of the first machine.
+        token_file: File with its token; None: it is in the environment variable `RDD_TOKEN`.
         data: Folder of the images here; None: the same path as there.
-        address: Name or address under which the others reach this machine; None: its own name.
+        address: Name or address of this machine in the network of the others; None: the one by
+            which it reaches the first.
         timeout: Seconds to wait for the first machine, at the start or when it is lost.
 
     Raises:
-        UserError: It cannot be reached, is of another version, or the images are not here.
+        UserError: It cannot be reached, has another token or version, or the images are not here.
         SignalException: A signal asked this process to stop.
     """
+    token = find_token(token_file)
+    if token is None:
+        raise UserError(
+            f"No token was given. The command on the first machine shows one: set {TOKEN_VARIABLE} "
+            "to it, or give its trainer.token_file by --token-file."
+        )
     while True:
         try:
-            exchange = Exchange.connect(endpoint, timeout)
+            exchange = Exchange.connect(endpoint, token, timeout)
         except OSError as error:
             raise UserError(
-                f"There is no training at {endpoint} after {timeout:g} seconds. Start it there "
-                f"with --params=trainer.nodes=N,trainer.rendezvous={endpoint}, or look whether "
-                "this machine reaches that address."
+                f"There is no training at {endpoint} after {timeout:g} seconds ({error}). Start "
+                f"it there with --params=trainer.nodes=N,trainer.rendezvous={endpoint}, or look "
+                "whether this machine reaches that address."
             ) from error
         try:
             _take_part_in_all(exchange, data, address)
@@ -120,8 +135,13 @@ def main() -> int:
         description="Take part in the trainings of another machine.",
     )
     parser.add_argument("endpoint", metavar="HOST:PORT", help="trainer.rendezvous there")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"the token; else {TOKEN_VARIABLE} is"
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the images here")
-    parser.add_argument("--address", help="name or address of this machine for the others")
+    parser.add_argument(
+        "--address", help="name or address of this machine in the network of the others"
+    )
     parser.add_argument(
         "--timeout", type=float, default=600.0, metavar="SECONDS", help="(default: %(default)g)"
     )

@@ -32,7 +32,7 @@ from rdd_pipeline.data.processes import hidden_main
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching import worker
-from rdd_pipeline.launching.exchange import Exchange, Failure, host
+from rdd_pipeline.launching.exchange import FILES, Exchange, Failure, host
 from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, train_in_group
 from rdd_pipeline.networks import save_checkpoint
 from rdd_pipeline.training import loop
@@ -145,8 +145,8 @@ def _run(task: Task, store: RunStore, folder: Path) -> None:
     """Publish a training and take part in it."""
     trainer = task.trainer
     several = trainer.nodes > 1
-    exchange = host(trainer.rendezvous if several else None)
-    shared = [folder / name for name in ("task.json", "teacher.safetensors")] if several else []
+    exchange = host(trainer)
+    shared = [folder / name for name in FILES] if several else []
     files = {path.name: path.read_bytes() for path in shared if path.exists()}
     training = exchange.publish(files)
     error: Exception | None = None
@@ -192,7 +192,7 @@ def run_workers(exchange: Exchange, training: int, folder: Path, task: Task) -> 
         role="trainer",
         local_world_size=task.processes,
         entrypoint=worker.train_worker,
-        args=(str(folder), exchange.endpoint, training),
+        args=(str(folder), exchange.endpoint, exchange.token, training),
         rdzv_handler=rendezvous,
         max_restarts=trainer.max_restarts,
         monitor_interval=0.1,
@@ -314,8 +314,8 @@ def _explained(
     if isinstance(error, RendezvousError) and not isinstance(error, RendezvousClosedError):
         return WorkerFailedError(
             f"{title}: {trainer.nodes} machines did not come together at {trainer.rendezvous} "
-            f"within {trainer.timeout:g} seconds (trainer.timeout). On each of the others run: "
-            f"python -m rdd_pipeline.launching.join {trainer.rendezvous}. {kept}"
+            f"within {trainer.timeout:g} seconds (trainer.timeout). On each of the others run, "
+            f"with its token: python -m rdd_pipeline.launching.join {trainer.rendezvous}. {kept}"
         )
     silent = sorted(set(range(processes)) - {failure.rank for failure in last})
     by = ""

@@ -8,11 +8,13 @@ folder, the error it ends with through the `Exchange`. Nothing is unpickled.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import signal
 import socket
+import struct
 import threading
 import traceback
 from collections.abc import Mapping
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from rdd_pipeline.config import Params, TrainerParams
 from rdd_pipeline.data.images import Images
@@ -30,7 +32,7 @@ from rdd_pipeline.data.index import usable_cores
 from rdd_pipeline.data.processes import end_with_parent
 from rdd_pipeline.errors import DataProblem, NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.files import write_atomically
-from rdd_pipeline.launching.exchange import LOOPBACK, Exchange, Failure, serve
+from rdd_pipeline.launching.exchange import LOOPBACK, Exchange, Failure
 from rdd_pipeline.networks import load_checkpoint
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.curves import OnLog
@@ -50,6 +52,8 @@ FINAL: dict[str, type[Exception]] = {
     for kind in (DataProblem, DamagedStateError, UserError, RunInterrupted, *AGREED)
 }
 """Errors that a restart does not cure. They end the run, as what they are."""
+_SIOCGIFADDR = 0x8915
+"""Linux's request for the address of a network interface."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -79,7 +83,7 @@ class Task(Params):
         write_atomically(folder / "task.json", self.model_dump_json().encode())
 
 
-def train_worker(path: str, endpoint: str, training: int) -> None:
+def train_worker(path: str, endpoint: str, token: str, training: int) -> None:
     """The whole life of a process.
 
     Elastic's agent records an error that is raised here and starts all processes of the training
@@ -88,17 +92,18 @@ def train_worker(path: str, endpoint: str, training: int) -> None:
     Args:
         path: Folder with the task.
         endpoint: HOST:PORT of the `Exchange`.
+        token: Opens it.
         training: Number of the training there.
     """
     end_with_parent()
-    exchange = Exchange.connect(endpoint)
+    exchange = Exchange.connect(endpoint, token)
     if any(failure.final for failure in exchange.failures(training)):
         # The agent starts them again after any failure; this one would come again.
         return
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
     try:
-        _do(Path(path), exchange.on_loopback, stop)
+        _do(Path(path), exchange, stop)
     except BaseException as error:
         with contextlib.suppress(dist.DistError):  # the first machine is gone
             exchange.report(training, _failure(error))
@@ -128,7 +133,7 @@ def _attempt() -> int:
     return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
 
-def _do(folder: Path, loopback: bool, stop: threading.Event) -> None:
+def _do(folder: Path, exchange: Exchange, stop: threading.Event) -> None:
     task = Task.model_validate_json((folder / "task.json").read_text())
     os.chdir(task.cwd)
     events = _Events(folder / "events.jsonl")
@@ -159,7 +164,7 @@ def _do(folder: Path, loopback: bool, stop: threading.Event) -> None:
         trainer,
         lambda iteration, values: events.write({"iteration": iteration, "values": dict(values)}),
         stop,
-        loopback=loopback,
+        exchange=exchange,
     )
 
 
@@ -169,11 +174,11 @@ def train_in_group(
     on_log: OnLog | None,
     stop: threading.Event | None = None,
     *,
-    loopback: bool = False,
+    exchange: Exchange | None = None,
 ) -> TrainingResult:
     """Train as one of the processes that RANK and WORLD_SIZE speak of.
 
-    `loopback`: all of them are on this machine, and nothing of them listens to any other.
+    `exchange`: where they find one another; None: at the MASTER_ADDR of torchrun.
     """
     device = resolve_device(trainer.device)
     if device.type == "cuda":
@@ -181,7 +186,7 @@ def train_in_group(
         torch.cuda.set_device(device)
     ours = not dist.is_initialized()
     if ours:
-        _init_process_group(device, timedelta(seconds=trainer.timeout), loopback)
+        _init_process_group(device, trainer, exchange)
     result = loop.train(
         training, trainer, group=dist.group.WORLD, device=device, on_log=on_log, stop=stop
     )
@@ -191,22 +196,45 @@ def train_in_group(
     return result
 
 
-def _init_process_group(device: torch.device, timeout: timedelta, loopback: bool) -> None:
+def _init_process_group(
+    device: torch.device, trainer: TrainerParams, exchange: Exchange | None
+) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if not loopback:
+    timeout = timedelta(seconds=trainer.timeout)
+    if exchange is None:
         dist.init_process_group(backend, timeout=timeout)
         return
-    # The machine's own name may resolve to nothing.
-    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    for library in ("GLOO", "NCCL") if names else ():
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", names[0])
-    rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
-    if rank == 0:
-        store = serve(LOOPBACK, port, timeout)
-    else:
-        store = TCPStore(LOOPBACK, port, is_master=False, timeout=timeout)
-    size = int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
+    # Otherwise they choose one by this machine's name, which may resolve to nothing.
+    address = trainer.address if trainer.nodes > 1 else None
+    if interface := _interface(address or exchange.store.local_address):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+    exchange.store.set_timeout(timeout)
+    dist.init_process_group(
+        backend,
+        timeout=timeout,
+        store=PrefixStore(os.environ["MASTER_ADDR"], exchange.store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+
+
+def _interface(name: str) -> str | None:
+    """The network interface with an IPv4 address; None: there is none, or the system is no Linux.
+
+    The one of the loopback is found elsewhere, too.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_one:
+        address = socket.gethostbyname(name)
+        for _, interface in socket.if_nameindex():
+            if address == LOOPBACK and interface.startswith("lo"):
+                return interface
+            request = struct.pack("256s", interface.encode()[:15])
+            with contextlib.suppress(OSError):  # it has no address
+                found = fcntl.ioctl(any_one, _SIOCGIFADDR, request)
+                if socket.inet_ntoa(found[20:24]) == address:
+                    return interface
+    return None
 
 
 class _Events(logging.Handler):
