@@ -16,6 +16,7 @@ from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads
 from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import Preprocessing, SegmentationNetwork, network_from_params
+from rdd_pipeline.networks.frozen import freeze
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.training.device import memory_format
 from rdd_pipeline.training.job import TrainingJob
@@ -100,16 +101,17 @@ def build(
     student = network_from_params(
         job.network, num_classes=training.images.labels.num_classes, pretrained=pretrained
     )
+    autocast = torch.bfloat16 if job.precision == "bfloat16" else None
     teacher = None
     if training.teacher is not None and job.definition.needs_teacher:
-        teacher = training.teacher.build().requires_grad_(False)
+        teacher = freeze(training.teacher.build(), autocast)
     step = TrainingStep(
         student,
         _objective(training, student, teacher, micro_batches.ranks),
         teacher=teacher,
         student_preprocessing=Preprocessing.for_network(job.network),
         teacher_preprocessing=training.teacher.header.preprocessing if training.teacher else None,
-        autocast=torch.bfloat16 if job.precision == "bfloat16" else None,
+        autocast=autocast,
     )
     if teacher is not None:
         _to_device(teacher, device, trainer)
