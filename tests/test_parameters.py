@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from kedro.framework.project import pipelines as registered
 from kedro.framework.project import settings
 from kedro.io import DataCatalog, MemoryDataset
@@ -15,7 +16,9 @@ from kedro.validation.type_extractor import TypeExtractor
 from omegaconf import OmegaConf
 
 from rdd_pipeline.config import (
+    COUNT,
     FORMER_NAMES,
+    LARGEST_SEED,
     MethodsParams,
     NetworkParams,
     Parameters,
@@ -26,6 +29,7 @@ from rdd_pipeline.config import (
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.hooks.configuration import check_machine
 from rdd_pipeline.hooks.parameters import check_parameters, faults, fields_of, suggest
+from rdd_pipeline.training.loop import step_seed
 from tests.kedro_project import CONF, ENVIRONMENTS, bootstrap
 
 KNOWN = list(dict(fields_of(Parameters)))
@@ -195,6 +199,53 @@ def test_the_likeliest_names_are_offered(name, meant):
 def test_what_does_not_fit_is_found_whatever_pipeline_runs(values):
     (sentence,) = faults(values, Parameters, values)
     assert sentence.startswith(next(iter(values)))
+
+
+ABSURD = [
+    *("recipe.optimizer.lr=1e308", "recipe.optimizer.lr=.inf", "recipe.optimizer.betas=[5, 0.9]"),
+    *("recipe.optimizer.betas=[0.9, 1.0]", "recipe.optimizer.weight_decay=.inf"),
+    *("recipe.optimizer.power=.nan", "recipe.optimizer.warmup=1e30", "recipe.clip_norm=.inf"),
+    *("recipe.iterations=1e30", "recipe.iterations=1000000000", "recipe.batch_size=1000000000"),
+    *("recipe.gradient_accumulation_steps=1e12", "recipe.aux_weight=.inf"),
+    *("recipe.validate_every=1e30", "recipe.augment.crop=[1000000000, 8]"),
+    *("recipe.augment.crop=[32000, 32000]", "recipe.augment.scale_max=.inf"),
+    *("recipe.augment.scale_max=1000000", "recipe.augment.scale_min=1e-9"),
+    *("recipe.augment.scale_step=.nan", "recipe.augment.flip=.nan"),
+    *("seed=9223372036854775808", "seed=10000000001", "seeds=1000000000"),
+    *("evaluation.scales=[1000000.0]", "evaluation.scales=[.inf]", "evaluation.scales=[]"),
+    *("evaluation.batch_size=1000000000", "evaluation.figure_images=1e9"),
+    *("trainer.timeout=1e300", "trainer.timeout=.nan", "trainer.checkpoint_every=.inf"),
+    *("trainer.devices=1000000", "trainer.nodes=1000000", "trainer.workers=1000000"),
+    *("trainer.threads=1e9", "trainer.max_restarts=1e30", "data.workers=1000000"),
+    *("data.image_size=[100000, 100000]", "data.val_fraction=.nan", "data.split_seed=1e30"),
+    *("data.scenes.train=1e12", "data.scenes.height=1000000000", "data.scenes.seed=1e30"),
+    *("rdd.tfe_length=.inf", "rdd.min_kept=1e30", "rdd.threshold=.nan", "rdd.class_floor=.inf"),
+    *("methods.kd=.inf", "methods.kd=1e308", "methods.weights={cwd: {cwd_logits: .inf}}"),
+    *("methods.options={cirkd: {cirkd_memory: {pixel_slots: 1000000000000}}}",),
+    *("methods.options={cirkd: {cirkd_memory: {temperature: .nan}}}", "student.width=1000000000"),
+    *("student.dropout=.nan", "student.dropout=1.0"),
+]
+
+
+@pytest.mark.parametrize("given", ABSURD)
+def test_what_is_infinite_or_absurd_is_refused_in_one_line(given):
+    params = OmegaConf.to_container(OmegaConf.from_dotlist([given]))
+    with pytest.raises(UserError) as info:
+        check_parameters(context_of(CONF, params), Parameters)
+    message = str(info.value)
+    assert len(message.splitlines()) == 1
+    # The place in a list is left out.
+    assert message.startswith(given.partition("=")[0])
+    assert message.endswith("Nothing was read or trained.")
+
+
+def test_seeds_may_not_lead_beyond_the_largest_one():
+    with pytest.raises(UserError, match=r"seed \(10000000000\) and seeds \(2\) lead beyond"):
+        check_parameters(context_of(CONF, {"seed": LARGEST_SEED, "seeds": 2}), Parameters)
+
+
+def test_the_largest_seed_and_iteration_make_a_seed_that_torch_takes():
+    torch.Generator().manual_seed(step_seed(LARGEST_SEED, COUNT))
 
 
 def _take(trainer: TrainerParams) -> None: ...

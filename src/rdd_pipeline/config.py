@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -26,8 +23,48 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Size = tuple[PositiveInt, PositiveInt]
-Option = bool | int | float | str
+FLOAT32 = 1e38
+"""What float32, in which networks compute, can still hold."""
+LARGEST_SEED = 10_000_000_000
+"""With a seed up to this torch's generator takes that of every step, see `training.loop`."""
+COUNT = 999_999_999
+"""Largest number of iterations or pixels: names of checkpoints have nine digits for them."""
+MOST_PIXELS = 178_956_970
+"""Of one image or crop; as RGB half a gigabyte."""
+
+NotNegative = Annotated[float, Field(ge=0.0, le=FLOAT32)]
+Positive = Annotated[float, Field(gt=0.0, le=FLOAT32)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+Scale = Annotated[float, Field(ge=0.01, le=16.0)]
+Seconds = Annotated[float, Field(gt=0.0, le=1e6)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Count = Annotated[int, Field(ge=0, le=COUNT)]
+PositiveCount = Annotated[int, Field(gt=0, le=COUNT)]
+Few = Annotated[int, Field(gt=0, le=4096)]
+"""Of processes, threads, machines."""
+Many = Annotated[int, Field(gt=0, le=65_536)]
+"""Of images in a step, of channels."""
+Side = Annotated[int, Field(gt=0, le=32_768)]
+Option = (
+    bool
+    | Annotated[int, Field(ge=-COUNT, le=COUNT)]
+    | Annotated[float, Field(ge=-COUNT, le=COUNT)]
+    | str
+)
+
+
+def _fits_memory(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if height * width > MOST_PIXELS:
+        raise ValueError(
+            f"{height} x {width} pixels are {height * width / 1e6:.0f} million, expected at most "
+            f"{MOST_PIXELS // 1_000_000} million"
+        )
+    return size
+
+
+Size = Annotated[tuple[Side, Side], AfterValidator(_fits_memory)]
+"""(height, width) in pixels."""
 
 
 FORMER_NAMES: Mapping[str, Any] = {"former_names": True}
@@ -36,9 +73,11 @@ digest, so that finished work is found."""
 
 
 class Params(BaseModel):
-    """Base of all parameters: immutable, and a name it does not know is an error."""
+    """Base of all parameters: immutable and finite, and a name it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     added: ClassVar[tuple[str, ...]] = ()
     """Fields that are left out of a dump while they have their default, because they came later:
@@ -86,12 +125,12 @@ def _rename_back(values: dict[str, Any], renamed: Mapping[str, str]) -> None:
 class SceneParams(Params):
     """Generated road scenes, used by the layout ``scenes`` only."""
 
-    seed: NonNegativeInt = Field(0, description="Decides every scene; the training seed does not.")
-    train: PositiveInt = Field(240, description="Number of training images.")
-    val: PositiveInt = Field(60, description="Number of validation images.")
-    test: PositiveInt = Field(100, description="Number of test images.")
-    height: int = Field(96, ge=48, description="Image height in pixels.")
-    width: int = Field(128, ge=64, description="Image width in pixels.")
+    seed: Seed = Field(0, description="Decides every scene; the training seed does not.")
+    train: int = Field(240, gt=0, le=1_000_000, description="Number of training images.")
+    val: int = Field(60, gt=0, le=1_000_000, description="Number of validation images.")
+    test: int = Field(100, gt=0, le=1_000_000, description="Number of test images.")
+    height: int = Field(96, ge=48, le=8192, description="Image height in pixels.")
+    width: int = Field(128, ge=64, le=8192, description="Image width in pixels.")
     label_noise: float = Field(
         0.0,
         ge=0.0,
@@ -125,7 +164,7 @@ class DataParams(Params):
         description="Bits of the values of 16-bit gray images, of which the upper 8 are used: 12 "
         "for a 12-bit camera's 0..4095. Ingestion warns where fewer are in use.",
     )
-    workers: PositiveInt | Literal["auto"] = Field(
+    workers: Few | Literal["auto"] = Field(
         "auto", description="Threads that check the files; auto: one for each core."
     )
     download: bool = Field(
@@ -146,7 +185,7 @@ class DataParams(Params):
         "one. 0: the data set has to have it.",
     )
     test_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Likewise for `test`.")
-    split_seed: NonNegativeInt = Field(
+    split_seed: Seed = Field(
         0,
         description="Decides, with the images' contents, which ones val_fraction and test_fraction "
         "take. Equal images stay together.",
@@ -188,7 +227,7 @@ class NetworkParams(Params):
         description="Backbone weights: false, true (timm downloads them) or the path of a "
         "safetensors or state-dict file in timm's names.",
     )
-    width: PositiveInt | None = Field(
+    width: Many | None = Field(
         None, description="Channels of the head. None: as published, 128 otherwise."
     )
     auxiliary: bool | None = Field(
@@ -224,12 +263,12 @@ class OptimizerParams(Params):
     """Optimizer and learning-rate schedule; the defaults are the field's common recipe."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = Field(0.02, description="Learning rate of the first iteration.")
-    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD only.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW only.")
-    weight_decay: NonNegativeFloat = 1e-4
-    power: NonNegativeFloat = Field(0.9, description="lr * (1 - (it-1)/iterations)^power.")
-    warmup: NonNegativeInt = Field(
+    lr: Positive = Field(0.02, description="Learning rate of the first iteration.")
+    momentum: Momentum = Field(0.9, description="SGD only.")
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="AdamW only.")
+    weight_decay: NotNegative = 1e-4
+    power: float = Field(0.9, ge=0.0, le=1000.0, description="lr * (1 - (it-1)/iterations)^power.")
+    warmup: Count = Field(
         0, description="Iterations over which the learning rate rises linearly to its schedule."
     )
 
@@ -240,9 +279,9 @@ class AugmentParams(Params):
     added = ("photometric",)
 
     crop: Size = Field((512, 1024), description="(height, width) of a training sample.")
-    scale_min: PositiveFloat = 0.5
-    scale_max: PositiveFloat = 2.0
-    scale_step: NonNegativeFloat = Field(0.1, description="Grid of scales; 0: continuous.")
+    scale_min: Scale = 0.5
+    scale_max: Scale = 2.0
+    scale_step: float = Field(0.1, ge=0.0, le=16.0, description="Grid of scales; 0: continuous.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
     photometric: Fraction = Field(
         0.0,
@@ -266,21 +305,21 @@ class RecipeParams(Params):
     added = ("gradient_accumulation_steps",)
     renamed: ClassVar[Mapping[str, str]] = {"accumulate": "gradient_accumulation_steps"}
 
-    iterations: PositiveInt = Field(40_000, description="Optimizer steps, not epochs.")
-    batch_size: PositiveInt = Field(16, description="Images a step, over all devices together.")
-    gradient_accumulation_steps: PositiveInt = Field(
+    iterations: PositiveCount = Field(40_000, description="Optimizer steps, not epochs.")
+    batch_size: Many = Field(16, description="Images a step, over all devices together.")
+    gradient_accumulation_steps: Many = Field(
         1,
         description="Micro-batches per device and step. Saves memory at the cost of one more "
         "student forward; losses stay those of the whole batch, batch norm sees a micro-batch.",
     )
     optimizer: OptimizerParams = OptimizerParams()
     augment: AugmentParams = AugmentParams()
-    aux_weight: NonNegativeFloat = Field(0.4, description="Weight of the auxiliary head's loss.")
+    aux_weight: NotNegative = Field(0.4, description="Weight of the auxiliary head's loss.")
     class_weights: bool = Field(
         False, description="Weigh the task loss with the label set's class weights, in all methods."
     )
-    clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm; None: off.")
-    validate_every: PositiveInt = Field(1000, description="Iterations between validations.")
+    clip_norm: Positive | None = Field(None, description="Largest gradient norm; None: off.")
+    validate_every: PositiveCount = Field(1000, description="Iterations between validations.")
     keep: Literal["best", "last"] = Field(
         "best", description="Weights handed on: of the best validation mIoU, or of the last step."
     )
@@ -300,7 +339,7 @@ class RddParams(Params):
         "min_kept_scope=rank": "local",
     }
 
-    tfe_length: NonNegativeInt | Fraction = Field(
+    tfe_length: Count | Fraction = Field(
         0.1,
         description="Length of the TFE stage: an iteration count (integer) or a fraction of the "
         "run (float). TSE begins at iteration `tfe_length`; iterations count from 1.",
@@ -309,7 +348,7 @@ class RddParams(Params):
         "xor", description="Chosen pixels from the student's and the teacher's hard ones."
     )
     threshold: Fraction = Field(0.7, description="A pixel is hard up to this probability.")
-    min_kept: NonNegativeInt | Fraction = Field(
+    min_kept: Count | Fraction = Field(
         100_000,
         description="At least so many pixels of the batch are hard: a count (integer) or a "
         "fraction of the batch's pixels (float).",
@@ -340,13 +379,15 @@ class EvaluationParams(Params):
     """Whole-image evaluation of trained networks."""
 
     splits: tuple[str, ...] = Field(("val", "test"), description="Splits that are there are used.")
-    batch_size: PositiveInt = Field(8, description="Images of equal size evaluated together.")
-    scales: tuple[PositiveFloat, ...] = Field((1.0,), description="Multi-scale evaluation.")
+    batch_size: Many = Field(8, description="Images of equal size evaluated together.")
+    scales: tuple[Scale, ...] = Field(
+        (1.0,), min_length=1, max_length=64, description="Multi-scale evaluation."
+    )
     flip: bool = Field(False, description="Average with the mirrored image.")
     average: Literal["softmax", "logits"] = Field(
         "softmax", description="What several scales or flips average."
     )
-    figure_images: NonNegativeInt = Field(3, description="Images shown in the figure.")
+    figure_images: int = Field(3, ge=0, le=1000, description="Images shown in the figure.")
     metric: str = Field(
         "miou",
         description="What the evaluation pipeline compares: miou, pixel_accuracy or mean_accuracy.",
@@ -368,12 +409,12 @@ class TrainerParams(Params):
     device: str = Field(
         "auto", description="auto, cpu, cuda, cuda:N or mps (a Mac's GPU; never tried on one)."
     )
-    devices: PositiveInt | Literal["auto"] = Field(
+    devices: Few | Literal["auto"] = Field(
         1,
         description="GPUs that train one network together, each with its share of the batch; auto: "
         "all that share it evenly. On CPU the number of processes, which is 1 for auto.",
     )
-    nodes: PositiveInt = Field(
+    nodes: Few = Field(
         1, description="Machines that train one network together, each with `devices` processes."
     )
     rendezvous: str | None = Field(
@@ -394,12 +435,12 @@ class TrainerParams(Params):
         description="Name or address of this machine in the network of the others; None: the one "
         "by which it reaches `rendezvous`.",
     )
-    timeout: PositiveFloat = Field(
+    timeout: Seconds = Field(
         600.0,
         description="Seconds to wait for machines that have not joined yet or were lost, and for "
         "a process that does not answer.",
     )
-    max_restarts: NonNegativeInt = Field(
+    max_restarts: Count = Field(
         3,
         description="With several devices: how often processes that died are started again, from "
         "the last checkpoint.",
@@ -409,14 +450,14 @@ class TrainerParams(Params):
         description="auto: bfloat16 autocast where the device has it in hardware, else float32.",
     )
     channels_last: bool = True
-    workers: NonNegativeInt | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = Field(
         "auto", description="Loader processes; auto: 0 on CPU, up to 8 beside each GPU."
     )
-    threads: PositiveInt | None = Field(
+    threads: Few | None = Field(
         None, description="CPU threads torch computes with; None: torch's own choice."
     )
-    log_every: PositiveInt = Field(10, description="Iterations between points of the curves.")
-    checkpoint_every: PositiveFloat = Field(
+    log_every: PositiveCount = Field(10, description="Iterations between points of the curves.")
+    checkpoint_every: Positive = Field(
         60.0, description="Seconds between checkpoints; one is also written at every validation."
     )
     deterministic: bool = Field(
@@ -459,7 +500,7 @@ class MethodsParams(Params):
         "Af-DCD's feature, CIRKDv2's channel MSE) are scaled to weigh what their published weights "
         "weigh on maps of 64 x 128. false: the plain weights.",
     )
-    kd: NonNegativeFloat = Field(
+    kd: NotNegative = Field(
         1.0,
         description="Weight of plain pixel-wise KD in every method that has it among its losses.",
     )
@@ -468,7 +509,7 @@ class MethodsParams(Params):
         description="With several devices: losses across images (CIRKD, CIRKDv2, DIST) relate the "
         "images of all devices (global), or of each device's own share of the batch only (local).",
     )
-    weights: dict[str, dict[str, NonNegativeFloat]] = Field(
+    weights: dict[str, dict[str, NotNegative]] = Field(
         {}, description="Other weights by method and loss, e.g. {cwd: {cwd_logits: 2.0}}."
     )
     options: dict[str, dict[str, dict[str, Option]]] = Field(
@@ -485,9 +526,11 @@ class Parameters(Params):
     (`hooks.parameters`), and a test compares this list with what the pipelines' nodes take.
     """
 
-    seed: NonNegativeInt = Field(0, strict=True, description="Decides everything random.")
-    seeds: PositiveInt = Field(
+    seed: Seed = Field(0, strict=True, description="Decides everything random.")
+    seeds: int = Field(
         1,
+        gt=0,
+        le=10_000,
         strict=True,
         description="The number of seeds, no list: every student is trained with seed, seed + 1, "
         "..., under one teacher.",
@@ -501,3 +544,12 @@ class Parameters(Params):
     methods: MethodsParams
     trainer: TrainerParams
     evaluation: EvaluationParams
+
+    @model_validator(mode="after")
+    def _seeds_in_range(self) -> Self:
+        if self.seed + self.seeds - 1 > LARGEST_SEED:
+            raise ValueError(
+                f"seed ({self.seed}) and seeds ({self.seeds}) lead beyond {LARGEST_SEED}. Lower "
+                "one of them."
+            )
+        return self

@@ -17,11 +17,12 @@ from pathlib import Path
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from rdd_pipeline.config import MOST_PIXELS
 from rdd_pipeline.errors import DataProblem
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-MAX_PIXELS = 178_956_970
-"""What Pillow takes at most (a quarter GiB of 3 bytes, doubled): as RGB half a gigabyte."""
+MAX_PIXELS = MOST_PIXELS
+"""What Pillow takes at most (a quarter GiB of 3 bytes, doubled)."""
 UPRIGHT = 1
 """EXIF orientation of an image that is stored as it is seen."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
 from rdd_pipeline.config import (
     FORMER_NAMES,
@@ -15,6 +15,7 @@ from rdd_pipeline.config import (
     Params,
     RddParams,
     RecipeParams,
+    Seed,
 )
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
@@ -34,7 +35,7 @@ class TrainingJob(Params):
 
     method: str = Field(description="`teacher` or a key of distillation.methods.METHODS.")
     stage: str = Field("whole", description="One of the method's stages, or `whole`: all of them.")
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     network: NetworkParams
     recipe: RecipeParams
     rdd: RddParams = Field(

@@ -201,7 +201,7 @@ class Trainer:
             of `PixelsOfClass`, classes).
         """
         # The same on all ranks, which draw what one process would draw and take their share of it.
-        seed = _step_seed(self.job.seed, batch.iteration)
+        seed = step_seed(self.job.seed, batch.iteration)
         torch.manual_seed(seed)
         pinned = self.device.type == "cuda"  # elsewhere the memory may be gone before it is read
         images = batch.images.to(self.device, non_blocking=pinned)
@@ -347,6 +347,6 @@ class Trainer:
             ) from error
 
 
-def _step_seed(seed: int, iteration: int) -> int:
-    """Decides dropout and other draws on the device in one step."""
+def step_seed(seed: int, iteration: int) -> int:
+    """Decides dropout and other draws on the device in one step; below 2**64."""
     return (seed * 1_000_003 + iteration) * 1_009
