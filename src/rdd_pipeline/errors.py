@@ -10,7 +10,7 @@ class DataProblem(UserError):  # noqa: N818 - it is raised for one problem or ma
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss term became NaN or infinite; raised before the optimizer changed anything."""
+    """A loss, gradient or weight became NaN or infinite; nothing of that step was kept."""
 
 
 INTERRUPTED = 143

@@ -564,9 +564,116 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
     assert same_training(run(job, store=tmp_path), whole)
 
 
-def test_nothing_is_saved_when_the_first_loss_is_not_finite(run, make_job, tmp_path):
-    job = make_job("baseline", recipe={"optimizer": OptimizerParams(lr=1e38, momentum=0.0)})
-    with pytest.raises(NonFiniteLossError, match="baseline: non-finite at iteration 2: loss"):
+class _SpoilsGradients(torch.autograd.Function):
+    """A loss that is finite, with gradients that are not."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.inf
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_that_are_not_finite_stop_before_the_step(
+    run, make_job, tmp_path, monkeypatch, clip_norm, parts
+):
+    whole = run(make_job())
+    job = make_job(recipe={"clip_norm": clip_norm, "gradient_accumulation_steps": parts})
+    kd, calls = FunctionalLoss.forward, []
+
+    def spoiled(*inputs):
+        calls.append(1)
+        return _SpoilsGradients.apply(kd(*inputs)) if len(calls) == 6 else kd(*inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FunctionalLoss, "forward", spoiled)
+        with pytest.raises(
+            NonFiniteLossError,
+            match=r"tse: non-finite at iteration 6: (norm of the gradients|gradient_norm) = (nan|"
+            "inf). The step was not taken. The last checkpoint is whole.",
+        ):
+            run(job, store=tmp_path)
+    assert RunStore(tmp_path, job_fingerprint(tmp_path)).latest().iteration == 5
+    result = run(job, store=tmp_path)
+    assert result.trained == 3
+    assert same_training(result, whole) == (clip_norm is None and parts == 1)
+
+
+def job_fingerprint(folder):
+    """Name of the only work folder."""
+    (work,) = folder.iterdir()
+    return work.name
+
+
+@pytest.mark.parametrize("iteration", [4, 6, 8], ids=["validated", "between", "last"])
+@pytest.mark.parametrize("what", ["weight", "statistic", "momentum"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_step_that_spoils_what_it_leaves_behind_is_caught_and_nothing_of_it_kept(
+    run, make_job, tmp_path, monkeypatch, iteration, what, saved
+):
+    job = make_job("baseline")
+    whole = run(job)
+    make = build.build_optimizer
+
+    def spoiling(*args):
+        optimizer, steps = make(*args), []
+        step = optimizer.step
+
+        def spoil():
+            step()
+            steps.append(1)
+            if len(steps) == iteration:
+                with torch.no_grad():
+                    tensor = spoiled[what](optimizer)
+                    tensor[(-1,) * tensor.dim()] = math.inf
+
+        optimizer.step = spoil
+        return optimizer
+
+    components = []
+    spoiled = {
+        "weight": lambda optimizer: optimizer.param_groups[0]["params"][3],
+        "momentum": lambda optimizer: next(iter(optimizer.state.values()))["momentum_buffer"],
+        "statistic": lambda optimizer: next(
+            buffer for buffer in components[0].step.buffers() if buffer.is_floating_point()
+        ),
+    }
+    scored = []
+    real, evaluated = loop.build, loop.evaluate
+    trainer = CPU if saved else CPU.model_copy(update={"checkpoint_every": 1e6})
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "build_optimizer", spoiling)
+        patch.setattr(
+            loop, "build", lambda *a, **k: components.append(real(*a, **k)) or components[0]
+        )
+        patch.setattr(loop, "evaluate", lambda *a, **k: scored.append(1) or evaluated(*a, **k))
+        with pytest.raises(
+            NonFiniteLossError,
+            match=rf"baseline: non-finite at iteration {iteration}: norm of the weights, their "
+            "statistics and the optimizer's = inf. Nothing of the step was kept. ",
+        ) as info:
+            run(job, store=tmp_path, trainer=trainer)
+    assert len(scored) == (iteration - 1) // 4
+    state = RunStore(tmp_path, whole.fingerprint).latest()
+    kept = iteration - 1 if saved else 4 * ((iteration - 1) // 4)
+    assert (0 if state is None else state.iteration) == kept
+    assert ("The last checkpoint is whole." in str(info.value)) == (kept > 0)
+    assert not list(tmp_path.rglob("done.json"))
+    assert same_training(run(job, store=tmp_path), whole)
+
+
+@pytest.mark.parametrize("iterations", [1, 8])
+def test_nothing_is_saved_when_the_first_step_spoils_the_weights(
+    run, make_job, tmp_path, iterations
+):
+    """Weights of 1e35 are numbers still; their squares are none."""
+    optimizer = OptimizerParams(lr=1e38, momentum=0.0)
+    job = make_job("baseline", recipe={"optimizer": optimizer, "iterations": iterations})
+    with pytest.raises(NonFiniteLossError, match="baseline: non-finite at iteration 1: norm of th"):
         run(job, store=tmp_path, trainer=CPU.model_copy(update={"checkpoint_every": 1e6}))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["job.json"]
 

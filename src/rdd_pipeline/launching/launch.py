@@ -60,7 +60,7 @@ def train(
 
     Raises:
         UserError: The pieces do not fit together, or memory or disk space ran out.
-        NonFiniteLossError: A loss became NaN or infinite; the step was not taken.
+        NonFiniteLossError: A loss, gradient or weight became NaN or infinite.
         TrainingInterruptedError: A signal asked to stop; the state was saved.
         WorkerFailedError: A process failed more often than `trainer.max_restarts`.
     """

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -52,6 +52,12 @@ class Components:
     def parameters(self) -> list[nn.Parameter]:
         """What `optimizer` changes."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those of all that learns, as far as there are any."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
     def load(self, state: TrainState) -> None:
         """Go on from the tensors of a state, which stay as they are."""

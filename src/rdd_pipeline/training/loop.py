@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,7 @@ from rdd_pipeline.training.device import (
     set_up,
     unrepeatable_operation,
 )
+from rdd_pipeline.training.finite import changed_by_step, total_norm
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.schedule import learning_rate
 from rdd_pipeline.training.state import Best, TrainState, copy_to_cpu
@@ -70,7 +72,8 @@ def train(
     Raises:
         UserError: The pieces do not fit together (raised before anything is trained), or memory
             or disk space ran out.
-        NonFiniteLossError: A loss became NaN or infinite; the step was not taken.
+        NonFiniteLossError: A loss, gradient or weight became NaN or infinite; nothing of the step
+            was kept.
         TrainingInterruptedError: SIGTERM, SIGINT or `stop`; the state was saved.
     """
     device = resolve_device(trainer.device) if device is None else device
@@ -99,6 +102,8 @@ class Trainer:
         self.on_log = (on_log or (lambda iteration, values: None)) if self.is_writer else None
         self.stop = stop
         self.state = TrainState()
+        self._size: Tensor | None = None
+        """Norm of what the last step has changed."""
         if self.is_writer:
             training.check(self.ranks.size)
             self.state.fingerprint = training.fingerprint
@@ -218,28 +223,41 @@ class Trainer:
             output = components.wrapped(images, labels, batch.iteration)
             output.total.backward()
         scalars = {"loss": output.total.detach(), **output.parts, **output.statistics}
-        norm = self.job.recipe.clip_norm
-        if norm is not None:
-            scalars["gradient_norm"] = nn.utils.clip_grad_norm_(components.parameters, norm)
+        clip_norm = self.job.recipe.clip_norm
+        norms: dict[str, Tensor] = {}
+        if clip_norm is not None:
+            scalars["gradient_norm"] = nn.utils.clip_grad_norm_(components.parameters, clip_norm)
+        else:
+            norms["norm of the gradients"] = total_norm(components.gradients)
+        if self._size is not None:
+            norms["weights"] = self._size
         # All ranks log the mean of all, and all of them stop where one meets a NaN.
-        numbers = self.ranks.mean(torch.stack([value.float() for value in scalars.values()]))
+        checked = [*scalars.values(), *norms.values()]
+        numbers = self.ranks.mean(torch.stack([value.float() for value in checked]))
         counts = output.pixels_of_class
         if counts is not None:
             numbers = torch.cat([numbers, torch.stack(counts).flatten().float()])
         # One transfer, and the only wait for the device in a step.
         numbers = numbers.cpu()
-        values = dict(zip(scalars, numbers[: len(scalars)].tolist(), strict=True))
+        read = dict(zip([*scalars, *norms], numbers[: len(checked)].tolist(), strict=True))
+        self._require_weights(read.pop("weights", 0.0))
+        values = {name: read[name] for name in scalars}
+        # Gradients are named where they are the cause.
         self._require_finite(values, batch.iteration)
+        self._require_finite(read, batch.iteration)
         for optimizer in components.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return values, None if counts is None else numbers[len(scalars) :].view(len(counts), -1)
+        # Looked at with the numbers of the next step, or when something is made of the weights.
+        self._size = total_norm(changed_by_step(components.step, components.optimizers))
+        return values, None if counts is None else numbers[len(checked) :].view(len(counts), -1)
 
     def _validate_if_due(self, components: Components, curves: Curves) -> bool:
         """Validate every so often and at the end of the run; returns whether it was time for it."""
         recipe, state = self.job.recipe, self.state
         due = state.iteration % recipe.validate_every == 0 or state.iteration == recipe.iterations
         if due and self.training.images.split("val").samples:
+            self._require_sound()
             scores = self._scores(components)
             # NaN (no labeled pixel) is never the best; of older work it may stand there.
             best = math.nan if state.best is None else state.best.miou
@@ -272,11 +290,13 @@ class Trainer:
         return Scores.from_matrix(matrix)
 
     def _save(self, components: Components) -> None:
+        self._require_sound()
         if self.store and self.is_writer:
             self.store.save(components.snapshot(self.state))
 
     def _complete(self, components: Components) -> TrainState:
         """Write the final state and mark the work as done."""
+        self._require_sound()
         final = components.snapshot(self.state)
         if self.store and self.is_writer:
             self.store.save(final)
@@ -307,15 +327,29 @@ class Trainer:
         """What there is to go on from, as a sentence."""
         return "The last checkpoint is whole. " if self.store and self.store.latest() else ""
 
+    def _require_sound(self) -> None:
+        """Before the weights are scored, stored or handed on: waits for the device."""
+        if self._size is not None:
+            self._require_weights(self.ranks.mean(self._size).item())
+
+    def _require_weights(self, size: float) -> None:
+        """`size`: norm of what the last step has changed."""
+        if not math.isfinite(size):
+            self._refuse(
+                self.state.iteration,
+                f"norm of the weights, their statistics and the optimizer's = {size}. Nothing "
+                "of the step was kept.",
+            )
+
     def _require_finite(self, values: Mapping[str, float], iteration: int) -> None:
-        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if not bad:
-            return
-        named = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self._refuse(iteration, f"{', '.join(bad)}. The step was not taken.")
+
+    def _refuse(self, iteration: int, what: str) -> NoReturn:
         raise NonFiniteLossError(
-            f"{self.job.title}: non-finite at iteration {iteration}: {named}. The step was not "
-            f"taken. {self._kept()}Lower recipe.optimizer.lr, set recipe.clip_norm, or use "
-            "trainer.precision=float32."
+            f"{self.job.title}: non-finite at iteration {iteration}: {what} {self._kept()}Lower "
+            "recipe.optimizer.lr, set recipe.clip_norm, or use trainer.precision=float32."
         )
 
     @contextmanager
