@@ -139,7 +139,7 @@ FLOORS = {
         predict
         scoring""",
     "training": """
-        device difficulty job progress schedule state stopping synchronized
+        device difficulty finite job progress schedule state stopping synchronized
         coordinator curves preparation step store
         training
         build
