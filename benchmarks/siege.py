@@ -16,12 +16,15 @@ Linux. Full disks and a small /dev/shm are real ones for root, and limits of the
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 # Before torch and MLflow are imported: forks of this process are the commands.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DO_NOT_TRACK="true")
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", KEDRO_DISABLE_TELEMETRY="true")
 for _name in ("MLFLOW_TRACKING_URI", "KEDRO_ENV", "RDD_TRACEBACK"):
     os.environ.pop(_name, None)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout, no other
 
 from siege.campaign import main  # noqa: E402
 

@@ -149,7 +149,7 @@ class Running:
         real: bool = False,
         before: Callable[[], None] | None = None,
         env: dict[str, str] | None = None,
-        cwd: Path | None = None,
+        logs: Path | None = None,
     ) -> None:
         """Start it.
 
@@ -159,9 +159,9 @@ class Running:
             real: Start a new interpreter.
             before: Called in the process before anything else (not with `real`).
             env: Further environment variables.
-            cwd: Where it runs; None: in the project.
+            logs: Where its output goes; None: into the project.
         """
-        self.log = place / f"siege-{time.monotonic_ns()}.log"
+        self.log = (logs or place) / f"siege-{time.monotonic_ns()}.log"
         self._begun = time.monotonic()
         environ = {"PYTHONPATH": str(place / "src"), "COLUMNS": "200", **(env or {})}
         if real:
@@ -169,7 +169,7 @@ class Running:
             with self.log.open("ab") as log:
                 self.pid = subprocess.Popen(
                     command,
-                    cwd=cwd or place,
+                    cwd=place,
                     env={**os.environ, **environ},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -182,7 +182,7 @@ class Running:
         if self.pid == 0:
             try:
                 os.environ.update(environ)
-                _be(cwd or place, words, self.log, before)
+                _be(place, words, self.log, before)
             finally:
                 os._exit(99)
 

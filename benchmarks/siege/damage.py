@@ -23,7 +23,7 @@ from siege.projects import run
 from siege.trials import Plan, Trial
 
 PAGE = b"<!DOCTYPE html><html><body>502 Bad Gateway</body></html>\n"
-SECONDS = 60
+SECONDS = 30
 """Longest time to read one small file."""
 
 

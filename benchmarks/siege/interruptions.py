@@ -176,11 +176,12 @@ def pair_plans(count: int) -> list[Plan]:
         ("others", lambda trial: _pair(trial, "empty", "train_teacher", "distill_tse")),
         ("evaluation", lambda trial: _pair(trial, "teacher", "distill_tfe", "evaluation")),
     ]
-    needs = ("distill_tse", "distill_tfe", "other data")
-    return [
-        Plan("pairs", f"{kinds[n % len(kinds)][0]} {n}", kinds[n % len(kinds)][1], needs)
-        for n in range(count)
-    ]
+    plans = []
+    for number in range(count):
+        name, attack = kinds[number % len(kinds)]
+        needs = "other data" if name == "other data" else "distill_tfe"
+        plans.append(Plan("pairs", f"{name} {number}", attack, ("distill_tse", needs)))
+    return plans
 
 
 def _other_data(trial: Trial) -> None:

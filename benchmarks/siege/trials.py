@@ -30,6 +30,8 @@ from siege.projects import (
 )
 
 FAULTS = ("lost", "silently wrong", "hang", "orphan", "traceback", "code executed", "other")
+PATIENCE = 15.0
+"""Seconds until a process without its parent has to be gone."""
 SHOWN = 6
 """Exceptions of one cause that are listed."""
 
@@ -102,7 +104,7 @@ class Trial:
             self.fault("hang", f"{what}: ended by force after {ended.seconds:.0f} s")
         if ended.traceback:
             self.fault("traceback", f"{what}: {ended.last}")
-        if orphans and (left := end_all_below(os.getpid(), patience=15.0)):
+        if orphans and (left := end_all_below(os.getpid(), patience=PATIENCE)):
             self.fault("orphan", f"{what}: {', '.join(left)}")
         return ended
 
@@ -217,6 +219,9 @@ def _fork(yard: Yard, plan: Plan, answer: Path) -> int:
         signal.signal(signal.SIGTERM, lambda *_: _leave())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         adopt_orphans()
+        output = os.open(yard.folder / "trials.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         trial = Trial(yard, plan.kind, plan.name)
         try:
             plan.attack(trial)
