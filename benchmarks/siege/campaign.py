@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -67,12 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="siege-"))
     folder.mkdir(exist_ok=True)
     owner = os.getpid()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    found: list[Result] = []
     try:
         yard = Yard(folder, options.seed)
-        found = prepare(yard, [p for ps in plans.values() for p in ps], options.jobs)
+        found += prepare(yard, [p for ps in plans.values() for p in ps], options.jobs)
         until = begun + 60 * options.minutes
         for kind in kinds:
-            found += carry_out(yard, plans[kind], until=until, side_by_side=options.jobs)
+            carry_out(yard, plans[kind], until=until, side_by_side=options.jobs, done=found)
+    except KeyboardInterrupt:
+        print("Stopped: the table is of what was tried until then.", file=sys.stderr)
     finally:
         if os.getpid() == owner and not options.keep:
             remove([folder])

@@ -132,10 +132,19 @@ class Ended:
 
     @property
     def one_line(self) -> bool:
-        """Whether it ended as an error of a user has to: named in the last line."""
-        return not self.traceback and bool(
-            re.match(r"(siege: )?([\w. ]+: )?(error|usage)\b", self.last, re.IGNORECASE)
-        )
+        """Whether it ended as a user's error has to: named, and nothing after it.
+
+        A list of several faults has a line for each.
+        """
+        starts = [*re.finditer(r"^([\w. ]+: )?error: ", self.text, re.IGNORECASE | re.MULTILINE)]
+        end = self.text[starts[-1].start() :] if starts else ""
+        logged = re.search(r"^\d\d:\d\d:\d\d ", end, re.MULTILINE)
+        return bool(starts) and not logged and not self.traceback
+
+    @property
+    def advice(self) -> bool:
+        """Whether Kedro's own pages stand above a user's error."""
+        return "--from-nodes" in self.text
 
 
 class Running:

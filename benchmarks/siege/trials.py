@@ -113,6 +113,8 @@ class Trial:
         self.look(ended, what)
         if ended.status not in (0, None) and not ended.traceback and not ended.one_line:
             self.fault("other", f"{what}: status {ended.status}, last line: {ended.last}")
+        if ended.one_line and ended.advice:
+            self.fault("other", f"{what}: Kedro's advice stands above the error: {ended.last}")
         if ended.status == 0 and truth is not None:
             for line in differing(results(self.place), truth):
                 self.fault("silently wrong", f"{what}: {line}")
@@ -176,11 +178,12 @@ def carry_out(
     until: float,
     patience: float = 600.0,
     side_by_side: int = 2,
+    done: list[Result] | None = None,
 ) -> list[Result]:
-    """Carry trials out, two at a time, until the clock says `until`."""
+    """Carry trials out, two at a time, until the clock says `until`; results go to `done`."""
     waiting = list(plans)
     running: dict[int, tuple[Plan, Path, float]] = {}
-    done: list[Result] = []
+    done = [] if done is None else done
     try:
         while waiting or running:
             while waiting and len(running) < side_by_side and time.monotonic() < until:
@@ -217,7 +220,7 @@ def _fork(yard: Yard, plan: Plan, answer: Path) -> int:
         return pid
     try:
         signal.signal(signal.SIGTERM, lambda *_: _leave())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, lambda *_: None)  # of a program started it would be ignored
         adopt_orphans()
         output = os.open(yard.folder / "trials.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
@@ -267,7 +270,9 @@ def _answer(plan: Plan, answer: Path, seconds: float) -> list[Result]:
 def _progress(done: int, of: int, last: Result) -> None:
     word = "fault" if last.faults else "ok"
     line = f"{last.kind} {done}/{of}: {last.name} {word} ({last.seconds:.1f} s)"
+    line += "".join(f"\n    {fault}: {reason}" for fault, reason in last.faults)
     if sys.stderr.isatty():
+        line = line.partition("\n")[0]
         print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr)
     else:
         print(line, file=sys.stderr, flush=True)
