@@ -266,9 +266,18 @@ def _two_machines(trial: Trial) -> None:
     ports = _ports_of(running, 1, 60.0)
     held = _attack_all(trial, ports, store=False, open_to_strangers=False)
     held += _attack_all(trial, ports, store=True, open_to_strangers=False)
-    shown = re.search(r"-m (rdd_pipeline\.launching\.join .*)", running.log.read_text())
-    words = shlex.split(shown[1]) if shown else ["rdd_pipeline.launching.join", endpoint]
-    second = Running(place, ["-m", *words, "--timeout", "60"])
+    shown = re.search(
+        r"(?:RDD_TOKEN=(\S+) )?python -m (rdd_pipeline\.launching\.join .*)",
+        running.log.read_text(),
+    )
+    words = shlex.split(shown[2]) if shown else ["rdd_pipeline.launching.join", endpoint]
+    join, token = ["-m", *words, "--timeout", "60"], shown[1] if shown else None
+    with trial.case("a machine with another token"):
+        other = Running(place, join, env={"RDD_TOKEN": "0" * 43}).wait(90.0)
+        trial.refused_or(other, "a machine with another token")
+        if other.status == 0:
+            trial.fault("other", "a machine with another token took part")
+    second = Running(place, join, env={"RDD_TOKEN": token} if token else None)
     limit = trial.yard.limit(truth["seconds"])
     with trial.case("the second machine"):
         joined = second.wait(limit)
@@ -315,7 +324,6 @@ def _false_first(answer: bytes | None) -> Callable[[Trial], None]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         words = ["-m", "rdd_pipeline.launching.join", f"127.0.0.1:{port}", "--timeout", "8"]
-        token = {"RDD_TOKEN": "0" * 64, "RDD_CLUSTER_TOKEN": "0" * 64}
         if answer is None:
             child = os.fork()
             if child == 0:
@@ -323,7 +331,7 @@ def _false_first(answer: bytes | None) -> Callable[[Trial], None]:
                     _false_store(port, escaped)
                 finally:
                     os._exit(0)
-        second = Running(place, words, env=token)
+        second = Running(place, words, env={"RDD_TOKEN": "0" * 43})
         if answer is not None:
             listener = socket.create_server(("127.0.0.1", port))
             # After the fork: a process with threads is not forked.

@@ -194,6 +194,7 @@ def carry_out(
                 break
             for pid, (plan, answer, begun) in list(running.items()):
                 seconds = time.monotonic() - begun
+                before = len(done)
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     done += _answer(plan, answer, seconds)
                 elif seconds > patience:
@@ -203,7 +204,7 @@ def carry_out(
                 else:
                     continue
                 del running[pid]
-                _progress(len(plans) - len(waiting) - len(running), len(plans), done[-1])
+                _progress(len(plans) - len(waiting) - len(running), len(plans), done[before:])
             time.sleep(0.02)
     finally:
         for pid in running:
@@ -267,15 +268,17 @@ def _answer(plan: Plan, answer: Path, seconds: float) -> list[Result]:
     ]
 
 
-def _progress(done: int, of: int, last: Result) -> None:
-    word = "fault" if last.faults else "ok"
-    line = f"{last.kind} {done}/{of}: {last.name} {word} ({last.seconds:.1f} s)"
-    line += "".join(f"\n    {fault}: {reason}" for fault, reason in last.faults)
+def _progress(done: int, of: int, cases: list[Result]) -> None:
+    one, wrong = cases[0], [case for case in cases if case.faults]
+    word = f"{len(wrong)} of {len(cases)} not well" if wrong else f"{len(cases)} well"
+    line = f"{one.kind} {done}/{of}: {one.name}: {word} ({one.seconds:.1f} s)"
     if sys.stderr.isatty():
-        line = line.partition("\n")[0]
         print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr)
-    else:
-        print(line, file=sys.stderr, flush=True)
+        return
+    print(line, file=sys.stderr)
+    for case in wrong:
+        for fault, reason in case.faults:
+            print(f"    {case.case} {fault}: {reason}", file=sys.stderr, flush=True)
 
 
 def table(results: Iterable[Result], planned: dict[str, int]) -> list[str]:
