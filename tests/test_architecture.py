@@ -13,13 +13,14 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "rdd_pipeline"
 
-BASE = {"config", "errors", "files", "__init__"}
+BASE = {"config", "errors", "files", "interruptions", "__init__"}
 LEAVES = {"collectives", "data", "losses", "networks"} | BASE
 # What each part may import of this project; a part may always import itself.
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
-    "__init__": set(),
+    "__init__": {"interruptions"},
+    "interruptions": {"errors"},
     "config": {"errors"},
     "collectives": set(),
     "commands": set(),
@@ -34,8 +35,8 @@ ALLOWED = {
     "reporting": LEAVES | {"commands", "distillation", "evaluation"},
     "tracking": BASE,
     "datasets": LEAVES | {"training"},
-    "hooks": BASE | {"commands", "tracking", "training"},
-    "settings": {"config", "hooks"},
+    "hooks": BASE | {"commands", "distillation", "tracking", "training"},
+    "settings": {"config", "hooks", "interruptions"},
     "pipelines": LEAVES
     | {"commands", "distillation", "evaluation", "launching", "reporting", "training"}
     | {"tracking"},

@@ -45,12 +45,20 @@ class Typist:
 def _command(words: list[str], cwd: str, env: dict[str, str], streams: list[str]) -> int:
     from kedro.framework.cli.cli import main
 
+    from rdd_pipeline import interruptions
+    from rdd_pipeline.hooks import messages
+    from tests import moments
+
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(cwd)
     sys.path[0] = cwd
     os.environ.update(env)
     sys.argv = ["kedro", *words]
+    # What the first imports of a command do.
+    interruptions.leave_at_signals()
+    messages.show_user_errors_as_one_line()
+    moments.arm()
     try:
         main()
     except SystemExit as end:

@@ -1,6 +1,13 @@
 """Small segmentation networks by Relative Difficulty Distillation, as a Kedro project."""
 
 import os
+import sys
+
+from rdd_pipeline.interruptions import is_command, leave_at_signals
+
+# Before anything is imported that takes time.
+if is_command(sys.argv, sys.orig_argv):
+    leave_at_signals()
 
 # Nothing in this project phones home. Here, because each command and each notebook imports this
 # before the libraries that would; kedro-telemetry is also off by the file .telemetry.

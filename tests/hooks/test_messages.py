@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import re
 import sys
 
 import pytest
-from kedro.io import DatasetError
+from kedro.io import DataCatalog, DatasetError
+from kedro.pipeline import Node, Pipeline
+from kedro.runner import SequentialRunner
 from kedro.validation import ParameterValidationError
 
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
@@ -22,6 +27,82 @@ def test_errors_of_the_user_are_their_message() -> None:
     assert user_message(WorkerFailedError("ValueError: bad")) == "ValueError: bad"
     assert user_message(RuntimeError("a bug")) is None
     assert user_message(DatasetError("no cause")) is None
+
+
+def wrapped(error: Exception, *words: str) -> Exception:
+    """As Kedro wraps it: a data set in a data set, each with words of its own."""
+    for text in words:
+        outer = DatasetError(text)
+        outer.__cause__ = error
+        error = outer
+    return error
+
+
+SAVING = (
+    "Failed while saving data to dataset JSONDataset(filepath=data/a.json).",
+    "Failed while saving data to dataset BySeed(filepath=data/x).",
+)
+LOADING = (
+    "Failed while loading data from dataset kedro.JSONDataset(filepath=/p/data/a.json, x=1)",
+)
+
+
+@pytest.mark.parametrize("kind", [UserError, RunInterrupted])
+def test_kedros_wrapping_is_followed_to_its_end(kind) -> None:
+    assert user_message(wrapped(kind("Do this."), *SAVING)) == "Do this."
+
+
+def test_an_interruption_is_found_in_whatever_a_library_made_of_it() -> None:
+    with pytest.raises(ImportError) as info:  # noqa: PT012
+        try:
+            raise RunInterrupted("Stopped.")
+        except RunInterrupted:
+            raise ImportError("half a module") from None
+    assert user_message(info.value) == "Stopped."
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/d/a"), "no space left .*: /d/a"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "quota is used up: data/a.json"),
+        (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
+        (OSError(errno.EROFS, "Read-only file system", "/d/a"), "read-only: /d/a"),
+        (PermissionError(errno.EACCES, "Permission denied", "/d/a"), "Permission denied: /d/a"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error, message) -> None:
+    assert re.search(message, str(user_message(wrapped(error, *SAVING))))
+    assert user_message(error) is not None
+
+
+def test_a_file_of_the_catalog_that_cannot_be_read_is_one_line_and_a_bug_in_it_is_not() -> None:
+    message = user_message(wrapped(ValueError("Expecting value:\nline 1"), *LOADING))
+    assert message is not None
+    assert message.startswith("/p/data/a.json cannot be used (Expecting value: line 1). Delete it")
+    assert user_message(wrapped(ValueError("a bug"), *SAVING)) is None
+    assert user_message(wrapped(TypeError("a bug"), *LOADING)) is None
+    assert user_message(OSError(errno.EBADF, "a bug")) is None
+
+
+def test_kedro_does_not_say_again_what_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    show_user_errors_as_one_line()
+    for kind in (UserError, RuntimeError):
+
+        def node(kind: type[Exception] = kind) -> None:
+            raise kind("Do this.")
+
+        pipeline = Pipeline([Node(node, None, "x", name="only")])
+        with pytest.raises(kind):
+            SequentialRunner().run(pipeline, DataCatalog())
+        lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        if kind is UserError:
+            assert lines == []
+    assert [line.split(" ")[0] for line in lines] == ["Node", "No"]
 
 
 def test_only_errors_of_the_user_lose_their_traceback(

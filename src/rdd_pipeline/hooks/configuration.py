@@ -5,20 +5,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from pkgutil import iter_modules
+from typing import Any, TypeVar
 
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
+from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol, MemoryDataset
 from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
 from rdd_pipeline.commands import Session
-from rdd_pipeline.config import DataParams, RecipeParams, TrainerParams
+from rdd_pipeline.config import (
+    DataParams,
+    MethodsParams,
+    NetworkParams,
+    RecipeParams,
+    TeacherParams,
+    TrainerParams,
+)
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.tracking.records import database_path
+
+_Kind = TypeVar("_Kind")
 
 
 def section(context: KedroContext, name: str) -> Mapping[str, Any]:
@@ -94,6 +107,28 @@ def mlflow_config(context: KedroContext) -> KedroMlflowConfig:
     return config
 
 
+def check_pipelines(context: KedroContext) -> None:
+    """Refuse pipelines that do not exist, before those that do are imported.
+
+    Raises:
+        UserError: There is no package of that name below ``pipelines/``.
+    """
+    asked = getattr(pipelines, "_requested_pipelines", None) or []
+    found = find_spec(f"{context._package_name}.pipelines") if asked else None
+    if found is None:
+        return
+    known = sorted(
+        {name for _, name, package in iter_modules(found.submodule_search_locations) if package}
+    )
+    for name in asked:
+        if name not in (*known, "__default__"):
+            meant = get_close_matches(name, known, 1)
+            question = f"; did you mean {meant[0]}? " if meant else ". "
+            raise UserError(
+                f"There is no pipeline {name!r}{question}The pipelines are: {', '.join(known)}."
+            )
+
+
 def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
     """Refuse a part of a pipeline (``--namespaces``, ``--from-nodes``) that lacks what it reads.
 
@@ -137,19 +172,29 @@ def check_images(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) 
 
 
 def check_machine(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
-    """Refuse what this machine does not have, where a node of the pipeline computes.
+    """Refuse what this machine does not have, and networks that there are not, where some compute.
 
     Raises:
-        UserError: There is no such device, or too little shared memory for the loader processes.
+        UserError: There is no such device, network or method, or too little shared memory for the
+            loader processes.
     """
     used = pipeline.inputs()
     if catalog is None or "params:trainer" not in used:
         return
-    # It imports torch, which a command that computes nothing can do without.
-    from rdd_pipeline.training.preparation import check_trainer
+    # They import torch, which a command that computes nothing can do without.
+    from rdd_pipeline.distillation.methods import check_changes
+    from rdd_pipeline.training.preparation import check_names, check_trainer
 
-    trainer = catalog.load("params:trainer")
-    names = sorted({"params:recipe", "params:teacher_recipe"} & used)
-    recipes = [catalog.load(name) for name in names]
-    if isinstance(trainer, TrainerParams):
-        check_trainer(trainer, [recipe for recipe in recipes if isinstance(recipe, RecipeParams)])
+    names = ("trainer", "recipe", "teacher_recipe", "teacher", "student", "methods")
+    params = [catalog.load(f"params:{name}") for name in names if f"params:{name}" in used]
+
+    def of_kind(kind: type[_Kind]) -> list[_Kind]:
+        return [value for value in params if isinstance(value, kind)]
+
+    for trainer in of_kind(TrainerParams):
+        check_trainer(trainer, of_kind(RecipeParams))
+    # What a weights file says of its network is looked at with the file.
+    teachers = [teacher.network for teacher in of_kind(TeacherParams) if teacher.weights is None]
+    check_names([*teachers, *of_kind(NetworkParams)])
+    for methods in of_kind(MethodsParams):
+        check_changes(methods)

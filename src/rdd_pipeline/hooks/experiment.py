@@ -36,12 +36,13 @@ from pydantic import ValidationError
 from rdd_pipeline import tracking
 from rdd_pipeline.commands import remember_session
 from rdd_pipeline.config import Params
-from rdd_pipeline.errors import RunInterrupted, UserError
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import remove_leftovers
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
     check_images,
     check_machine,
+    check_pipelines,
     check_upstream,
     mlflow_config,
     section,
@@ -54,11 +55,11 @@ from rdd_pipeline.hooks.facts import (
     git_state,
     numeric_leaves,
 )
-from rdd_pipeline.hooks.interruptions import Signals
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.parameters import check_parameters
 from rdd_pipeline.hooks.plugins import only_shows_runs
 from rdd_pipeline.hooks.run import OpenRun
+from rdd_pipeline.interruptions import Signals, interruption
 from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow, send_left
 from rdd_pipeline.tracking.addresses import (
     hide_secrets_in_logs,
@@ -110,14 +111,15 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Check the environment's name and the parameters, and set MLflow up.
+        """Check the names of environment and pipelines and the parameters, and set MLflow up.
 
         Raises:
-            UserError: There is no such environment, parameters do not exist or do not fit, or
-                mlflow.yml is not valid.
+            UserError: There is no such environment or pipeline, parameters do not exist or do not
+                fit, or mlflow.yml is not valid.
         """
         show_user_errors_as_one_line()
         check_environment(context)
+        check_pipelines(context)
         remember_session(session_of(context))
         if self._parameters is not None and not only_shows_runs():
             check_parameters(context, self._parameters)
@@ -185,11 +187,17 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         self._process = os.getpid()
         self._run = self._failed_node = None
         self._warned = set()
-        self._signals.install()
         made = [path for path in (self._project / "data").glob("*") if path.name != "01_raw"]
         remove_leftovers(*made, self._project / UNTRACKED)
+        self._signals.install()
+        with self._signals.hold():
+            self._open(run_params, pipeline)
+        self._signals.check()
+
+    def _open(self, run_params: Mapping[str, Any], pipeline: Pipeline) -> None:
         if self._config is None:
             return
+        atexit.register(self._at_exit)
         with self._guard("start the run"):
             config = self._config.tracking
             names = sorted(run_params.get("pipeline_names") or ["__default__"])
@@ -215,7 +223,6 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
                 own_tags={"kedro_command": command(run_params, names)},
                 given=config.run.id or os.environ.get("MLFLOW_RUN_ID"),
             )
-            atexit.register(self._at_exit)
             if self._client is not None:
                 left = (self._project / UNTRACKED, uri, self._client)
                 threading.Thread(target=send_left, args=left, daemon=True).start()
@@ -288,22 +295,33 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     @hook_impl
     def after_pipeline_run(self) -> None:
-        """Close the runs as finished."""
-        self._close("FINISHED")
+        """Close the runs as finished.
+
+        Raises:
+            RunInterrupted: A signal came meanwhile, or came before and was swallowed.
+        """
+        self._close("KILLED" if self._signals.received else "FINISHED")
+        self._signals.check()
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """Close the runs as failed or, when the user stopped them, as killed."""
-        self._close("KILLED" if isinstance(error, RunInterrupted) else "FAILED", error)
+        stopped = interruption(error)
+        killed = stopped is not None or self._signals.received
+        self._close("KILLED" if killed else "FAILED", stopped or error)
 
     def _close(self, status: str, error: Exception | None = None) -> None:
+        with self._signals.hold():
+            self._close_run(status, error)
+            atexit.unregister(self._at_exit)
         self._signals.restore()
+
+    def _close_run(self, status: str, error: Exception | None) -> None:
         tracking.set_metric_sink(None)
         with self._guard("close the run") as run:
             self._run = None
             if run is None:
                 return
-            atexit.unregister(self._at_exit)
             node = self._failed_node
             problem = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
             if node is not None:
@@ -327,9 +345,9 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         try:
             # A forked worker has a copy of this hook, but not the thread that writes.
             yield self._run if os.getpid() == self._process else None
-        except RunInterrupted:
-            raise
         except Exception as error:
+            if interruption(error):
+                raise
             if what not in self._warned:
                 self._warned.add(what)
                 logger.warning(

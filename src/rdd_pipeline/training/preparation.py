@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rdd_pipeline.config import RecipeParams, TrainerParams
+import torch
+
+from rdd_pipeline.config import NetworkParams, RecipeParams, TrainerParams
 from rdd_pipeline.data.delivery import check_shared_memory
 from rdd_pipeline.data.loading import crop_bytes
+from rdd_pipeline.networks import network_from_params
 from rdd_pipeline.training.device import (
     check_devices,
     resolve_device,
@@ -36,3 +39,14 @@ def check_trainer(trainer: TrainerParams, recipes: Sequence[RecipeParams]) -> No
         workers = resolve_workers(trainer.workers, device, processes)
         share = -(-recipe.batch_size // (processes * trainer.nodes))
         check_shared_memory(workers, crop_bytes(recipe.augment, share), processes)
+
+
+def check_names(networks: Sequence[NetworkParams]) -> None:
+    """Refuse networks that do not exist or cannot be built, before anything is read.
+
+    Raises:
+        UserError: There is no such head or backbone, or it gives no feature maps.
+    """
+    with torch.device("meta"):  # shapes only; the classes are not known yet
+        for params in networks:
+            network_from_params(params, num_classes=2, pretrained=False)

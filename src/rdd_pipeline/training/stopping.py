@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rdd_pipeline import interruptions
 from rdd_pipeline.errors import RunInterrupted
 
 
@@ -30,6 +31,7 @@ def stop_signals(given: threading.Event | None) -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.set()
+        interruptions.note(number)
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
