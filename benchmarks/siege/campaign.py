@@ -24,7 +24,7 @@ from siege.trials import Plan, Result, Yard, carry_out, exceptions, table
 
 WHOLE = {
     "kills": lambda: kill_plans(46, 12, 4),
-    "signals": lambda: signal_plans(24, 8),
+    "signals": lambda: signal_plans(24, 6),
     "files": lambda: [*file_plans(360, 60), *unsent_plans()],
     "inputs": input_plans,
     "disks": lambda: disk_plans(12),
@@ -33,8 +33,8 @@ WHOLE = {
     "strangers": stranger_plans,
 }
 SHORT = {
-    "kills": lambda: kill_plans(4, 1, 0),
-    "signals": lambda: signal_plans(2, 1),
+    "kills": lambda: kill_plans(3, 1, 0),
+    "signals": lambda: signal_plans(2, 0),
     "files": lambda: file_plans(30, 3),
     "inputs": lambda: input_plans(short=True),
     "disks": lambda: disk_plans(1),
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--only", default=",".join(WHOLE), help="(default: %(default)s)")
     parser.add_argument("--trial", help="only trials whose name contains this")
-    parser.add_argument("--minutes", type=float, default=20.0, help="begin nothing after them")
+    parser.add_argument("--minutes", type=float, default=25.0, help="begin nothing after them")
     parser.add_argument("--json", type=Path, help="write all results there")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     parser.add_argument("--keep", type=Path, help="a folder to work in; what is there is used")

@@ -356,13 +356,11 @@ def _run_with(trial: Trial, kind: str, how: str) -> None:
 
 def file_plans(reads: int, runs: int) -> list[Plan]:
     """About `reads` damaged files that are read alone, and `runs` whole commands."""
-    ways = [*DAMAGES, *REPLACED]
-    each, plans = max(1, round(reads / len(READERS))), []
-    for number, reader in enumerate(
-        READERS if reads > 60 else READERS[:: max(1, len(READERS) // 6)]
-    ):
-        start = number * 5 if each < len(ways) else 0
-        chosen = [ways[(start + n) % len(ways)] for n in range(min(each, len(ways)))]
+    ways, plans = [*DAMAGES, *REPLACED], list[Plan]()
+    readers = READERS if reads >= 2 * len(READERS) else READERS[:: len(READERS) // 5]
+    each = min(len(ways), max(1, round(reads / len(readers))))
+    for number, reader in enumerate(readers):
+        chosen = [ways[(number * 5 + n) % len(ways)] for n in range(each)]
         name = f"{reader.kind.removeprefix('data/')} {number}"
         plans.append(Plan("files", name, _read_damaged(reader, chosen)))
     rest = runs // 6

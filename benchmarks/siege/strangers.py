@@ -200,7 +200,7 @@ def _besieged(trial: Trial, *, store: bool) -> None:
     place = trial.project("teacher")
     _write_job(place, devices=2, max_restarts=0)
     running = Running(place, TRAIN)
-    ports = _ports_of(running, 1, 60.0)
+    ports = _ports_of(running, 3, 60.0)  # of the store, and of gloo in each process
     with trial.case("interfaces"):
         trial.note = ", ".join(f"{port.host}:{port.number}" for port in ports)
         for port in ports:
@@ -274,13 +274,13 @@ def _two_machines(trial: Trial) -> None:
     join, token = ["-m", *words, "--timeout", "60"], shown[1] if shown else None
     with trial.case("a machine with another token"):
         other = Running(place, join, env={"RDD_TOKEN": "0" * 43}).wait(90.0)
-        trial.refused_or(other, "a machine with another token")
+        trial.refused_or(other, "a machine with another token", orphans=False)
         if other.status == 0:
             trial.fault("other", "a machine with another token took part")
     second = Running(place, join, env={"RDD_TOKEN": token} if token else None)
     limit = trial.yard.limit(truth["seconds"])
     with trial.case("the second machine"):
-        joined = second.wait(limit)
+        joined = trial.look(second.wait(limit), "the second machine", orphans=False)
         if joined.status != 0:
             trial.fault("lost", f"the second machine: status {joined.status}: {joined.last}")
     ended = running.wait(limit)

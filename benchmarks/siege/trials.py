@@ -108,9 +108,11 @@ class Trial:
             self.fault("orphan", f"{what}: {', '.join(left)}")
         return ended
 
-    def refused_or(self, ended: Ended, what: str, truth: dict[str, str] | None = None) -> None:
+    def refused_or(
+        self, ended: Ended, what: str, truth: dict[str, str] | None = None, *, orphans: bool = True
+    ) -> None:
         """It must have ended in one line, or well and with the undisturbed results."""
-        self.look(ended, what)
+        self.look(ended, what, orphans=orphans)
         if ended.status not in (0, None) and not ended.traceback and not ended.one_line:
             self.fault("other", f"{what}: status {ended.status}, last line: {ended.last}")
         if ended.one_line and ended.advice:
