@@ -104,6 +104,7 @@ def prepare(yard: Yard, plans: Sequence[Plan], jobs: int) -> list[Result]:
         truth = yard.folder / f"truth-{command}.json"
         if truth.exists():
             continue
+        remove([place])  # what an interrupted siege has left there
         operations = Operations(copy_project(source, place))
         ended = Running(place, COMMANDS[command].words, before=operations.watch).wait(600.0)
         if ended.status != 0:
