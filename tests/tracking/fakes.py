@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from rdd_pipeline.tracking import Sender, TrackingWriter
+from rdd_pipeline.tracking.journal import _fields
 
 
 class FakeClient:
@@ -92,7 +93,7 @@ def unsent(folder: Path) -> list[dict[str, Any]]:
     state = json.loads(sent.read_text()) if sent.exists() else {"offset": len(header)}
     lines = [content[start:].splitlines()[0] for start in state.get("refused", ())]
     lines += content[state["offset"] :].splitlines()
-    return [json.loads(line) for line in (header, *lines)]
+    return [_fields(line) for line in (header, *lines)]
 
 
 def history(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:

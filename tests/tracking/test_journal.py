@@ -270,15 +270,131 @@ def test_a_file_of_the_version_before_is_sent_too(tmp_path: Path) -> None:
     assert history(client, run.info.run_id, "loss") == [(1, 0.5)]
 
 
-def test_a_damaged_line_is_named_and_what_was_before_it_is_sent(
-    run: tuple[MlflowClient, str], database: str, tmp_path: Path
+@pytest.mark.parametrize("at", range(8, 150, 9))
+def test_a_flipped_bit_costs_its_line_which_is_named_and_kept(
+    client: FakeClient,
+    tmp_path: Path,
+    at: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    _, run_id = run
-    journal = Journal(tmp_path / "x.jsonl", database, new=True)
-    journal.append([Record(run_id, "metric", "loss", 1.0, 1), Record("other", "tag", "a", "b")])
+    file = tmp_path / "x.jsonl"
+    journal = Journal(file, client.tracking_uri, new=True)
+    journal.append([Record("run", "metric", "loss", 1.0, step) for step in range(3)])
     journal.close()
-    content = (tmp_path / "x.jsonl").read_bytes()
-    (tmp_path / "x.jsonl").write_bytes(content.replace(b'"other"', b'"oth\0er'))
-    with pytest.raises(UserError, match=r"x\.jsonl is no file of unsent MLflow records"):
-        send_file(tmp_path / "x.jsonl")
-    assert (tmp_path / "x.jsonl").exists()
+    lines = file.read_bytes().splitlines(keepends=True)
+    damaged = bytearray(lines[2])
+    damaged[at % (len(damaged) - 1)] ^= 1 << at % 7
+    file.write_bytes(b"".join([*lines[:2], bytes(damaged), lines[3]]))
+    monkeypatch.setattr(Sender, "_connected", lambda sender: client)
+    with caplog.at_level(logging.WARNING):
+        assert send_file(file) == damaged.count(b"\n")
+    assert client.points() == [("loss", 1.0, 0), ("loss", 1.0, 2)]
+    assert f"Line 3 of {file} is left out, and kept" in caplog.text.replace(" and 1 after it", "")
+    assert bytes(damaged) in file.read_bytes()
+
+
+def test_a_damaged_first_line_needs_the_address(
+    client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x.jsonl"
+    journal = Journal(file, "http://server", new=True)
+    journal.append([Record("run", "metric", "loss", 1.0, 1)])
+    journal.close()
+    file.write_bytes(file.read_bytes().replace(b"server", b"sarver"))
+    monkeypatch.setattr(Sender, "_connected", lambda sender: client)
+    with pytest.raises(UserError, match=r"first line of .* is damaged .* --tracking-uri"):
+        send_file(file)
+    assert send_file(file, "http://server") == 0
+    assert client.points() == [("loss", 1.0, 1)]
+
+
+REQUEST = {"experiment": {"name": "x", "artifact_location": None}, "tags": {}, "parent": None}
+POISON: list[dict[str, object]] = [
+    {"kind": "status", "key": "status", "value": "BOGUS"},
+    {"kind": "metric", "key": "loss", "value": "much"},
+    {"kind": "metric", "key": "loss", "value": None},
+    {"kind": "metric", "key": "loss", "value": 1.0, "step": 2**63},
+    {"kind": "metric", "key": "loss", "value": 1.0, "step": "2"},
+    {"kind": "metric", "key": "loss"},
+    {"kind": "tag", "key": 3, "value": "x"},
+    {"kind": "tag", "key": "a", "value": "\ud800"},
+    {"kind": "trace", "key": "a", "value": "b"},
+    {"kind": "artifact", "key": "../../up", "value": "x"},
+    {"kind": "artifact", "key": "/up", "value": "x"},
+    {"kind": "run", "key": "name", "value": "[1, 2]"},
+    {"kind": "run", "key": "name", "value": "{}"},
+    {"kind": "run", "key": "name", "value": json.dumps({**REQUEST, "tags": {"a": 1}})},
+    {"kind": "run", "key": "name", "value": json.dumps({**REQUEST, "experiment": {"name": 1}})},
+]
+
+
+def _foreign(file: Path, uri: str, *records: dict[str, object]) -> Path:
+    """A file that something else has written, or somebody."""
+    lines = [{"tracking_uri": uri}, *({"run_id": "run"} | record for record in records)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.mark.parametrize("poison", POISON, ids=str)
+def test_a_record_that_makes_no_sense_is_kept_and_does_not_block_the_rest(
+    client: FakeClient, tmp_path: Path, poison: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"kind": "metric", "key": "loss", "value": 1.0}
+    file = _foreign(tmp_path / "x.jsonl", "http://server", poison, good)
+    monkeypatch.setattr(Sender, "_connected", lambda sender: client)
+    content = file.read_bytes()
+    assert send_file(file) == 1
+    assert client.points() == [("loss", 1.0, 0)]
+    assert file.read_bytes() == content
+
+
+def test_a_damaged_note_is_as_good_as_none(client: FakeClient, tmp_path: Path) -> None:
+    writer = new_writer(client, tmp_path, every=60.0)
+    writer.metrics("run", {"loss": 1.0}, step=1)
+    assert sent(writer)
+    client.problem = ConnectionError("away")
+    writer.metrics("run", {"loss": 2.0}, step=2)
+    assert writer.close(5.0) == 1
+    client.problem = None
+    note = tmp_path / "untracked" / "run.jsonl.sent"
+    note.write_text(note.read_text().replace('"offset": ', '"offset": 9'))
+    send_left(tmp_path / "untracked", client.tracking_uri, client)  # type: ignore[arg-type]
+    assert client.points() == [("loss", 1.0, 1), ("loss", 1.0, 1), ("loss", 2.0, 2)]
+
+
+def test_a_file_of_records_uploads_and_copies_nothing_outside_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project, secret = tmp_path / "project", tmp_path / "secret.txt"
+    secret.write_text("secret")
+    uri = new_store(tmp_path / "mlflow.db")
+    (project / "data").mkdir(parents=True)
+    (project / "data" / "figure.txt").write_text("figure")
+    (project / "data" / "link").symlink_to(secret)
+    experiment = {"name": "late", "artifact_location": (tmp_path / "anywhere").as_uri()}
+    paths = [secret, project / "data" / "link", project / "data" / ".." / ".." / "secret.txt"]
+    file = _foreign(
+        project / "data/07_model_output/untracked/x.jsonl",
+        uri,
+        {"kind": "run", "key": "name", "value": json.dumps({**REQUEST, "experiment": experiment})},
+        *({"kind": "artifact", "key": "files", "value": str(path)} for path in paths),
+        {"kind": "artifact", "key": "../../up", "value": str(project / "data/figure.txt")},
+        {"kind": "artifact", "key": "files", "value": str(project / "data/figure.txt")},
+    )
+    monkeypatch.chdir(tmp_path)  # the project is where the file lies
+    with caplog.at_level(logging.WARNING):
+        assert send_file(file) == 4
+    assert caplog.text.count("outside of the project (--artifacts FOLDER allows it)") == 3
+    assert not (tmp_path / "anywhere").exists()
+    artifacts = [path for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()]
+    assert [path.name for path in artifacts] == ["figure.txt"]
+    assert send_file(file, artifacts=[tmp_path]) == 1
+
+
+def test_a_file_of_records_makes_no_database_anywhere(tmp_path: Path) -> None:
+    file = _foreign(tmp_path / "project" / "x.jsonl", f"sqlite:///{tmp_path}/anywhere/mlflow.db")
+    with pytest.raises(UserError, match=r"which is not there. Say with --tracking-uri"):
+        send_file(file)
+    assert not (tmp_path / "anywhere").exists()

@@ -67,12 +67,10 @@ from rdd_pipeline.tracking.addresses import (
     without_secrets,
 )
 from rdd_pipeline.tracking.database import explain, make_database
+from rdd_pipeline.tracking.delivery import UNTRACKED
 from rdd_pipeline.tracking.records import first_line
 
 logger = logging.getLogger(__name__)
-
-UNTRACKED = Path("data/07_model_output/untracked")
-"""Where records stay until MLflow has taken them, relative to the project."""
 
 START_SECONDS = 60.0
 """How long MLflow may take to be set up; each of its requests has a limit, too (`calm_mlflow`)."""

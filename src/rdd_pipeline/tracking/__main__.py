@@ -21,6 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rdd_pipeline.tracking", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="files, or their folder")
     parser.add_argument("--tracking-uri", help="MLflow server or sqlite:///PATH, if it has moved")
+    parser.add_argument(
+        "--artifacts",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="files outside of the project are uploaded only from below this folder",
+    )
     options = parser.parse_args(arguments)
     refused, files = 0, list[Path]()
     for given in options.files:
@@ -30,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     calm_mlflow()
     for path in files:
         try:
-            count = send_file(path, options.tracking_uri)
+            count = send_file(path, options.tracking_uri, artifacts=options.artifacts)
         except JournalInUseError as error:
             print(error)
             continue

@@ -7,15 +7,17 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import write_atomically
+from rdd_pipeline.files import from_checked_json, to_checked_json, write_atomically
 from rdd_pipeline.tracking.addresses import without_secrets
-from rdd_pipeline.tracking.records import Record, first_line
+from rdd_pipeline.tracking.records import Record, first_line, read_record
 
 
 class JournalInUseError(UserError):
@@ -23,11 +25,17 @@ class JournalInUseError(UserError):
 
 
 class Line(NamedTuple):
-    """A record and the bytes of the file where it begins and ends."""
+    """A record and the bytes of the file where it begins and ends.
 
-    record: Record
+    Attributes:
+        record: None: the line is damaged, or this version does not know what it means.
+        fault: What is wrong with it then.
+    """
+
+    record: Record | None
     start: int
     end: int
+    fault: str = ""
 
 
 @dataclass
@@ -79,14 +87,15 @@ class Journal:
             if not new:
                 raise JournalInUseError(f"{path}: its run goes on, or it is being sent.") from error
         if new and not self.size:
-            self._write(json.dumps({"tracking_uri": without_secrets(str(tracking_uri))}) + "\n")
+            self._write(_line({"tracking_uri": without_secrets(str(tracking_uri))}))
         self._file.seek(0)
         header = self._file.readline()
-        self.tracking_uri: str = self._parse(lambda tracking_uri: tracking_uri, header)
+        self.tracking_uri: str = self._read_header(header, tracking_uri)
         self._begin = len(header)
         self.sent = Sent(without_secrets(tracking_uri or self.tracking_uri), self._begin)
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            sent = Sent(**json.loads(self._sent.read_bytes()))
+        # Without a note, or with a damaged one, all of it is sent again.
+        with contextlib.suppress(OSError, UserError, TypeError):
+            sent = Sent(**from_checked_json(self._sent.read_bytes(), str(self._sent)))
             if sent.address == self.sent.address:
                 self.sent = sent
 
@@ -101,21 +110,21 @@ class Journal:
         Raises:
             OSError: The disk is full, for example.
         """
-        self._write("".join(json.dumps(record._asdict()) + "\n" for record in records))
+        self._write("".join(_line(record._asdict()) for record in records))
 
     def unsent(self, *, again: bool = False) -> Iterator[Line]:
-        """Records that MLflow was not offered yet, after those that it refused if `again`.
+        """Lines that MLflow was not offered yet, after those that it refused if `again`.
 
         A last line that a killed process has left half-written is left out.
         """
         with self.path.open("rb") as file:
             for start in [*self.sent.refused] if again else ():
                 file.seek(start)
-                yield Line(self._parse(Record, file.readline()), start, file.tell())
+                yield _read_line(file.readline(), start)
             start = file.seek(self.sent.offset)
             for text in file:
                 if text.endswith(b"\n"):
-                    yield Line(self._parse(Record, text), start, start + len(text))
+                    yield _read_line(text, start)
                 start += len(text)
 
     def has_rest(self, *, again: bool = False) -> bool:
@@ -134,7 +143,7 @@ class Journal:
         self.sent.offset = max(self.sent.offset, lines[-1].end)
         # Without it more is sent again, which MLflow recognizes.
         with contextlib.suppress(OSError, UserError):
-            write_atomically(self._sent, json.dumps(asdict(self.sent)).encode(), durable=False)
+            write_atomically(self._sent, to_checked_json(asdict(self.sent)), durable=False)
 
     def close(self, *, done: bool = True) -> int:
         """Let others have the file, or remove it if MLflow has all of it and that is `done`.
@@ -152,14 +161,29 @@ class Journal:
         self.closed = True
         return count
 
-    def _parse(self, make: Callable[..., Any], line: bytes) -> Any:
+    def number(self, line: Line) -> int:
+        """Of a line in the file, counted from 1."""
+        with self.path.open("rb") as file:
+            return file.read(line.start).count(b"\n") + 1
+
+    def _read_header(self, header: bytes, given: str | None) -> str:
         try:
-            return make(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.path} is no file of unsent MLflow records ({first_line(error)}). Give a "
-                "file of data/07_model_output/untracked."
-            ) from error
+            return str(_fields(header)["tracking_uri"])
+        except (ValueError, TypeError, KeyError) as error:
+            with self.path.open("rb") as file:
+                start = len(file.readline())
+                known = any(_read_line(text, start).record for text in islice(file, 100))
+            if not known:
+                raise UserError(
+                    f"{self.path} is no file of unsent MLflow records ({first_line(error)}). Give "
+                    "a file of data/07_model_output/untracked."
+                ) from error
+            if given is None:
+                raise UserError(
+                    f"The first line of {self.path} is damaged ({first_line(error)}). Say with "
+                    "--tracking-uri where its records belong."
+                ) from error
+            return given
 
     def _write(self, text: str) -> None:
         data = text.encode()
@@ -170,3 +194,35 @@ class Journal:
         except OSError:
             self._file.truncate(size)  # no half of a line
             raise
+
+
+_CHECK = ', "check": '
+
+
+def _line(fields: Mapping[str, object]) -> str:
+    """One JSON object, whose last field is a checksum of the others."""
+    text = json.dumps(fields)
+    return f"{text[:-1]}{_CHECK}{zlib.crc32(text.encode())}}}\n"
+
+
+def _fields(line: bytes) -> dict[str, Any]:
+    """Inverse of `_line`; a line of a former version has no checksum.
+
+    Raises:
+        ValueError, TypeError: It is damaged.
+    """
+    start, found, check = line.decode().rpartition(_CHECK)
+    text = start + "}" if found else line.decode()
+    if found and check.strip() != f"{zlib.crc32(text.encode())}}}":
+        raise ValueError("its checksum does not fit")
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("it is no JSON object")
+    return fields
+
+
+def _read_line(text: bytes, start: int) -> Line:
+    try:
+        return Line(read_record(_fields(text)), start, start + len(text))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return Line(None, start, start + len(text), first_line(error))

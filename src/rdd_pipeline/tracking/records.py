@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import posixpath
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from rdd_pipeline.tracking.addresses import without_secrets
 
@@ -19,14 +20,15 @@ LONGEST_NAME = 250
 
 Kind = Literal["run", "param", "tag", "metric", "artifact", "status"]
 
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+
 
 class Record(NamedTuple):
     """One thing to be written to a run.
 
     Attributes:
         run_id: MLflow's id of the run, or the id a `run` record gives to the run it asks for.
-        kind: `run` asks for a run: `key` is its name, `value` a JSON object of `experiment`
-            (an `Experiment`), `tags` and `parent` (id of the run it is nested in, or null).
+        kind: `run` asks for a run: `key` is its name, `value` a `Request`.
         timestamp: milliseconds since 1970.
     """
 
@@ -46,6 +48,67 @@ class Experiment:
     artifact_location: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The value of a `run` record: where a run belongs, its tags, the run it is nested in."""
+
+    experiment: Experiment
+    tags: Mapping[str, str]
+    parent: str | None = None
+
+    def written(self) -> str:
+        """As `read` takes it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Inverse of `written`.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is no such text.
+        """
+        fields = json.loads(text)
+        experiment = Experiment(**fields["experiment"])
+        request = cls(**{**fields, "experiment": experiment})
+        place, parent = experiment.artifact_location, request.parent
+        _expect_texts(experiment.name, place or "", parent or "")
+        _expect_texts(*request.tags, *dict(request.tags).values())
+        return request
+
+
+def read_record(fields: Mapping[str, Any]) -> Record:
+    """A record of its fields, as they were found in a file.
+
+    Raises:
+        ValueError, TypeError, KeyError: MLflow would not know what to do with it.
+    """
+    record = Record(**fields)
+    _expect_texts(record.run_id, record.kind, record.key)
+    if record.kind not in get_args(Kind):
+        raise ValueError(f"its kind {record.kind!r} is unknown")
+    if not all(type(n) is int and abs(n) < 2**63 for n in (record.step, record.timestamp)):
+        raise ValueError("its step or its time is no whole number")
+    if record.kind == "metric":
+        if type(record.value) not in (int, float):
+            raise ValueError(f"the metric {record.key!r} is no number")
+        return record._replace(value=float(record.value))
+    _expect_texts(record.value)
+    if record.kind == "run":
+        Request.read(str(record.value))
+    if record.kind == "artifact" and not _is_path(record.key):
+        raise ValueError(f"{record.key!r} is no folder of artifacts")
+    if record.kind == "status" and record.value not in STATUSES:
+        raise ValueError(f"the status {record.value!r} is unknown")
+    return record
+
+
+def _expect_texts(*values: Any) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is no text")
+        value.encode()  # half of a surrogate pair is none that a database takes
+
+
 def now() -> int:
     """Milliseconds since 1970."""
     return int(time.time() * 1000)
@@ -59,9 +122,7 @@ def clean_name(name: str) -> str:
     name in which that is written already. Names that are no path to MLflow (``/a``, ``a//b``) get
     their slashes written so. 250 characters at most: a digest ends longer ones.
     """
-    path = posixpath.normpath(name)
-    is_path = path == name and path not in (".", "..") and not path.startswith(("/", "../"))
-    allowed = r"\w.\- /" if is_path else r"\w\- "
+    allowed = r"\w.\- /" if _is_path(name) else r"\w\- "
     written = re.sub(
         rf"[^{allowed}]|_(?=x[0-9a-f]{{2,6}}(?:_|[^{allowed}]))",
         lambda found: f"_x{ord(found[0]):02x}_",
@@ -75,7 +136,18 @@ def clean_name(name: str) -> str:
 
 def clean(values: Mapping[str, Any], longest: int) -> dict[str, str]:
     """Parameters or tags as MLflow takes them: names cleaned, values cut, without secrets."""
-    return {clean_name(key): without_secrets(str(value))[:longest] for key, value in values.items()}
+    return {clean_name(key): _clean_value(value)[:longest] for key, value in values.items()}
+
+
+def _is_path(name: str) -> bool:
+    """Whether MLflow takes it for a path below a folder."""
+    path = posixpath.normpath(name)
+    return path == name and path not in (".", "..") and not path.startswith(("/", "../"))
+
+
+def _clean_value(value: Any) -> str:
+    # A file name may hold bytes that are no UTF-8; a database takes none.
+    return without_secrets(str(value)).encode("utf-8", "backslashreplace").decode()
 
 
 def first_line(error: BaseException) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from rdd_pipeline.tracking.addresses import remember_secrets
 from rdd_pipeline.tracking.database import is_damage, make_database
-from rdd_pipeline.tracking.records import Experiment, Record, database_path, first_line
+from rdd_pipeline.tracking.records import Experiment, Record, Request, database_path, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,16 +48,25 @@ class Sender:
     Args:
         tracking_uri: Where MLflow is.
         client: Connected to it; None: connect when there is something to send.
+        below: Folders that may hold what is uploaded, and a new experiment's artifacts; None:
+            anywhere, since the records are this process's own.
 
     Attributes:
         runs: MLflow's ids of the runs that were made, by the ids in the records.
     """
 
-    def __init__(self, tracking_uri: str, client: MlflowClient | None = None) -> None:
+    def __init__(
+        self,
+        tracking_uri: str,
+        client: MlflowClient | None = None,
+        *,
+        below: Sequence[Path] | None = None,
+    ) -> None:
         remember_secrets(tracking_uri)
         self.tracking_uri = tracking_uri
         self.runs: dict[str, str] = {}
         self._client = client
+        self._below = below
         self._inode: int | None = None
         self._check_database()
 
@@ -72,6 +81,7 @@ class Sender:
                 of it again does no harm.
         """
         self._check_database()
+        self._connected()
         try:
             self._request(batch)
             return [True] * len(batch)
@@ -138,6 +148,8 @@ class Sender:
             client.set_terminated(run_id, str(first.value), first.timestamp)
         elif first.kind == "artifact":
             path = Path(str(first.value))
+            if self._below is not None and not is_below(path, self._below):
+                raise ValueError(f"outside of the project (--artifacts FOLDER allows it): {path}")
             log = client.log_artifacts if path.is_dir() else client.log_artifact
             log(run_id, str(path), first.key)
         else:
@@ -150,20 +162,20 @@ class Sender:
             )
 
     def _create(self, client: MlflowClient, record: Record) -> None:
-        request = json.loads(str(record.value))
-        wanted = Experiment(**request["experiment"])
+        request = Request.read(str(record.value))
+        wanted = request.experiment
         experiment = self._experiment(client, wanted)
         # If it was asked for before, the answer may be what was lost, not the request.
         found = client.search_runs([experiment], f"tags.{LOCAL_ID} = '{record.run_id}'")
         if found:
             run = found[0]
         else:
-            tags = {**request["tags"], LOCAL_ID: record.run_id}
-            if request["parent"] is not None:
-                tags["mlflow.parentRunId"] = self.runs.get(request["parent"], request["parent"])
+            tags = {**request.tags, LOCAL_ID: record.run_id}
+            if request.parent is not None:
+                tags["mlflow.parentRunId"] = self.runs.get(request.parent, request.parent)
             run = client.create_run(experiment, record.timestamp, tags, record.key)
         self.runs[record.run_id] = str(run.info.run_id)
-        if request["parent"] is None:
+        if request.parent is None:
             logger.info("MLflow run %s in experiment %s", run.info.run_id, wanted.name)
 
     def _experiment(self, client: MlflowClient, wanted: Experiment) -> str:
@@ -173,6 +185,9 @@ class Sender:
             # A server knows where its files are, a database does not.
             place, database = wanted.artifact_location, database_path(self.tracking_uri)
             if database is not None:
+                if place is not None and self._below is not None:
+                    local = place.removeprefix("file://")
+                    place = place if is_below(Path(unquote(local)), self._below) else None
                 place = place or (database.absolute().parent / "mlartifacts").as_uri()
             elif place is not None and place.startswith("file:"):
                 place = None
@@ -197,4 +212,13 @@ class Sender:
 def _is_hopeless(error: Exception) -> bool:
     if is_damage(error):
         return False
-    return getattr(error, "error_code", None) in _HOPELESS or isinstance(error, FileNotFoundError)
+    if isinstance(error, OSError):  # of an artifact's file; the network has others
+        return isinstance(error, FileNotFoundError | PermissionError)
+    if isinstance(error, ValueError | TypeError | KeyError):  # what was asked for makes no sense
+        return True
+    return getattr(error, "error_code", None) in _HOPELESS
+
+
+def is_below(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether a path lies in one of some folders, links followed."""
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)

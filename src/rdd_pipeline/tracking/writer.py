@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rdd_pipeline.tracking.database import explain
 from rdd_pipeline.tracking.delivery import ship
 from rdd_pipeline.tracking.journal import Journal
-from rdd_pipeline.tracking.records import Experiment, Record, clean, clean_name, now
+from rdd_pipeline.tracking.records import Experiment, Record, Request, clean, clean_name, now
 from rdd_pipeline.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -64,8 +62,8 @@ class TrackingWriter:
             The id by which this writer knows the run; MLflow gives it another one.
         """
         own = uuid.uuid4().hex
-        request = {"experiment": asdict(experiment), "tags": clean(tags, 5000), "parent": parent}
-        self.add([Record(own, "run", name, json.dumps(request), timestamp=now())])
+        request = Request(experiment, clean(tags, 5000), parent)
+        self.add([Record(own, "run", name, request.written(), timestamp=now())])
         return own
 
     def metrics(self, run_id: str, values: Mapping[str, float], *, step: int = 0) -> None:
