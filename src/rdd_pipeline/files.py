@@ -265,7 +265,7 @@ def from_checked_json(data: bytes, source: str) -> dict[str, Any]:
         value = json.loads(data)
         if not isinstance(value, dict):
             raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source} cannot be read: {error}.") from error
     digest = value.pop("digest", None)
     if digest != json_digest(value):

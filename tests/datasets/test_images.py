@@ -97,3 +97,20 @@ def test_the_digest_is_of_what_can_be_learned():
         replace(IMAGES, labels=CAMVID.model_copy(update={"names": CAMVID.names[::-1]})),
     ):
         assert other.digest != IMAGES.digest
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b"[" * 200_000, b'{"digest": "../../x", "data": {}}', b'{"digest": 1}'],
+)
+def test_a_damaged_pointer_is_not_believed_and_ingestion_mends_it(tmp_path: Path, content: bytes):
+    session(tmp_path).save(IMAGES)
+    (pointer,) = tmp_path.glob("data-*.json")
+    pointer.write_bytes(content)
+    with pytest.raises(UserError, match="Run the data_ingestion pipeline"):
+        session(tmp_path).find()
+    session(tmp_path, val_fraction=0.5).save(IMAGES)
+    with pytest.raises(UserError, match=r"data.val_fraction is .*Run the data_ingestion pipeline"):
+        session(tmp_path).find()
+    session(tmp_path).save(IMAGES)
+    assert session(tmp_path).load() == IMAGES

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 import safetensors.torch
@@ -16,6 +17,7 @@ from rdd_pipeline.networks import (
     import_teacher,
     load_checkpoint,
     network_from_params,
+    read_state_dict,
     save_checkpoint,
 )
 
@@ -126,15 +128,114 @@ def test_a_flipped_bit_of_a_weight_is_noticed(saved):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="its digest does not fit its weights"):
+    with pytest.raises(
+        UserError, match=r"was changed since .* its digest does not fit its weights\. Copy it"
+    ):
         load_checkpoint(path)
 
 
-def test_a_file_of_before_digests_is_read(saved):
+def test_every_changed_byte_is_noticed(tmp_path):
+    _, checkpoint = make()
+    kept = ("classifier.weight", "classifier.bias")
+    data = NetworkCheckpoint({k: checkpoint.tensors[k] for k in kept}, checkpoint.header).to_bytes()
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 1 << position % 8
+        with pytest.raises(UserError, match=r"^x\.safetensors|^The header of x\.safetensors"):
+            NetworkCheckpoint.from_bytes(bytes(changed), source="x.safetensors")
+
+
+def test_a_file_of_before_digests_is_read_with_one_note(saved, caplog):
+    caplog.set_level("INFO")
     _, checkpoint, path = saved
     header = json.dumps(checkpoint.header.model_dump(mode="json"))
     safetensors.torch.save_file(checkpoint.tensors, path, metadata={"rdd_pipeline": header})
-    assert load_checkpoint(path).digest() == checkpoint.digest()
+    for _ in range(2):
+        assert load_checkpoint(path).digest() == checkpoint.digest()
+    (note,) = caplog.messages
+    assert "student.safetensors has no digest of its weights" in note
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_wherever_they_come_in(tmp_path, value):
+    _, checkpoint = make()
+    weight = checkpoint.tensors["classifier.weight"].clone()
+    weight[1, 2] = value
+    tensors = {**checkpoint.tensors, "classifier.weight": weight}
+    match = r"holds NaN or infinite weights, in classifier\.weight\..*choose other weights"
+    with pytest.raises(UserError, match=match):
+        NetworkCheckpoint.from_bytes(NetworkCheckpoint(tensors, checkpoint.header).to_bytes())
+    path = tmp_path / "teacher.pth"
+    torch.save(tensors, path)
+    with pytest.raises(UserError, match=rf"teacher\.pth {match}"):
+        import_teacher(teacher(path), LABELS)
+
+
+def test_a_number_that_the_network_cannot_hold_is_refused_too():
+    _, checkpoint = make()
+    tensors = {**checkpoint.tensors, "classifier.bias": torch.tensor([0, 1e300, 0]).double()}
+    with pytest.raises(
+        UserError, match=r"x\.pth holds NaN or infinite weights, in classifier\.bias"
+    ):
+        import_state_dict(tensors, params=PARAMS, label_names=LABELS, source="x.pth")
+
+
+def _with_header(path, checkpoint, **changes):
+    header = {**checkpoint.header.model_dump(mode="json"), **changes}
+    metadata = {"rdd_pipeline": json.dumps(header)}
+    safetensors.torch.save_file(checkpoint.tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"network": {"name": "fcn_lcnet_035", "width": 60_000}}, {"label_names": ["x"] * 200_000}],
+)
+def test_what_a_header_asks_for_is_compared_before_memory_is_taken(tmp_path, changes):
+    _, checkpoint = make()
+    path = tmp_path / "bomb.safetensors"
+    _with_header(path, checkpoint, **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for load in (
+        load_checkpoint,
+        lambda path: NetworkCheckpoint.from_bytes(path.read_bytes()).build(),
+    ):
+        with pytest.raises(UserError, match="does not hold the weights of fcn_lcnet_035"):
+            load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 10**6, b'{"__metadata__":{"rdd_pipeline":"' + b"[" * 10**6 + b'"}}', b"[]"]
+)
+@pytest.mark.parametrize("load", [load_checkpoint, read_state_dict])
+def test_a_header_of_endless_nesting_is_one_line(tmp_path, header, load):
+    path = tmp_path / "bomb.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(
+        UserError, match=r"^\S*bomb\.safetensors (is not a readable|holds no tensors)"
+    ):
+        load(path)
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "{", "null"])
+def test_a_header_that_is_no_object_is_one_line(tmp_path, content):
+    path = tmp_path / "bad.safetensors"
+    metadata = {"rdd_pipeline": content}
+    safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata=metadata)
+    with pytest.raises(UserError, match="its header is no JSON object"):
+        load_checkpoint(path)
+
+
+def test_lengths_beyond_the_file_are_not_read(tmp_path):
+    path = tmp_path / "bomb.safetensors"
+    for claimed in (2**24 + 1, 10**6, 2**63, 2**64 - 1):
+        path.write_bytes(claimed.to_bytes(8, "little") + b"{}")
+        with pytest.raises(UserError, match="no safetensors file"):
+            load_checkpoint(path)
+    table = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    path.write_bytes(len(table).to_bytes(8, "little") + table)
+    with pytest.raises(UserError, match="its header speaks of 4000000000086"):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x80\x04" * 40, b"\xff" * 64])

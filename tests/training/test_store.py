@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.training import store as store_module
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.state import MAGIC, TrainState
@@ -320,3 +322,21 @@ def test_two_processes_that_train_the_same_at_once_are_both_right(blocks, tmp_pa
         "job.json",
         "state-000000006.ckpt",
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../0123456789abcdef", "/tmp/x", "0123456789abcdeg", "imported-../aaaaaa"],
+)
+def test_work_is_never_kept_outside_of_its_folder(tmp_path, name):
+    with pytest.raises(UserError, match="is no fingerprint of a training"):
+        RunStore(tmp_path, name)
+
+
+def test_what_a_killed_process_left_in_the_folder_is_removed(store):
+    store.save(_state(5))
+    left = store.path / ".state-000000009.ckpt.0123abcd.tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    assert store.latest().iteration == 5
+    assert not left.exists()

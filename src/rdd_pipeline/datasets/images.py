@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rdd_pipeline.data.index import Sample
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import json_digest, write_atomically
+
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class ImagesDataset(AbstractDataset[Images, Images]):
@@ -94,11 +97,11 @@ class ImagesDataset(AbstractDataset[Images, Images]):
         """
         if self._saved is not None:
             return self._saved
-        pointer = _read(self._pointer())
+        pointer = _read_pointer(self._pointer())
         if pointer is not None:
             return str(pointer["digest"])
-        pointers = sorted(self._folder.glob("data-*.json"), key=lambda path: path.stat().st_mtime)
-        last = _read(pointers[-1]) if pointers else None
+        pointers = sorted(self._folder.glob("data-*.json"), key=lambda path: -path.stat().st_mtime)
+        last = next(filter(None, map(_read_pointer, pointers)), None)
         if last is None:
             raise UserError(
                 f"No images have been ingested yet ({self._folder} is empty). Run the "
@@ -111,9 +114,10 @@ class ImagesDataset(AbstractDataset[Images, Images]):
             for key, value in self._wanted.items()
             if value != last["data"].get(key)
         ]
+        reason = "; ".join(differing) or f"{self._pointer().name} is damaged"
         raise UserError(
-            "The images have not been ingested with these parameters "
-            f"({'; '.join(differing)}). Run the data_ingestion pipeline with them first."
+            f"The images have not been ingested with these parameters ({reason}). Run the "
+            "data_ingestion pipeline with them first."
         )
 
     def _content(self, digest: str) -> Path:
@@ -133,6 +137,13 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     """A JSON object; None where there is none."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _read_pointer(path: Path) -> Mapping[str, Any] | None:
+    """Digest of images and the parameters they were ingested with; None where it is damaged."""
+    pointer = _read(path) or {}
+    fits = isinstance(pointer.get("data"), dict) and _DIGEST.fullmatch(str(pointer.get("digest")))
+    return pointer if fits else None

@@ -8,7 +8,8 @@ from kedro_datasets._typing import TablePreview
 
 from rdd_pipeline.datasets.by_seed import BySeedDataset
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.networks.checkpoint import NetworkCheckpoint, read_tensor_table
+from rdd_pipeline.networks.checkpoint import NetworkCheckpoint
+from rdd_pipeline.networks.files import read_tensor_table
 
 
 class NetworksDataset(BySeedDataset[NetworkCheckpoint]):
@@ -29,7 +30,7 @@ class NetworksDataset(BySeedDataset[NetworkCheckpoint]):
         path = self._files()[0]
         with self._fs.open(path, "rb") as file:
             try:
-                content = read_tensor_table(file)
+                content = read_tensor_table(file, whole=False)
             except ValueError as error:
                 raise UserError(f"{path} is not a safetensors file.") from error
         content.pop("__metadata__", None)

@@ -16,7 +16,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.networks.files import mismatch, read_state_dict, some
+from rdd_pipeline.networks.files import check_finite, mismatch, read_state_dict, some
 from rdd_pipeline.networks.resizing import bilinear, repeatable_resizing
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ def load_backbone_weights(
                 f"with a timm tag, such as deeplabv3_{name}.tv_in1k, which has the plain stem."
             )
         raise UserError(f"Weights in {path} do not fit the backbone {name}: {fault}. {hint}")
+    check_finite(loaded, f"Weights file {path}")
     backbone.features.load_state_dict(loaded, strict=False)
 
 

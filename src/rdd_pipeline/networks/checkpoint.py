@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,16 +18,26 @@ from torch import Tensor
 
 from rdd_pipeline.config import NetworkParams, Params, TeacherParams
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import require_regular_file, write_atomically
+from rdd_pipeline.files import json_digest, require_regular_file, write_atomically
 from rdd_pipeline.networks.cirkd_names import convert_cirkd_names
-from rdd_pipeline.networks.files import mismatch, read_state_dict, some
+from rdd_pipeline.networks.files import (
+    check_finite,
+    mismatch,
+    note_unchecked,
+    read_state_dict,
+    read_tensor_table,
+    some,
+)
 from rdd_pipeline.networks.network import SegmentationNetwork, network_from_params
 from rdd_pipeline.networks.preprocessing import Preprocessing
 
 # safetensors keeps metadata in an unordered map: one key keeps the bytes the same every time.
 _METADATA_KEY = "rdd_pipeline"
 _DIGEST = "digest"
-_LARGEST_HEADER = 100_000_000
+_HEADER_DIGEST = "header_digest"
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of tensors, by name."""
 
 
 class NetworkHeader(Params):
@@ -110,17 +121,12 @@ class NetworkCheckpoint:
         Raises:
             UserError: the tensors are not those of the header's architecture.
         """
+        # Without storage first: what a damaged header asks for may not fit the memory.
+        _check_shapes(self.header, _shapes(self.tensors), "The checkpoint")
         # The random start is overwritten: do not let it move the caller's random state.
         with torch.random.fork_rng(devices=[]):
             network = network_from_params(
                 self.header.network, num_classes=self.header.num_classes, pretrained=False
-            )
-        fault = _fault(network, self.tensors)
-        if fault is not None:
-            raise UserError(
-                f"The checkpoint does not hold the weights of {self.header.network.name} with "
-                f"{self.header.num_classes} classes: {fault}. Was it changed, or written by "
-                "another version of timm?"
             )
         network.load_state_dict(self.tensors)
         return network.eval()
@@ -128,8 +134,9 @@ class NetworkCheckpoint:
     def to_bytes(self) -> bytes:
         """The safetensors file; equal content gives equal bytes."""
         tensors = {key: value.contiguous() for key, value in self.tensors.items()}
-        header = {**self.header.model_dump(mode="json"), _DIGEST: self.digest()}
-        metadata = {_METADATA_KEY: json.dumps(header, sort_keys=True)}
+        header = self.header.model_dump(mode="json")
+        digests = {_DIGEST: self.digest(), _HEADER_DIGEST: json_digest(header)}
+        metadata = {_METADATA_KEY: json.dumps({**header, **digests}, sort_keys=True)}
         data: bytes = safetensors.torch.save(tensors, metadata=metadata)
         return data
 
@@ -142,16 +149,20 @@ class NetworkCheckpoint:
             source: the file's name for messages.
 
         Raises:
-            UserError: not a network of this project, or damaged: a changed bit is noticed.
+            UserError: not a network of this project, damaged (a changed bit is noticed), or with
+                NaN or infinite weights.
         """
-        header, digest = _parse_header(io.BytesIO(data), source)
+        header, digest, _ = _parse_header(io.BytesIO(data), source)
         try:
             tensors = safetensors.torch.load(data)
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(_damaged(source, str(error))) from error
         checkpoint = cls(tensors, header)
-        if digest not in (None, checkpoint.digest()):  # files of older versions have none
-            raise UserError(_damaged(source, "its digest does not fit its weights"))
+        if digest is None:
+            note_unchecked(source)
+        elif digest != checkpoint.digest():
+            raise UserError(_changed(source, "weights"))
+        check_finite(tensors, source)
         return checkpoint
 
     def digest(self) -> str:
@@ -163,7 +174,7 @@ class NetworkCheckpoint:
         for key in sorted(self.tensors):
             tensor = self.tensors[key].contiguous()
             state.update(f"\n{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            state.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+            state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return state.hexdigest()
 
 
@@ -180,9 +191,13 @@ def load_checkpoint(path: Path) -> NetworkCheckpoint:
     """Read a checkpoint of this project.
 
     Raises:
-        UserError: no such file, no network of this project, or damaged; names the file.
+        UserError: no such file, no network of this project, damaged, or tensors of another
+            network (found before they are read); names the file.
     """
     path = require_regular_file(path, "Network checkpoint")
+    with path.open("rb") as stream:
+        header, _, table = _parse_header(stream, str(path))
+    _check_shapes(header, {name: tuple(entry["shape"]) for name, entry in table.items()}, str(path))
     return NetworkCheckpoint.from_bytes(path.read_bytes(), source=str(path))
 
 
@@ -209,17 +224,17 @@ def import_state_dict(
         UserError: another number of classes, or tensors that do not fit the architecture.
     """
     _check_classes(tensors, label_names)
-    with torch.device("meta"):
-        network = network_from_params(params, num_classes=len(label_names), pretrained=False)
-    expected = network.state_dict()
-    fault = _fault(network, tensors)
+    expected = _expected(params, len(label_names))
+    fault = _fault(expected, _shapes(tensors))
     if fault is not None:
         raise UserError(
             f"{source} does not fit the network {params.name}: {fault}. Set the teacher's network "
             "to the one that was trained, its width and auxiliary head included."
         )
+    converted = {key: tensors[key].to(value.dtype).contiguous() for key, value in expected.items()}
+    check_finite(converted, source)
     return NetworkCheckpoint(
-        {key: tensors[key].to(value.dtype).contiguous() for key, value in expected.items()},
+        converted,
         NetworkHeader(
             network=params,
             label_names=label_names,
@@ -272,39 +287,25 @@ def _is_checkpoint(path: Path) -> bool:
     # A bare state dict may be a safetensors file too: only ours has the header.
     try:
         with path.open("rb") as stream:
-            return _METADATA_KEY in _metadata(stream)
+            return _METADATA_KEY in _metadata(read_tensor_table(stream))
     except (OSError, ValueError):
         return False
 
 
-def read_tensor_table(stream: BinaryIO) -> dict[str, Any]:
-    """What a safetensors file says of its tensors, without them: by name, and ``__metadata__``.
-
-    Raises:
-        ValueError: It is no such file.
-    """
-    # The format: 8 bytes length, little endian, then JSON.
-    length = stream.read(8)
-    size = int.from_bytes(length, "little")
-    if len(length) < 8 or not 2 <= size <= _LARGEST_HEADER:
-        raise ValueError("no safetensors file")
-    content = json.loads(stream.read(size))
-    if not isinstance(content, dict):
-        raise ValueError("no safetensors file")
-    return content
-
-
-def _metadata(stream: BinaryIO) -> dict[str, str]:
-    metadata = read_tensor_table(stream).get("__metadata__", {})
+def _metadata(table: dict[str, Any]) -> dict[str, str]:
+    metadata = table.pop("__metadata__", {})
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _parse_header(stream: BinaryIO, source: str) -> tuple[NetworkHeader, str | None]:
-    """The header, and the digest that the weights must have."""
+def _parse_header(
+    stream: BinaryIO, source: str
+) -> tuple[NetworkHeader, str | None, dict[str, Any]]:
+    """The header, the digest that the weights must have, and the table of the tensors."""
     try:
-        metadata = _metadata(stream)
+        table = read_tensor_table(stream)
     except ValueError as error:
         raise UserError(_damaged(source, str(error))) from error
+    metadata = _metadata(table)
     if _METADATA_KEY not in metadata:
         raise UserError(
             f"{source} is a safetensors file without this project's header: the network it belongs "
@@ -312,13 +313,26 @@ def _parse_header(stream: BinaryIO, source: str) -> tuple[NetworkHeader, str | N
         )
     try:
         content = json.loads(metadata[_METADATA_KEY])
-        digest = content.pop(_DIGEST, None)
-        return NetworkHeader.model_validate_json(json.dumps(content)), digest
+        digest, header_digest = content.pop(_DIGEST, None), content.pop(_HEADER_DIGEST, None)
+        header = NetworkHeader.model_validate_json(json.dumps(content))
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise UserError(
             f"The header of {source} does not fit this version of rdd_pipeline: {some(faults)}."
         ) from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(_damaged(source, "its header is no JSON object")) from error
+    if header_digest not in (None, json_digest(content)):
+        raise UserError(_changed(source, "header"))
+    return header, digest, table
+
+
+def _changed(source: str, part: str) -> str:
+    return (
+        f"{source} was changed since it was written: its digest does not fit its {part}. Copy it "
+        "again; or delete it and its version, so that the version before is used; or repeat the "
+        "command that trained it."
+    )
 
 
 def _damaged(source: str, reason: str) -> str:
@@ -328,15 +342,36 @@ def _damaged(source: str, reason: str) -> str:
     )
 
 
-def _fault(network: SegmentationNetwork, tensors: dict[str, Tensor]) -> str | None:
-    expected = network.state_dict()
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def _expected(params: NetworkParams, num_classes: int) -> dict[str, Tensor]:
+    """The tensors of a network, without storage."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = network_from_params(params, num_classes=num_classes, pretrained=False)
+    return network.state_dict()
+
+
+def _check_shapes(header: NetworkHeader, shapes: Shapes, source: str) -> None:
+    """Compare tensors with the header's network without taking memory for either."""
+    fault = _fault(_expected(header.network, header.num_classes), shapes)
+    if fault is not None:
+        raise UserError(
+            f"{source} does not hold the weights of {header.network.name} with "
+            f"{header.num_classes} classes: {fault}. Was it changed, or written by another version "
+            "of timm?"
+        )
+
+
+def _fault(expected: Mapping[str, Tensor], shapes: Shapes) -> str | None:
     return mismatch(
-        [key for key in expected if key not in tensors],
-        [key for key in tensors if key not in expected],
+        [key for key in expected if key not in shapes],
+        [key for key in shapes if key not in expected],
         [
-            f"{key} {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+            f"{key} {shapes[key]} instead of {tuple(value.shape)}"
             for key, value in expected.items()
-            if key in tensors and tensors[key].shape != value.shape
+            if key in shapes and shapes[key] != tuple(value.shape)
         ],
     )
 

@@ -47,7 +47,7 @@ from rdd_pipeline.training.difficulty import training_notes
 from rdd_pipeline.training.job import TrainingJob, check_class_weights
 from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.state import TrainState
-from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.store import RunStore, is_fingerprint
 from rdd_pipeline.training.training import Training, TrainingResult
 
 logger = logging.getLogger(__name__)
@@ -286,7 +286,8 @@ def score_network(
     weights, scored = network.digest(), data_digest(images, evaluation)
     key = json_digest([weights, scored, evaluation.splits])
     provenance = network.header.provenance
-    store = RunStore(work_folder, provenance.get("fingerprint", f"imported-{weights[:8]}"))
+    named = provenance.get("fingerprint", "")
+    store = RunStore(work_folder, named if is_fingerprint(named) else f"imported-{weights[:8]}")
     scores = store.recall(f"scores-{key}")
     if scores is None:
         scores = score_splits(network, images, evaluation, device=resolve_device(trainer.device))

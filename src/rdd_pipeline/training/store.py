@@ -22,7 +22,13 @@ from rdd_pipeline.training.state import DamagedStateError, TrainState
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"state-(\d{9})\.ckpt")
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}|imported-[0-9a-f]{8}")
 KEPT = 2
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether it names work of this project: what a file says may be anything, a path too."""
+    return _FINGERPRINT.fullmatch(text) is not None
 
 
 class RunStore:
@@ -35,6 +41,15 @@ class RunStore:
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
+        """Name the folder; it is made when something is written.
+
+        Raises:
+            UserError: `fingerprint` is none: it would lead out of `root`, or to a wrong place.
+        """
+        if not is_fingerprint(fingerprint):
+            raise UserError(
+                f"{fingerprint!r} is no fingerprint of a training: expected 16 hexadecimal digits."
+            )
         self.path = root / fingerprint
         self.fingerprint = fingerprint
         self._unusable: set[Path] = set()

@@ -44,7 +44,7 @@ from rdd_pipeline.reporting.report import (
     render_report,
     size_text,
 )
-from rdd_pipeline.training.store import RunStore
+from rdd_pipeline.training.store import RunStore, is_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,8 @@ def write_report(
 def _jobs(results: list[dict[str, Any]], work_folder: Path) -> dict[str, dict[str, Any]]:
     """What the work behind the results was, by fingerprint; imported networks have none."""
     found = {}
-    for fingerprint in {str(result["about"].get("fingerprint", "")) for result in results} - {""}:
+    named = {str(result["about"].get("fingerprint", "")) for result in results}
+    for fingerprint in filter(is_fingerprint, named):
         job = RunStore(work_folder, fingerprint).description()
         if job is not None:
             found[fingerprint] = job
