@@ -306,17 +306,22 @@ def _attack(port: int, mark: Path) -> bool:
 def test_on_one_machine_nothing_listens_to_another_and_strangers_run_no_code(
     undisturbed, run, job, tmp_path, caplog
 ):
-    found, taken = set(), []
+    found, taken, files, seen = set(), [], [], []
+    token = exchange.host(TWO).token.encode()
 
     def on_log(iteration, values):
         if iteration == 2:
             found.update(_listening([os.getpid(), *_descendants(os.getpid())]))
             taken.extend(_attack(port, tmp_path / "mark") for _, port in found)
+            files.extend(path for path in tmp_path.rglob("*") if path.is_file())
+            seen.extend(path for path in files if token in path.read_bytes())
 
     with caplog.at_level(logging.INFO):
         result = run(job, tmp_path / "work", on_log=on_log)
     assert {address for address, _ in found} == {"0100007F"}  # 127.0.0.1
     assert not any(taken)
+    assert files
+    assert not seen  # no file has the token
     assert not (tmp_path / "mark").exists()
     assert caplog.text.count("to the rendezvous was closed") == 1
     assert same_training(result, undisturbed[1])

@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import content_digest
-from rdd_pipeline.launching import channel, exchange, store
+from rdd_pipeline.launching import channel, exchange, store, worker
 from rdd_pipeline.launching.channel import MAGIC, TOKEN_VARIABLE, find_token, new_token
 from rdd_pipeline.launching.exchange import VERSIONS, Exchange
 from rdd_pipeline.launching.join import join
@@ -354,6 +354,33 @@ def test_a_file_that_does_not_fit_on_the_disk_is_not_begun(first, tmp_path, monk
     _offer(evil, "task.json", b"four", 4, content_digest(b"four"))
     with pytest.raises(UserError, match="Free some space, or set TMPDIR"):
         here.fetch(1, tmp_path)
+
+
+def test_a_file_that_does_not_come_is_not_waited_for_for_ever(first, tmp_path):
+    evil, here = first
+    evil.set("rdd/1/files", json.dumps({"task.json": [4, content_digest(b"four")]}))
+    here.store.set_timeout(timedelta(seconds=0.1))
+    with pytest.raises(UserError, match=r"did not arrive: rdd/1/task.json/0 did not come within"):
+        here.fetch(1, tmp_path)
+    evil.set("rdd/1/over", "")
+    assert not here.fetch(1, tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="does not say which versions it runs"):
+        here.register()
+
+
+def test_a_first_machine_that_does_not_answer_is_not_waited_for_for_ever(server, monkeypatch):
+    monkeypatch.setattr(store, "_ANSWER", 0.3)
+    client = ClientStore("127.0.0.1", server.port, TOKEN)
+    monkeypatch.setattr(StoreServer, "_answer", lambda *_: time.sleep(1) or b"true\n")
+    with pytest.raises(dist.DistNetworkError, match="was lost: timed out"):
+        client.get("a")
+
+
+def test_the_interface_of_an_address_is_found():
+    assert worker._interface("127.0.0.1").startswith("lo")
+    assert worker._interface("192.0.2.77") is None
+    assert worker._interface("no.such.name.invalid") is None
 
 
 @pytest.mark.parametrize("name", VERSIONS)

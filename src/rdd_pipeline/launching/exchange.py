@@ -213,9 +213,12 @@ class Exchange:
         """Let the first machine know that this one is there.
 
         Raises:
-            UserError: It runs another version of something.
+            UserError: It runs another version of something, or does not say so.
         """
-        there = json.loads(self.store.get("rdd/versions"))
+        try:
+            there = json.loads(self.store.get("rdd/versions"))
+        except dist.DistStoreError as error:
+            raise UserError(f"{self.endpoint} does not say which versions it runs.") from error
         others = [name for name, here in VERSIONS.items() if there.get(name) != here]
         if others:
             raise UserError(
@@ -238,11 +241,11 @@ class Exchange:
         number = self.store.add("rdd/trainings", 0)
         return seen if self.store.check([f"rdd/{number}/over"]) else number
 
-    def fetch(self, training: int, folder: Path) -> None:
-        """Write a training's files into a folder.
+    def fetch(self, training: int, folder: Path) -> bool:
+        """Write a training's files into a folder; returns whether it is not over meanwhile.
 
         Raises:
-            UserError: They are not those of a training, too large, or arrived damaged.
+            UserError: They are not those of a training, too large, arrived damaged or not at all.
         """
         files = self._files(training)
         size = sum(size for size, _ in files.values())
@@ -252,18 +255,29 @@ class Exchange:
                 f"The training's files are {size / 1e6:.0f} MB, but {folder} has only "
                 f"{free / 1e6:.0f} MB left. Free some space, or set TMPDIR to another folder."
             )
-        for name, (size, digest) in files.items():
-            found = hashlib.blake2b(digest_size=16)
-            with written_whole(folder / name, durable=False) as file:
-                for piece in range(_pieces(size)):
-                    data = self.store.get(f"rdd/{training}/{name}/{piece}")
-                    found.update(data)
-                    size -= len(data)
-                    if size < 0:
-                        break
-                    file.write(data)
-                if size or found.hexdigest() != digest:
-                    raise UserError(f"{name} arrived damaged from the first machine. Join again.")
+        try:
+            for name, (size, digest) in files.items():
+                self._fetch(f"rdd/{training}/{name}", size, digest, folder / name)
+        except dist.DistStoreError as error:
+            if self.store.check([f"rdd/{training}/over"]):
+                return False
+            raise UserError(
+                f"A file of the training did not arrive: {error}. Join again."
+            ) from error
+        return True
+
+    def _fetch(self, key: str, size: int, digest: str, path: Path) -> None:
+        found = hashlib.blake2b(digest_size=16)
+        with written_whole(path, durable=False) as file:
+            for piece in range(_pieces(size)):
+                data = self.store.get(f"{key}/{piece}")
+                found.update(data)
+                size -= len(data)
+                if size < 0:
+                    break
+                file.write(data)
+            if size or found.hexdigest() != digest:
+                raise UserError(f"{path.name} arrived damaged from the first machine. Join again.")
 
     def _files(self, training: int) -> dict[str, tuple[int, str]]:
         """Size in bytes and digest of each file."""

@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -99,7 +100,8 @@ def _take_part_in_all(exchange: Exchange, data: Path | None, address: str | None
 def _take_part(exchange: Exchange, training: int, data: Path | None, address: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="rdd-join-") as name:
         folder = Path(name)
-        exchange.fetch(training, folder)
+        if not exchange.fetch(training, folder):
+            return
         task = _local(folder, exchange.endpoint, data, address)
         title = task.job.title
         resolve_devices(task.trainer, task.job.recipe.batch_size)  # they may not be here
@@ -116,7 +118,10 @@ def _take_part(exchange: Exchange, training: int, data: Path | None, address: st
 
 def _local(folder: Path, endpoint: str, data: Path | None, address: str | None) -> Task:
     """The task as it is on this machine."""
-    task = Task.model_validate_json((folder / "task.json").read_text())
+    try:
+        task = Task.model_validate_json((folder / "task.json").read_text())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{endpoint} sent no task that can be read: {error}") from error
     root = (data.expanduser().resolve() if data else task.images.root).absolute()
     if not root.is_dir():
         raise UserError(
@@ -149,7 +154,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         join(**vars(arguments))
-    except UserError as error:
+    except (UserError, OSError) as error:  # TMPDIR may be none
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (SignalException, KeyboardInterrupt) as error:

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import threading
 import traceback
 from collections.abc import Mapping
@@ -209,6 +210,12 @@ def _init_process_group(
     if interface := _interface(address or exchange.store.local_address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+    elif address and sys.platform == "linux":
+        logger.warning(
+            "No network interface here has the address %s (trainer.address, --address): gloo and "
+            "NCCL choose one by themselves. Give the address of one, or leave it out.",
+            address,
+        )
     exchange.store.set_timeout(timeout)
     dist.init_process_group(
         backend,
