@@ -29,6 +29,7 @@ from rdd_pipeline.config import (
     TrainerParams,
 )
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking.addresses import without_secrets
 from rdd_pipeline.tracking.records import database_path
 
 _Kind = TypeVar("_Kind")
@@ -49,9 +50,18 @@ def session_of(context: KedroContext) -> Session:
     own = Path(context.project_path, "conf").absolute()
     return Session(
         env=context.env,
-        params=context._runtime_params or {},
+        params=_shown(context._runtime_params or {}),
         conf_source=None if source == own else str(source),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Parameters as they may stand in reports and in commands to paste."""
+    if isinstance(value, Mapping):
+        return {name: _shown(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def anchor_paths(context: KedroContext) -> str:

@@ -64,6 +64,8 @@ from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflo
 from rdd_pipeline.tracking.addresses import (
     hide_secrets_in_logs,
     remember_secrets,
+    remember_secrets_in,
+    remember_secrets_of_environment,
     without_secrets,
 )
 from rdd_pipeline.tracking.database import explain, make_database
@@ -116,6 +118,9 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
                 fit, or mlflow.yml is not valid.
         """
         show_user_errors_as_one_line()
+        remember_secrets_of_environment()
+        remember_secrets_in(context._runtime_params or {})
+        hide_secrets_in_logs()
         check_environment(context)
         check_pipelines(context)
         remember_session(session_of(context))
@@ -130,12 +135,11 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         calm_mlflow()
         given = os.environ.get("MLFLOW_TRACKING_URI")
         uri = given
-        remember_secrets(given or "")
-        hide_secrets_in_logs()
         try:
             uri = anchor_paths(context)
             remember_secrets(uri)
             self._config = mlflow_config(context)
+            remember_secrets_in(self._config.model_dump())
             make_database(uri)
             setup = partial(super().after_context_created, context)
             # An active run is one of this thread.

@@ -17,6 +17,7 @@ from kedro.validation import ParameterValidationError
 
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.interruptions import interruption, tell
+from rdd_pipeline.tracking.addresses import without_secrets
 
 _OF_THE_MACHINE = {
     errno.ENOSPC: "There is no space left on the device",
@@ -83,7 +84,7 @@ class _ShortErrors:
         if message is None:
             self._otherwise(kind, error, trace)
         else:
-            print(f"Error: {message}", file=sys.stderr)
+            print(f"Error: {without_secrets(message)}", file=sys.stderr)
 
 
 def user_message(error: BaseException) -> str | None:

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.tracking.addresses import (
+    hide_secrets_in_logs,
+    remember_secrets,
+    remember_secrets_of_environment,
+)
 from rdd_pipeline.tracking.delivery import send_file
 from rdd_pipeline.tracking.journal import JournalInUseError
 from rdd_pipeline.tracking.sender import calm_mlflow
@@ -36,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not files:
         print(f"Nothing to send in {', '.join(map(str, options.files))}.")
     calm_mlflow()
+    remember_secrets_of_environment()
+    remember_secrets(options.tracking_uri or "")
+    hide_secrets_in_logs()
     for path in files:
         try:
             count = send_file(path, options.tracking_uri, artifacts=options.artifacts)

@@ -6,9 +6,12 @@ password may hold ``@``, ``/``, ``?`` or ``#``.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "***"
@@ -18,6 +21,9 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:@\[\]]*)(:\d*)?")
 _QUERY = re.compile(r"[?#][\w.\-~%+]+(=|$)")
 # What a query may say openly; of everything else only the name is shown.
 _HARMLESS = {"sslmode", "charset", "driver", "timeout", "connect_timeout", "mode", "cache"}
+
+_ADDRESSES = {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_S3_ENDPOINT_URL", "HF_ENDPOINT"}
+_LOGINS = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}
 
 _secrets: set[str] = set()
 
@@ -37,8 +43,31 @@ def remember_secrets(address: str) -> None:
     for secret in (user, password or name, *values):
         for form in (secret, unquote(secret), unquote_plus(secret)):
             _secrets.update({form, quote(form, safe=""), quote_plus(form)})
-    # A piece of a password with @ in it, as a careless parser would cut it.
-    _secrets.update(piece for piece in password.split("@") if len(piece) >= 4)
+            _secrets.update({repr(form)[1:-1], json.dumps(form)[1:-1]})
+    # Pieces as a parser cuts them that takes some character of the password for its own.
+    _secrets.update(
+        piece for piece in re.split(r"[@/?#:'\"\s]", password or name) if len(piece) >= 4
+    )
+
+
+def remember_secrets_in(values: Any) -> None:
+    """`remember_secrets` for every address in nested mappings and lists."""
+    if isinstance(values, Mapping):
+        values = values.values()
+    for value in values:
+        if isinstance(value, str):
+            remember_secrets(value)
+        elif isinstance(value, Mapping | list | tuple):
+            remember_secrets_in(value)
+
+
+def remember_secrets_of_environment() -> None:
+    """Hide the logins of MLflow and of proxies that the environment holds."""
+    for name, value in os.environ.items():
+        if name.upper().endswith("_PROXY") or name in _ADDRESSES:
+            remember_secrets(value if "://" in value else f"http://{value}")
+        if name in _LOGINS and value:
+            _secrets.update({value, quote(value, safe=""), quote_plus(value)})
 
 
 def without_secrets(text: str) -> str:
@@ -75,8 +104,9 @@ class HideSecrets(logging.Filter):
 
 
 def hide_secrets_in_logs() -> None:
-    """Put one `HideSecrets` before every handler of the root logger."""
-    for handler in logging.getLogger().handlers:
+    """Put one `HideSecrets` before every handler that shows what libraries log."""
+    handlers = [*logging.getLogger().handlers, *logging.getLogger("mlflow").handlers]
+    for handler in filter(None, [*handlers, logging.lastResort]):
         if not any(isinstance(known, HideSecrets) for known in handler.filters):
             handler.addFilter(HideSecrets())
 

@@ -70,9 +70,8 @@ def explain(error: BaseException, uri: str) -> str:
     if "locked" in text:
         return f"{line}; another program keeps {path} locked: end it"
     if any(sign in text for sign in _OTHER_VERSION):
-        return (
-            f"{line}; another version of MLflow made it: mlflow db upgrade {uri}, or move it away"
-        )
+        command = f"mlflow db upgrade sqlite:///{path}"
+        return f"{line}; another version of MLflow made it: {command}, or move it away"
     if any(sign in text for sign in _HALF_MADE):
         return f"{line}; {path} is damaged or half-made: mv {path} {path}.old, a new one is made"
     return line

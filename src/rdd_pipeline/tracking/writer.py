@@ -7,9 +7,11 @@ import os
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rdd_pipeline.tracking.addresses import without_secrets
 from rdd_pipeline.tracking.database import explain
 from rdd_pipeline.tracking.delivery import ship
 from rdd_pipeline.tracking.journal import Journal
@@ -62,6 +64,9 @@ class TrackingWriter:
             The id by which this writer knows the run; MLflow gives it another one.
         """
         own = uuid.uuid4().hex
+        if experiment.artifact_location is not None:
+            place = without_secrets(experiment.artifact_location)
+            experiment = replace(experiment, artifact_location=place)
         request = Request(experiment, clean(tags, 5000), parent)
         self.add([Record(own, "run", name, request.written(), timestamp=now())])
         return own
