@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TEST = ("--env=test",)
+from rdd_pipeline import interruptions
+
 KEDRO = str(Path(sys.executable).with_name("kedro"))
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -234,6 +235,8 @@ def _be(place: Path, words: Sequence[str], log: Path, before: Callable[[], None]
     os.chdir(place)
     if before is not None:
         before()
+    # What the first import of the package does; here it has been imported.
+    interruptions.leave_at_signals()
     try:
         code = _status(lambda: _call(words))
         code = code if _status(threading._shutdown) == 0 else 1  # type: ignore[attr-defined]
