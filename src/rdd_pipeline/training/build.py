@@ -110,7 +110,7 @@ def build(
     autocast = torch.bfloat16 if job.precision == "bfloat16" else None
     teacher = None
     if training.teacher is not None and job.definition.needs_teacher:
-        teacher = freeze(training.teacher.build(), autocast)
+        teacher = training.teacher.build()
     step = TrainingStep(
         student,
         _objective(training, student, teacher, micro_batches.ranks),
@@ -119,8 +119,8 @@ def build(
         teacher_preprocessing=training.teacher.header.preprocessing if training.teacher else None,
         autocast=autocast,
     )
-    if teacher is not None:
-        _to_device(teacher, device, trainer)
+    if teacher is not None:  # the losses have seen its maps: its layers take only autocast's now
+        _to_device(freeze(teacher, autocast), device, trainer)
     _to_device(step, device, trainer)
     against = [p for module in step.objective.adversaries() for p in module.parameters()]
     ids = {id(parameter) for parameter in against}
