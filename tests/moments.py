@@ -1,12 +1,11 @@
 """Signals at a named moment: a process that calls `arm` first of all sends them to itself there.
 
-MOMENT is ``import:MODULE`` or another audit event with a part of its first argument, ``exit`` for
-the end of the interpreter; SIGNALS are their numbers.
+MOMENT is ``import:MODULE`` or another audit event with a part of its first argument; SIGNALS are
+their numbers.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 from typing import Any
@@ -17,12 +16,10 @@ def arm() -> None:
     kind, _, what = os.environ.pop("MOMENT", "").partition(":")
     numbers = [int(number) for number in os.environ.pop("SIGNALS", "").split(",") if number]
 
-    def stop(event: str | None = None, arguments: Any = ()) -> None:
-        if numbers and (event is None or (event == kind and what in str(arguments[0]))):
+    def stop(event: str, arguments: Any) -> None:
+        if numbers and event == kind and what in str(arguments[0]):
             while numbers:
                 os.kill(os.getpid(), numbers.pop(0))
 
-    if kind == "exit":
-        atexit.register(stop)
-    elif kind:
+    if kind:
         sys.addaudithook(stop)

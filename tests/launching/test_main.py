@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,3 +191,25 @@ def test_the_command_returns_143_when_it_was_stopped(write_job, monkeypatch, cap
     monkeypatch.setattr(command, "train", stopped)
     assert _status(monkeypatch, write_job()) == 143
     assert "the same command goes on from there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["open:teacher.safetensors", "open:index.csv"])
+def test_a_signal_at_any_moment_ends_the_command_in_one_line(write_job, tmp_path, moment):
+    job = write_job()
+    (tmp_path / "sitecustomize.py").write_text("from tests.moments import arm\narm()\n")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "rdd_pipeline.launching", str(job)],
+        env={
+            **os.environ,
+            "MOMENT": moment,
+            "SIGNALS": "2,15",
+            "PYTHONPATH": f"{tmp_path}:{root}:{root / 'src'}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 143
+    assert "Traceback" not in done.stderr
+    assert sum("topped by SIG" in line for line in done.stderr.splitlines()) == 1

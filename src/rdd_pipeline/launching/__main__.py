@@ -40,6 +40,7 @@ from rdd_pipeline.data.layouts import get_layout, raise_problems
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.files import write_atomically
+from rdd_pipeline.interruptions import run_command, tell
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
 from rdd_pipeline.training.device import resolve_device
@@ -150,7 +151,7 @@ def main() -> int:
         get_error_handler().record_exception(error)  # for torchrun's own report
         return 2
     except TrainingInterruptedError as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return INTERRUPTED
     for split, scores in summary.get("scores", {}).items():
         print(f"{split}: mIoU {100 * scores['miou']:.2f} %")
@@ -158,4 +159,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

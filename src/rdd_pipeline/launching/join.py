@@ -29,6 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from rdd_pipeline.errors import INTERRUPTED, UserError
+from rdd_pipeline.interruptions import run_command, tell
 from rdd_pipeline.launching.channel import TOKEN_VARIABLE, find_token
 from rdd_pipeline.launching.exchange import Exchange
 from rdd_pipeline.launching.launch import run_workers
@@ -157,11 +158,11 @@ def main() -> int:
     except (UserError, OSError) as error:  # TMPDIR may be none
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (SignalException, KeyboardInterrupt) as error:
-        print(f"Stopped: {error}. The same command joins again.", file=sys.stderr)
+    except SignalException as error:  # while processes of its own run
+        tell(f"Stopped: {error}. The same command joins again.")
         return INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))
