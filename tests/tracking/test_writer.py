@@ -112,6 +112,28 @@ def test_a_server_that_hangs_costs_no_more_than_the_timeouts(
     assert len(unsent(tmp_path)) == 2
 
 
+def test_a_file_is_uploaded_as_it_was_although_another_run_writes_it_anew(
+    client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: list[tuple[str, str]] = []
+
+    def upload(run_id: str, path: str, folder: str) -> None:
+        client.open.wait(30)
+        uploaded.append((Path(path).name, Path(path).read_text()))
+
+    monkeypatch.setattr(client, "log_artifact", upload)
+    client.open.clear()
+    writer = new_writer(client, tmp_path)
+    report = tmp_path / "report.html"
+    report.write_text("own")
+    writer.artifact("run", report, "data", as_it_is=True)
+    report.write_text("another's")
+    client.open.set()
+    assert writer.close(5.0) == 0
+    assert uploaded == [("report.html", "own")]
+    assert not list((tmp_path / "untracked").iterdir())
+
+
 def test_no_file_is_left_when_everything_was_sent(client: FakeClient, tmp_path: Path) -> None:
     writer = new_writer(client, tmp_path, every=60.0)
     writer.metrics("run", {"loss": 1.0})

@@ -205,7 +205,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             names = sorted(run_params.get("pipeline_names") or ["__default__"])
             if set(names) <= set(config.disable_tracking.pipelines):
                 return
-            name = config.run.name or "+".join(names)
+            name = without_secrets(config.run.name or "+".join(names))
             version = run_params.get("run_id") or time.strftime("%Y-%m-%dT%H.%M.%S")
             uri = str(self._config.server.mlflow_tracking_uri)
             writer = TrackingWriter(
@@ -289,7 +289,13 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
                 run.writer.metrics(run.of(node.namespace), numeric_leaves(data))
             path = _saved_path(dataset) if "artifact_path" in options else None
             if path is not None:
-                run.writer.artifact(run.of(node.namespace), path, str(options["artifact_path"]))
+                versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version
+                run.writer.artifact(
+                    run.of(node.namespace),
+                    path,
+                    str(options["artifact_path"]),
+                    as_it_is=not versioned,
+                )
             if options.get("tags") and isinstance(data, Mapping):
                 run.tags_of_all(data)
 

@@ -7,6 +7,8 @@ import errno
 import fcntl
 import json
 import os
+import secrets
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,6 +78,7 @@ class Journal:
         self.path = path
         self.closed = False
         self._sent = path.with_name(f"{path.name}.sent")
+        self._kept = path.with_name(f"{path.name}.files")
         if new:
             path.parent.mkdir(parents=True, exist_ok=True)
         elif not path.is_file():
@@ -111,6 +114,12 @@ class Journal:
             OSError: The disk is full, for example.
         """
         self._write("".join(_line(record._asdict()) for record in records))
+
+    def keep(self, file: Path) -> Path:
+        """Copy a file beside the journal, to be removed with it; returns the copy's path."""
+        place = self._kept / secrets.token_hex(4) / file.name
+        place.parent.mkdir(parents=True)
+        return Path(shutil.copy(file, place))
 
     def unsent(self, *, again: bool = False) -> Iterator[Line]:
         """Lines that MLflow was not offered yet, after those that it refused if `again`.
@@ -156,6 +165,7 @@ class Journal:
             count = len(self.sent.refused) + file.read().count(b"\n")
         if done and not count:
             self._sent.unlink(missing_ok=True)
+            shutil.rmtree(self._kept, ignore_errors=True)
             self.path.unlink()
         self._file.close()
         self.closed = True

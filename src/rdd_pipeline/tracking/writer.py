@@ -87,8 +87,17 @@ class TrackingWriter:
         """Write tags; values longer than MLflow takes are cut."""
         self.add(Record(run_id, "tag", *item) for item in clean(values, 5000).items())
 
-    def artifact(self, run_id: str, path: Path, folder: str) -> None:
-        """Have a local file or folder uploaded into `folder` of the run's artifacts."""
+    def artifact(self, run_id: str, path: Path, folder: str, *, as_it_is: bool = False) -> None:
+        """Have a local file or folder uploaded into `folder` of the run's artifacts.
+
+        Args:
+            run_id: Of the run.
+            path: The file or folder.
+            folder: Where it goes.
+            as_it_is: Upload what the file holds now: another run may write it anew at any time.
+        """
+        if as_it_is and path.is_file():
+            path = self._journal.keep(path)
         self.add([Record(run_id, "artifact", folder, str(path))])
 
     def status(self, run_id: str, status: str) -> None:
