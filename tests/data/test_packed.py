@@ -147,13 +147,18 @@ def test_a_damaged_image_is_read_from_its_files(
     samples: tuple[Sample, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     path = packed(samples, tmp_path)
-    data = bytearray(path.read_bytes())
+    good = path.read_bytes()
+    data = bytearray(good)
     data[-3] ^= 1
     path.write_bytes(data)
     pack = PackedSource(path, files(samples, tmp_path))
     for position in range(5):
         assert torch.equal(pack[position][1], files(samples, tmp_path)[position][1])
     assert [record.args[0] for record in caplog.records if record.args] == [4]  # type: ignore[index]
+    for _ in range(2):  # mended once
+        assert packed(samples, tmp_path) == path
+        assert path.read_bytes() == good
+        assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "magic", "empty", "renamed"])

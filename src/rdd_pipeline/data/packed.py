@@ -11,6 +11,7 @@ height, width, CRC-32), zeros up to the first sample; per sample the image (H, W
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -73,7 +74,7 @@ def packed_bytes(files: FileSource) -> int:
 
 
 def write_pack(files: FileSource, folder: Path, *, workers: int | None = None) -> Path:
-    """Decode all files into their pack, unless it is there.
+    """Decode all files into their pack, unless it is there and nobody found it damaged.
 
     Args:
         files: What is packed, at the size it is read with.
@@ -88,10 +89,10 @@ def write_pack(files: FileSource, folder: Path, *, workers: int | None = None) -
             written.
         DataProblem: A file cannot be read.
     """
-    path = usable_pack(files, folder)
-    if path is not None:
-        return path
     path = pack_path(files, folder)
+    damaged = _damaged(path)
+    if not damaged.exists() and usable_pack(files, folder) is not None:
+        return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
@@ -102,6 +103,7 @@ def write_pack(files: FileSource, folder: Path, *, workers: int | None = None) -
             header = json.dumps({"name": path.name, "samples": entries}).encode()
             start = _START.pack(_MAGIC, len(header), zlib.crc32(header))
             _write_at(file.fileno(), start + header, 0)
+        damaged.unlink(missing_ok=True)
     except (OSError, NotWrittenError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = getattr(cause, "strerror", None) or cause
@@ -200,10 +202,12 @@ class PackedSource:
             if zlib.crc32(data.data) != entry.checksum:
                 logger.warning(
                     "Image %d of the packed cache %s is damaged; its files are read instead. "
-                    "Remove the pack to have it made again.",
+                    "The next ingestion makes the pack again.",
                     position,
                     self.path,
                 )
+                with contextlib.suppress(OSError):  # not removed: others may begin to read it
+                    _damaged(self.path).touch()
                 return self.files[position]
             self._verified[position] = True
         whole = torch.from_numpy(data)
@@ -216,6 +220,11 @@ class PackedSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def _damaged(path: Path) -> Path:
+    """A file that says that someone found a damaged image in the pack."""
+    return path.with_name(f"{path.name}.damaged")
 
 
 def _read_header(path: Path) -> list[_Entry]:
