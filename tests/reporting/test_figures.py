@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import html
 import io
 import math
+import re
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -326,3 +329,23 @@ def test_gaps_of_the_history_are_left_out() -> None:
 
 def test_one_point_is_enough_for_curves() -> None:
     _draw(training_curves([{"iteration": 1, "loss": 1.0, "lr": 0.1, "tfe_share": 1.0}]))
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "a$b$c", "$", "_x", "a_b", "<b>", "{{x}}", r"\$"])
+def test_names_are_shown_as_they_stand(name):
+    """Between two dollar signs matplotlib reads a formula, and not every one can be read."""
+    labels = LabelSet(
+        name=name,
+        names=(name, "other"),
+        colors=((1, 2, 3), (4, 5, 6)),
+        lookup=make_lookup({0: 0, 1: 1}),
+    )
+    image, label = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
+    preview = dataset_preview([(name, image, label)], labels)
+    curves = training_curves([{"iteration": 1, f"chosen_{name}": 0.5, "loss": 1.0}] * 2)
+    for figure in (preview, confusion_figure(torch.eye(2), labels.names), curves):
+        buffer = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(buffer, format="svg")
+        shown = html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)</text>", buffer.getvalue())))
+        assert name.lstrip("_") in shown

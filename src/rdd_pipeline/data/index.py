@@ -29,7 +29,7 @@ from rdd_pipeline.data.reading import (
 )
 from rdd_pipeline.data.remarks import remarks
 from rdd_pipeline.data.scan_cache import Facts, ScanCache, Stamp
-from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.errors import DataProblem, UserError, printable
 from rdd_pipeline.files import content_digest
 
 
@@ -147,15 +147,17 @@ def check_images(
         if listed and lacking and not problems:
             problems.append(Problem("train", _too_few(lacking, good), blocks=True))
     samples = tuple(_sample(item, bits) for item in good)
+    warnings = (
+        *listing.warnings,
+        *remarks([(i.pair, i.facts) for i in good if i.facts], bits, layout.palette),
+        *_duplicates(samples),
+    )
     return Index(
         samples,
         _counts(good, labels.num_classes),
-        (
-            *listing.warnings,
-            *remarks([(i.pair, i.facts) for i in good if i.facts], bits, layout.palette),
-            *_duplicates(samples),
-        ),
-        tuple(problems),
+        tuple(map(printable, warnings)),
+        # Lines of lists and links may hold anything.
+        tuple(p._replace(file=printable(p.file), text=printable(p.text)) for p in problems),
         len(listing.pairs) - sum(item.known for item in checked),
         (*listed, *division.made),
     )

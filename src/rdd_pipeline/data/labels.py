@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from rdd_pipeline.config import Params
+from rdd_pipeline.errors import printable
 
 Color = tuple[int, int, int]
 ColorRow = tuple[int, int, int, int]
@@ -15,6 +16,8 @@ ColorRow = tuple[int, int, int, int]
 Lookup = tuple[int, ...] | tuple[ColorRow, ...]
 """See `LabelSet.lookup`."""
 
+LONGEST_NAME = 200
+"""Characters of a class's name."""
 FORBIDDEN = -1
 """Entry of `LabelSet.lookup` for a raw value that may not occur in a mask."""
 
@@ -77,6 +80,13 @@ class LabelSet(Params):
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
         count = len(self.names)
+        for name in (self.name, *self.names):
+            if not 0 < len(name) <= LONGEST_NAME or printable(name) != name:
+                shown = printable(name[:40]) + "..." * (len(name) > 40)
+                raise ValueError(
+                    f"The name '{shown}' of a class or label set has {len(name)} characters, "
+                    f"expected 1 to {LONGEST_NAME} without control characters."
+                )
         if not 0 < count <= self.ignore_index:
             raise ValueError(
                 f"Label set '{self.name}' has {count} classes; 2 to {self.ignore_index} fit below "

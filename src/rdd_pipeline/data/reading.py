@@ -29,7 +29,10 @@ from rdd_pipeline.data.formats import (
 )
 from rdd_pipeline.data.labels import FORBIDDEN, ColorRow, Lookup
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.files import not_a_file
 
+LARGEST_FILE = 2**30
+"""Bytes of an image's or mask's file: more than the largest one takes without compression."""
 FULL_BITS = 16
 """Bits of the values of 16-bit images unless `data.bits` says otherwise."""
 # Pillow stretches gray levels of fewer than 8 bits to 0..255: undone for masks.
@@ -53,23 +56,45 @@ def read_bytes(path: Path) -> bytes:
     """Content of a file.
 
     Raises:
-        DataProblem: The file is missing, not readable or empty.
+        DataProblem: The file is missing, no regular file, too large, not readable or empty.
     """
     try:
+        instead = _not_readable(path)
+        if instead is not None:
+            raise DataProblem(f"{path} {instead}")
         data = path.read_bytes()
-    except OSError as error:
-        if path.is_symlink() and not path.exists():
-            raise DataProblem(
-                f"{path} is a link to {os.readlink(path)}, which does not exist. Correct or remove "
-                "the link."
-            ) from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or repr(error)
         raise DataProblem(
-            f"{path} cannot be read ({error.strerror or error}). Check the path and the file's "
-            "permissions."
+            f"{path} cannot be read ({reason}). Check the path and the file's permissions."
         ) from error
     if not data:
         raise DataProblem(f"{path} is empty (0 bytes). Copy or download it again.")
     return data
+
+
+def _not_readable(path: Path) -> str | None:
+    """Why a path is not to be opened, as the end of a sentence; None: it can be tried.
+
+    Opening a pipe waits for a writer, and some devices never end.
+    """
+    instead = not_a_file(path)
+    if instead is None:
+        size = path.stat().st_size
+        if size <= LARGEST_FILE:
+            return None
+        return (
+            f"has {size / 1e6:,.0f} MB, expected at most {LARGEST_FILE / 1e6:,.0f} MB. Save it "
+            "with compression, or cut the image and its mask into tiles."
+        )
+    if path.is_symlink():
+        target = os.readlink(path)
+        if instead == "does not exist":
+            return f"is a link to {target}, which does not exist. Correct or remove the link."
+        instead = instead.replace("is ", f"is a link to {target}, ", 1)
+    elif instead == "does not exist":
+        return None  # the system's own words say it
+    return f"cannot be read: it {instead}, expected a file. Replace or remove it."
 
 
 def decode_image_bytes(data: bytes, path: Path, *, bits: int = FULL_BITS) -> Tensor:

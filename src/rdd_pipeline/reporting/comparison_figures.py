@@ -24,7 +24,7 @@ from rdd_pipeline.reporting.comparison import (
     split_names,
     verdict,
 )
-from rdd_pipeline.reporting.figures import BLUE, GRAY, NORMAL, ORANGE, SMALL, empty_figure
+from rdd_pipeline.reporting.figures import BLUE, GRAY, NORMAL, ORANGE, SMALL, empty_figure, plain
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -58,7 +58,7 @@ def iou_bars(table: Rows) -> Figure:
     for group, line in zip(groups, panels, strict=True):
         for split, axes in zip(splits, line, strict=True):
             _bar_panel(axes, group, split)
-            heading = f"{split} {metric_title(group)} in %"
+            heading = f"{plain(split)} {metric_title(group)} in %"
             if len(groups) > 1 and axes is line[0]:
                 heading = f"{_network(group)}\n{heading}"
             axes.set_title(heading, fontsize=NORMAL, loc="left")
@@ -156,12 +156,14 @@ def _students(rows: Rows) -> Rows:
 
 
 def _network(rows: Rows) -> str:
-    return str(rows[-1]["network"])
+    return plain(str(rows[-1]["network"]))
 
 
 def _label(row: Mapping[str, Any]) -> str:
     title = str(row["title"])
-    return f"{title} · {shorten(str(row['network']))}" if row["method"] == "teacher" else title
+    if row["method"] == "teacher":
+        title += f" · {shorten(str(row['network']))}"
+    return plain(title)
 
 
 def shorten(name: str, limit: int = 24) -> str:
@@ -293,14 +295,16 @@ def _class_panel(axes: Axes, rows: Rows, names: Sequence[str], colors: ScalarMap
         )
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xticks(range(len(names)), names, rotation=50, ha="right", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(names)), list(map(plain, names)), rotation=50, ha="right", rotation_mode="anchor"
+    )
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.tick_params(labelsize=SMALL, length=0)
     axes.spines[:].set_visible(False)
     total = sum(name.startswith("iou.") for name in {name for row in rows for name in row})
     chosen = f", the {len(names)} classes that differ most" if len(names) == MOST_CLASSES else ""
     chosen = chosen if total > MOST_CLASSES else ""
-    title = f"{rows[-1]['split']} IoU in %{chosen}\nstudents: {_network(rows)}"
+    title = f"{plain(str(rows[-1]['split']))} IoU in %{chosen}\nstudents: {_network(rows)}"
     axes.set_title(title, fontsize=NORMAL, loc="left")
 
 
@@ -337,7 +341,7 @@ def _cost_panel(
             arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.5, "shrinkB": 3},
         )
     metric = metric_title(row for *_, row in points)
-    axes.set_ylabel(f"{split} {metric} in %", fontsize=NORMAL)
+    axes.set_ylabel(f"{plain(split)} {metric} in %", fontsize=NORMAL)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL, length=2)

@@ -100,7 +100,7 @@ def rdd_figure(rows: Sequence[RddRow], labels: LabelSet) -> Figure:
         _show(axes[5], backdrop)
         _overlay(axes[5], _array(row.chosen), CHOSEN)
         right = _share((_array(row.prediction) == _array(row.label)) & valid, valid)
-        axes[0].set_ylabel(_shorten(row.name), fontsize=SMALL)
+        axes[0].set_ylabel(plain(_shorten(row.name)), fontsize=SMALL)
         axes[2].set_xlabel(f"{right} of the pixels right", fontsize=SMALL)
         axes[4].set_xlabel(
             f"student {_share(student, valid)}, teacher {_share(teacher, valid)}", fontsize=SMALL
@@ -150,7 +150,7 @@ def dataset_preview(samples: Sequence[tuple[str, Tensor, Tensor]], labels: Label
         _show(axes[1], rgba)
         _show(axes[2], colorize(label, labels))
         ignored = _array(label) == labels.ignore_index
-        axes[0].set_ylabel(_shorten(name), fontsize=SMALL)
+        axes[0].set_ylabel(plain(_shorten(name)), fontsize=SMALL)
         axes[2].set_xlabel(f"{_share(ignored, np.ones_like(ignored))} ignored", fontsize=SMALL)
     _class_legend(legends[0], labels, [label for _, _, label in samples])
     return figure
@@ -196,8 +196,9 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
                     color="white" if share > 0.6 else "black",
                 )
     font = SMALL if classes <= 30 else max(4.5, 220 / classes)
-    axes.set_xticks(range(classes), names, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(classes), names)
+    shown = list(map(plain, names))
+    axes.set_xticks(range(classes), shown, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), shown)
     axes.tick_params(labelsize=font, length=2)
     axes.set_xlabel("prediction", fontsize=NORMAL)
     axes.set_ylabel("label", fontsize=NORMAL)
@@ -286,6 +287,15 @@ def colorize(label: Tensor, labels: LabelSet) -> NDArray[np.uint8]:
     palette[: labels.num_classes] = labels.colors
     picture: NDArray[np.uint8] = palette[_array(label).astype(np.uint8)]
     return picture
+
+
+def plain(text: str) -> str:
+    """A name that matplotlib shows as it stands.
+
+    It takes what is between two dollar signs for a formula, which may be none, and leaves what
+    begins with an underscore out of legends: a hair space is put before that.
+    """
+    return "\u200a" * text.startswith("_") + text.replace("$", r"\$")
 
 
 def empty_figure(text: str) -> Figure:
@@ -386,7 +396,7 @@ def _draw_losses(axes: Axes, series: Mapping[str, Points]) -> None:
             linewidth=1.4 if name == "loss" else 0.9,
             # Dotted: cross-entropies that are watched but not trained on.
             linestyle=":" if name.endswith("_ce") else ("-", "-.", (0, (5, 1)))[round_ % 3],
-            label=_label(name),
+            label=plain(_label(name)),
         )
     _legend(axes)
     values = np.concatenate([points[1] for points in series.values()])
@@ -435,7 +445,7 @@ def _draw_shares(axes: Axes, series: Mapping[str, Points], title: str) -> None:
             color=colors[name.removeprefix("aux_")],
             linewidth=1.0,
             linestyle="--" if auxiliary else "-",
-            label=_label(name),
+            label=plain(_label(name)),
         )
     _legend(axes)
     axes.ticklabel_format(axis="y", useOffset=False)
@@ -473,7 +483,7 @@ def _draw_map(axes: Axes, what: str, classes: Mapping[str, Points]) -> None:
     picture = axes.pcolormesh(
         edges, np.arange(len(classes) + 1), shares, vmin=0, vmax=100, cmap="Blues", rasterized=True
     )
-    axes.set_yticks(np.arange(len(classes)) + 0.5, list(classes))
+    axes.set_yticks(np.arange(len(classes)) + 0.5, list(map(plain, classes)))
     axes.invert_yaxis()
     axes.set_ylabel(f"{what},\n% of the class", fontsize=SMALL)
     bar = axes.inset_axes((1.02, 0.0, 0.02, 1.0))
@@ -553,7 +563,8 @@ def _class_legend(area: Axes, labels: LabelSet, maps: Sequence[Tensor]) -> None:
         seen = [number for number in shown if number in frequency]
         shown = sorted(sorted(seen, key=lambda number: -frequency[number])[:24])
     handles = [
-        Patch(facecolor=_hex(labels.colors[number]), label=labels.names[number]) for number in shown
+        Patch(facecolor=_hex(labels.colors[number]), label=plain(labels.names[number]))
+        for number in shown
     ]
     if labels.ignore_index in frequency:
         handles.append(

@@ -13,9 +13,11 @@ from typing import NamedTuple, NoReturn
 
 from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.labels import Color, LabelSet
-from rdd_pipeline.errors import DataProblem, UserError
+from rdd_pipeline.errors import DataProblem, UserError, printable
 from rdd_pipeline.files import require_regular_file
 
+_LONGEST_LINE = 8192
+"""Characters; as long as two paths can be."""
 _LARGEST_LIST = 100_000_000
 """Bytes; a line for each of a million images."""
 
@@ -115,14 +117,9 @@ def check_root(root: Path, expected: str) -> None:
             f"The folder with the images, {root}, {found}. Expected: {expected} "
             "Put the data there or set `data.path` to the folder that holds it."
         )
-    try:
-        str(root).encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(root).decode(errors="backslashreplace")
-        raise DataProblem(
-            f"The name of the folder with the images, {shown}, is not UTF-8 text, as names have to "
-            "be. Rename it."
-        ) from error
+    if (fault := _fault_of_name(str(root))) is not None:
+        shown, reason = fault
+        raise DataProblem(f"The name of the folder with the images, {shown}, {reason}")
 
 
 def list_pairs(root: Path, layout: Layout, *, made: Collection[str] = ()) -> Listing:
@@ -276,19 +273,27 @@ def find_files(
 
 
 def is_misnamed(path: Path, root: Path, problems: list[Problem]) -> bool:
-    """Whether a name cannot be written into tables and reports, which is a problem then.
+    """Whether a name cannot be written into tables, reports and terminals: a problem then.
 
     Zip files made on Windows leave such names behind.
     """
-    relative = path.relative_to(root).as_posix()
+    fault = _fault_of_name(path.relative_to(root).as_posix())
+    if fault is None:
+        return False
+    shown, reason = fault
+    problems.append(Problem(shown, f"the name of {shown} {reason}"))
+    return True
+
+
+def _fault_of_name(name: str) -> tuple[str, str] | None:
+    """A name as it can be shown, and what is wrong with it; None: nothing."""
     try:
-        relative.encode()
+        name.encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(relative).decode(errors="backslashreplace")
-        text = f"the name of {shown} is not UTF-8 text, as names have to be. Rename it."
-        problems.append(Problem(shown, text))
-        return True
-    return False
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        return printable(shown), "is not UTF-8 text, as names have to be. Rename it."
+    shown = printable(name)
+    return None if shown == name else (shown, "holds control characters. Rename it.")
 
 
 def _files_below(base: Path, *, recursive: bool, root: Path, problems: list[Problem]) -> list[Path]:
@@ -307,6 +312,8 @@ def _files_below(base: Path, *, recursive: bool, root: Path, problems: list[Prob
         problems.append(Problem(place, text, blocks=True))
 
     seen: set[str] = set()
+    # What holds this folder is no part of it: a link to `/` would lead through the whole disk.
+    above = set(map(str, Path(os.path.realpath(base)).parents))
     # Data sets are often made of links to folders of another disk; a link may lead back up, too.
     for place, folders, names in os.walk(base, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(place))
@@ -315,7 +322,7 @@ def _files_below(base: Path, *, recursive: bool, root: Path, problems: list[Prob
             for name in folders
             if recursive
             and not passed_over(name)
-            and os.path.realpath(os.path.join(place, name)) not in seen
+            and os.path.realpath(os.path.join(place, name)) not in seen | above
             and not is_misnamed(Path(place, name), root, problems)
         ]
         found += [Path(place, name) for name in names if not passed_over(name)]
@@ -465,6 +472,14 @@ def _read_lines(root: Path, path: str, problems: list[Problem]) -> list[str]:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         text = f"{path} cannot be read ({reason}). Copy or download it again."
+        problems.append(Problem(path, text, blocks=True))
+        return []
+    longest = max(map(len, text.splitlines()), default=0)
+    if longest > _LONGEST_LINE:
+        text = (
+            f"{path} has a line of {longest} characters, expected names, a line each, of at most "
+            f"{_LONGEST_LINE}. Check that it is a list."
+        )
         problems.append(Problem(path, text, blocks=True))
         return []
     lines = (unicodedata.normalize("NFC", line.strip()) for line in text.splitlines())

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ from rdd_pipeline.files import not_a_file, require_regular_file
 
 SPLIT = "SPLIT"
 TABLES = ("labels.yaml", "labels.yml", "labels.json")
+_MOST_VALUES = 100_000
 _LARGEST_TABLE = 2**20
 """Bytes; a class takes about a hundred, and reading YAML takes seconds for each megabyte."""
 
@@ -77,7 +79,7 @@ def _as_colors(value: Any) -> Any:
     several = isinstance(value, list | tuple) and not any(isinstance(v, int) for v in value)
     colors = [_as_color(item) for item in (value if several else [value])]
     if not colors or any(color is None for color in colors):
-        raise ValueError(f"{value!r} is no color, expected {_COLOR}")
+        raise ValueError(f"{reprlib.repr(value)} is no color, expected {_COLOR}")
     return colors
 
 
@@ -112,8 +114,8 @@ class _Row(BaseModel):
             return {"name": value}
         if not isinstance(value, dict):
             raise ValueError(
-                f"{value!r} is no class, expected a name or {{name: ..., value: ..., color: ...}} "
-                "(quote names such as 'off' and '2')"
+                f"{reprlib.repr(value)} is no class, expected a name or "
+                "{name: ..., value: ..., color: ...} (quote names such as 'off' and '2')"
             )
         return value
 
@@ -191,6 +193,7 @@ def _read(root: Path) -> tuple[_Table, LabelSet]:
     try:
         text = path.read_text(encoding="utf-8")
         content: Any = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        _require_small(content)
         table = _Table.model_validate(content)
         return table, _label_set(table)
     except ValidationError as error:
@@ -202,6 +205,24 @@ def _read(root: Path) -> tuple[_Table, LabelSet]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataProblem(f"{path} cannot be used ({reason}). {_FORM}") from error
+
+
+def _require_small(content: Any) -> None:
+    """Refuse aliases of YAML by which few lines hold without end, as messages would show them.
+
+    Raises:
+        ValueError: There are too many values.
+    """
+    left = [content]
+    for _ in range(_MOST_VALUES):
+        if not left:
+            return
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += value
+    raise ValueError(f"it holds more than {_MOST_VALUES} values, aliases counted in full")
 
 
 def _place(location: tuple[int | str, ...]) -> str:
