@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 from mlflow import MlflowClient
 
+from rdd_pipeline.hooks import experiment
 from rdd_pipeline.tracking.__main__ import main as tracking_command
 from tests.hooks.project import Project
 
@@ -107,6 +109,21 @@ def test_a_server_that_starts_late_gets_the_run_all_the_same(
     assert client.get_experiment_by_name("rdd_scenes") is not None
     location = str(runs["kd"].info.artifact_uri)
     assert location.startswith((project.path / "mlartifacts").as_uri())
+
+
+def test_a_server_that_never_finishes_its_answer_delays_the_start_only_so_long(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(experiment, "START_SECONDS", 0.2)
+    monkeypatch.setattr(KedroMlflowConfig, "setup", lambda *_: released.wait(60))
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="rdd_pipeline"):
+        project.run("kd")
+    released.set()
+    assert time.monotonic() - start < 30
+    assert "cannot be used (TimeoutError: no answer in 0 s)" in caplog.text
+    assert project.curve(project.runs()["small"]) == [1.0, 0.5]
 
 
 KILLED = """
