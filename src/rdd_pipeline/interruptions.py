@@ -73,6 +73,11 @@ def leave_at_signals() -> None:
     atexit.register(_too_late)  # what is registered first is called last
 
 
+def leaves_at_signals() -> bool:
+    """Whether this process is a command of this project (`leave_at_signals`)."""
+    return signal.getsignal(signal.SIGTERM) is _leave
+
+
 def note(number: int) -> bool:
     """Note a signal; whether it says something new."""
     now = time.monotonic()

@@ -155,12 +155,24 @@ def test_no_such_file(tmp_path):
         run_job_file(tmp_path / "JOB.json")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_a_file_that_is_no_job(tmp_path, content):
     path = tmp_path / "JOB.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"JOB.json is wrong"):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"JOB.json is wrong") as info:
         run_job_file(path)
+    assert "\n" not in str(info.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "JOB.json")
+    with pytest.raises(UserError, match=r"JOB.json is a named pipe"):
+        run_job_file(tmp_path / "JOB.json")
+
+
+def test_results_below_a_file_are_refused_before_anything_is_trained(write_job):
+    with pytest.raises(UserError, match=r"index.csv is no folder, or not writable"):
+        run_job_file(write_job(output="index.csv/out"))
 
 
 def _status(monkeypatch, path) -> int:

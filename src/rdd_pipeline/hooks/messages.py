@@ -165,7 +165,7 @@ def _of_the_command(error: BaseException) -> str | None:
     """
     names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
     places = [name for name in names if name.split(".")[0] in ("kedro", "rdd_pipeline")]
-    if "kedro.framework.cli.cli" not in places:
+    if not any(name.startswith("kedro.framework.cli") for name in places):
         return None
     last = places[-1] if places[-1] != "kedro.utils" else places[-2]
     if last.startswith("kedro.config"):

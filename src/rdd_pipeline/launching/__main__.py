@@ -39,7 +39,7 @@ from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.data.layouts import get_layout, raise_problems
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.scoring import score_splits
-from rdd_pipeline.files import write_atomically
+from rdd_pipeline.files import not_a_file, write_atomically
 from rdd_pipeline.interruptions import run_command, tell
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
@@ -76,19 +76,32 @@ def run_job_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file, or something it names, is missing or wrong.
     """
+    found = not_a_file(path)
+    if found is not None and path.exists():
+        raise UserError(f"The job file {path} {found}. Give the path of a JSON file.")
     try:
-        spec = JobFile.model_validate_json(path.read_text())
+        spec = JobFile.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"The job file {path} cannot be read ({error.strerror}).") from error
     except ValidationError as error:
-        raise UserError(f"The job file {path} is wrong: {error}") from error
+        faults = (
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
+            for fault in error.errors(include_url=False)
+        )
+        raise UserError(f"The job file {path} is wrong: {'; '.join(faults)}.") from error
     base = path.resolve().parent
     packs = base / spec.packs.expanduser() if spec.packs else None
     root = base / spec.root.expanduser()
     images = Images(root, _samples(spec, base, root), spec.labels, spec.image_size, packs)
     job = prepare_job(spec.job, spec.trainer)
-    teacher = load_checkpoint(base / spec.teacher) if spec.teacher else None
     output = base / spec.output
+    there = next(place for place in (output, *output.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(
+            f"The results cannot be written to {output}: {there} is no folder, or not writable. "
+            "Give another one as `output`."
+        )
+    teacher = load_checkpoint(base / spec.teacher) if spec.teacher else None
     training = Training(job, images, teacher).stored_in(output / "work")
     result = train(training, spec.trainer)
     if not _is_first():
