@@ -133,9 +133,21 @@ def test_an_error_names_its_kind_through_the_exchange():
 def test_commands_have_folders_of_their_own_and_what_killed_ones_left_is_removed(tmp_path):
     (tmp_path / "launch-killed").mkdir()
     (tmp_path / "launch-killed" / "task.json").touch()
-    with launch._own_folder(tmp_path) as one, launch._own_folder(tmp_path) as other:
+    own = launch.own_folder
+    with own(tmp_path, "launch-") as one, own(tmp_path, "launch-") as other:
         assert set(tmp_path.iterdir()) == {one, other}
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_folder_of_a_killed_command_is_left_alone(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    os.mkfifo(tmp_path / "launch-fifo")  # one would wait for its writer
+    (tmp_path / "launch-link").symlink_to(precious)
+    with launch.own_folder(tmp_path, "launch-"):
+        pass
+    names = {"launch-fifo", "launch-link", "precious"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_several_machines_need_a_place_to_meet():

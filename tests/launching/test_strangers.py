@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
 import os
+import pickle
 import secrets
 import socket
 import stat
@@ -165,14 +167,17 @@ def test_a_proof_that_was_overheard_is_no_good_for_another_connection(server, ca
         )
 
 
-def test_hundreds_of_held_connections_hold_neither_descriptors_nor_others_up(server, client):
+def test_hundreds_of_held_connections_hold_neither_descriptors_nor_others_up(
+    server, client, caplog
+):
     before = len(os.listdir("/proc/self/fd"))
-    held = [_stranger(server) for _ in range(200)]
+    held = [_stranger(server) for _ in range(300)]
     other = ClientStore("127.0.0.1", server.port, TOKEN)
     other.set("a", "here")
     assert client.get("a") == b"here"
     # Both ends are this process's: `held` and one, and what the server keeps.
     assert len(os.listdir("/proc/self/fd")) - before - len(held) - 2 <= store.STRANGERS
+    assert "there were more than 128 without a token at a time" in caplog.text
     for connection in held:
         connection.close()
 
@@ -303,6 +308,22 @@ def test_a_public_address_is_taken_only_when_asked_for():
 
 
 # ---- a first machine that is none, or not to be trusted
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch rdd-evil",)
+
+
+def test_even_who_has_the_token_runs_no_code_by_the_rendezvous(
+    server, client, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    handler = Exchange(f"127.0.0.1:{server.port}", TOKEN).rendezvous(1, 1, "localhost", 5.0)
+    client.set("torch.rendezvous.training-1", base64.b64encode(pickle.dumps(_Evil())))
+    with pytest.raises(UserError, match=r"put posix.system into the rendezvous.*Nothing of it was"):
+        handler.next_rendezvous()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

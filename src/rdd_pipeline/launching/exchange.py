@@ -15,10 +15,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import io
 import ipaddress
 import json
 import logging
 import math
+import pickle
 import secrets
 import shutil
 import socket
@@ -28,7 +30,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -59,6 +61,15 @@ VERSIONS = {
 LOOPBACK = "127.0.0.1"
 FILES = {"task.json": 1 << 30, "teacher.safetensors": 16 << 30}
 """What another machine gets, and how many bytes of it at most."""
+_ELASTIC = DynamicRendezvousHandler.__module__
+_STATE = {
+    (_ELASTIC, "_RendezvousState"),
+    (_ELASTIC, "_NodeDesc"),
+    ("datetime", "datetime"),
+    ("datetime", "timezone"),
+    ("datetime", "timedelta"),
+}
+"""Classes of which the pickled state of elastic's rendezvous consists."""
 _PIECE = 4 << 20
 """Bytes of one value in the store."""
 
@@ -100,6 +111,37 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+class _Unpickler(pickle.Unpickler):
+    """Makes objects of the classes in elastic's state only, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STATE:
+            raise UserError(
+                f"Another machine put {module}.{name} into the rendezvous, which is no part of its "
+                "state. Nothing of it was run. Look at who has the token, and make another one."
+            )
+        return super().find_class(module, name)
+
+
+_Found = TypeVar("_Found", bound=tuple[Any, ...] | None)
+
+
+def _checked(found: _Found) -> _Found:
+    if found is not None:
+        _Unpickler(io.BytesIO(found[0])).load()
+    return found
+
+
+class _Backend(C10dRendezvousBackend):
+    """Torch's, which hands pickles on only if they hold nothing but a state."""
+
+    def get_state(self) -> tuple[bytes, Any] | None:
+        return _checked(super().get_state())
+
+    def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool] | None:
+        return _checked(super().set_state(state, token))
+
+
 class _Rendezvous(DynamicRendezvousHandler):
     """Torch's, whose MASTER_ADDR is a word: where in the store the processes of a round meet.
 
@@ -126,9 +168,9 @@ class Exchange:
         is_host: Whether the store is this process's own.
     """
 
-    def __init__(self, endpoint: str, token: str, *, is_host: bool = False) -> None:
+    def __init__(self, endpoint: str, token: str) -> None:
         self.store = ClientStore(*parse_endpoint(endpoint), token)
-        self.endpoint, self.token, self.is_host = endpoint, token, is_host
+        self.endpoint, self.token, self.is_host = endpoint, token, False
 
     @property
     def on_loopback(self) -> bool:
@@ -169,7 +211,7 @@ class Exchange:
         handler: DynamicRendezvousHandler = _Rendezvous.from_backend(
             name,
             self.store,
-            C10dRendezvousBackend(self.store, name),
+            _Backend(self.store, name),
             min_nodes=nodes,
             max_nodes=nodes,
             local_addr=address,
@@ -343,7 +385,8 @@ def host(trainer: TrainerParams) -> Exchange:
             f"({error.strerror or error}). Give a name or address of this machine, the first one, "
             "that the others can reach, and a port that is free."
         ) from error
-    exchange = Exchange(key if several else f"{name}:{server.port}", token, is_host=True)
+    exchange = Exchange.connect(key if several else f"{name}:{server.port}", token)
+    exchange.is_host = True
     exchange.store.set("rdd/versions", json.dumps(VERSIONS))
     _hosted[key] = exchange, server
     atexit.register(close, key)

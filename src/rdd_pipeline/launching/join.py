@@ -32,7 +32,7 @@ from rdd_pipeline.errors import INTERRUPTED, UserError
 from rdd_pipeline.interruptions import run_command, tell
 from rdd_pipeline.launching.channel import TOKEN_VARIABLE, find_token
 from rdd_pipeline.launching.exchange import Exchange
-from rdd_pipeline.launching.launch import run_workers
+from rdd_pipeline.launching.launch import own_folder, run_workers
 from rdd_pipeline.launching.worker import Task
 from rdd_pipeline.training.device import resolve_devices
 
@@ -99,8 +99,7 @@ def _take_part_in_all(exchange: Exchange, data: Path | None, address: str | None
 
 
 def _take_part(exchange: Exchange, training: int, data: Path | None, address: str | None) -> None:
-    with tempfile.TemporaryDirectory(prefix="rdd-join-") as name:
-        folder = Path(name)
+    with own_folder(Path(tempfile.gettempdir()), "rdd-join-") as folder:
         if not exchange.fetch(training, folder):
             return
         task = _local(folder, exchange.endpoint, data, address)

@@ -85,7 +85,7 @@ def _launch(
 ) -> TrainingResult:
     title = training.job.title
     begun = store.latest() or training.initial_state
-    with _own_folder(store.path.resolve()) as folder:
+    with own_folder(store.path.resolve(), "launch-") as folder:
         task = Task(
             job=training.job,
             trainer=trainer,
@@ -118,22 +118,22 @@ def _launch(
 
 
 @contextlib.contextmanager
-def _own_folder(parent: Path) -> Iterator[Path]:
+def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """A folder of this command alone: another one may train the same at this moment.
 
     It is removed at the end, and so is what killed commands have left: their locks are free.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for other in parent.glob("launch-*"):
+    for other in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError), _lock(other):
             shutil.rmtree(other)
-    with tempfile.TemporaryDirectory(prefix="launch-", dir=parent) as folder, _lock(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder, _lock(Path(folder)):
         yield Path(folder)
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

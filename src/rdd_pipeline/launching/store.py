@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE = 5.0
 """Seconds a stranger has to prove that it is none."""
-STRANGERS = 16
+STRANGERS = 128
 """How many may be at it at a time; one more, and the first one's connection is closed."""
 _ANSWER = 60.0
 """Seconds to wait for the answer to a request; it takes less than one."""
@@ -123,7 +123,9 @@ class StoreServer:
         except TimeoutError as error:
             raise BadMessageError(f"it said nothing for {HANDSHAKE:g} seconds") from error
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise BadMessageError("it was gone before it had shown a token") from error
+            many = f"there were more than {STRANGERS} without a token at a time"
+            gone = "it was gone before it had shown a token"
+            raise BadMessageError(gone if writer in self._strangers else many) from error
         finally:
             with contextlib.suppress(ValueError):  # it was one too many
                 self._strangers.remove(writer)
