@@ -37,7 +37,7 @@ ADDRESSES = [
 
 def _written(project: Project) -> str:
     files = [path for path in project.path.rglob("*") if path.is_file()]
-    return "\n".join(path.read_bytes().decode(errors="replace") for path in files)
+    return "\n".join(f"{path} {path.read_bytes().decode(errors='replace')}" for path in files)
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +59,14 @@ def test_the_address_of_mlflow_is_shown_without_its_secrets(
         pieces = address.partition("://")[2].split("@")
         raise ConnectionError(f"{address!r} is away: {pieces}, {address.rsplit('@', 1)}")
 
+    project.configure("mlflow", 'tracking: {run: {name: "${runtime_params:run_name}"}}')
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setattr(KedroMlflowConfig, "setup", away)
     monkeypatch.setattr(Sender, "_connected", away)
     logging.getLogger().addHandler(caplog.handler)
     try:
-        project.run("kd", params={"kd": {"train": {"fault": f"no fault at {address}"}}})
+        parameters = {"kd": {"train": {"fault": f"no fault at {address}"}}, "run_name": address}
+        project.run("kd", params=parameters)
         with pytest.raises(SystemExit):
             tracking_command([str(project.path / "data/07_model_output/untracked")])
         command = kedro_command() + session_text()
