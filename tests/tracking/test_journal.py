@@ -294,6 +294,21 @@ def test_a_flipped_bit_costs_its_line_which_is_named_and_kept(
     assert bytes(damaged) in file.read_bytes()
 
 
+def test_a_line_that_lost_its_checksum_is_none_of_a_former_version(
+    client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x.jsonl"
+    journal = Journal(file, client.tracking_uri, new=True)
+    journal.append([Record("run", "metric", "loss", 1.0, 1)])
+    journal.close()
+    header, line = file.read_bytes().splitlines(keepends=True)
+    cut = line[: line.index(b"1, ")] + b"7}\n"
+    file.write_bytes(header + cut)
+    monkeypatch.setattr(Sender, "_connected", lambda sender: client)
+    assert send_file(file) == 1
+    assert client.points() == []
+
+
 def test_a_damaged_first_line_needs_the_address(
     client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ class Journal:
             self._write(_line({"tracking_uri": without_secrets(str(tracking_uri))}))
         self._file.seek(0)
         header = self._file.readline()
+        self._checked = _CHECK.encode() in header  # then all lines are, else it is a former file
         self.tracking_uri: str = self._read_header(header, tracking_uri)
         self._begin = len(header)
         self.sent = Sent(without_secrets(tracking_uri or self.tracking_uri), self._begin)
@@ -129,11 +130,11 @@ class Journal:
         with self.path.open("rb") as file:
             for start in [*self.sent.refused] if again else ():
                 file.seek(start)
-                yield _read_line(file.readline(), start)
+                yield _read_line(file.readline(), start, self._checked)
             start = file.seek(self.sent.offset)
             for text in file:
                 if text.endswith(b"\n"):
-                    yield _read_line(text, start)
+                    yield _read_line(text, start, self._checked)
                 start += len(text)
 
     def has_rest(self, *, again: bool = False) -> bool:
@@ -215,15 +216,15 @@ def _line(fields: Mapping[str, object]) -> str:
     return f"{text[:-1]}{_CHECK}{zlib.crc32(text.encode())}}}\n"
 
 
-def _fields(line: bytes) -> dict[str, Any]:
-    """Inverse of `_line`; a line of a former version has no checksum.
+def _fields(line: bytes, checked: bool = False) -> dict[str, Any]:
+    """Inverse of `_line`; without `checked` also of a former version's line without a checksum.
 
     Raises:
         ValueError, TypeError: It is damaged.
     """
     start, found, check = line.decode().rpartition(_CHECK)
     text = start + "}" if found else line.decode()
-    if found and check.strip() != f"{zlib.crc32(text.encode())}}}":
+    if (found or checked) and check.strip() != f"{zlib.crc32(text.encode())}}}":
         raise ValueError("its checksum does not fit")
     fields = json.loads(text)
     if not isinstance(fields, dict):
@@ -231,8 +232,8 @@ def _fields(line: bytes) -> dict[str, Any]:
     return fields
 
 
-def _read_line(text: bytes, start: int) -> Line:
+def _read_line(text: bytes, start: int, checked: bool = False) -> Line:
     try:
-        return Line(read_record(_fields(text)), start, start + len(text))
+        return Line(read_record(_fields(text, checked)), start, start + len(text))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         return Line(None, start, start + len(text), first_line(error))
