@@ -188,3 +188,37 @@ def test_in_the_middle_of_a_run(project: Path, typist: Typist, numbers, moment, 
     )
     check_one_line(done)
     assert statuses(project) == ends
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_along_a_run(project: Path, tmp_path_factory) -> None:
+    """A dozen moments by the clock; before Kedro has come to this package they are Python's."""
+    command = [sys.executable, *KEDRO]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+    }
+    start = time.monotonic()
+    subprocess.run(command, cwd=project, env=env, check=True, capture_output=True)
+    whole = time.monotonic() - start
+    stopped = 0
+    for part in range(12):
+        folder = tmp_path_factory.mktemp("part") / "project"
+        shutil.copytree(project, folder)
+        number = TERM if part % 2 else INT
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait((part + 0.5) * whole / 12)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        done = subprocess.CompletedProcess(command, process.returncode, out, err)
+        if out or part > 2:
+            stopped += done.returncode == 143
+            if done.returncode != 0 or err:  # it had not ended before
+                check_one_line(done)
+        assert "RUNNING" not in statuses(folder)
+    assert stopped >= 6
