@@ -26,6 +26,7 @@ from rdd_pipeline.files import (
     json_digest,
     move_whole,
     not_a_file,
+    read_regular,
     remove_leftovers,
     require_regular_file,
     write_atomically,
@@ -247,6 +248,18 @@ def test_what_is_no_file_is_named_before_it_is_opened(tmp_path, monkeypatch, mak
     for read in (lambda path: require_regular_file(path, "Weights file"), file_digest):
         with pytest.raises(UserError, match=rf"eights file x {re.escape(found)}.* Give the path"):
             read(Path("x"))
+
+
+def test_a_pipe_in_the_place_of_a_stored_file_is_not_waited_for(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_bytes(b"{}")
+    assert read_regular(path) == b"{}"
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_regular(path)
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=r"is a named pipe: .*scores.json"):
+        read_regular(path)
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

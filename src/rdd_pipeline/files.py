@@ -300,6 +300,18 @@ def not_a_file(path: Path) -> str | None:
     return kinds.get(stat.S_IFMT(mode), "is no regular file")
 
 
+def read_regular(path: Path) -> bytes:
+    """Content of a regular file: a pipe in its place would be waited for, a device have no end.
+
+    Raises:
+        OSError: There is none, or it is something else.
+    """
+    instead = not_a_file(path)
+    if instead not in (None, "does not exist"):
+        raise OSError(errno.EINVAL, instead, str(path))
+    return path.read_bytes()
+
+
 def require_regular_file(path: Path, what: str, *, largest: int | None = None) -> Path:
     """The path of a file that a user gave, `~` expanded, before it is opened.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def test_metrics_that_were_changed_since_are_refused(
     path.write_text(path.read_text().replace(*change))
     with pytest.raises(DatasetError, match=r"0\.json (was changed|has no digest).*Delete it"):
         entry.load()
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_metrics_is_not_waited_for(tmp_path: Path, caplog: Any) -> None:
+    _save(tmp_path, "kd", FIRST, s0=0.5)
+    [path] = tmp_path.rglob("0.json")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DatasetError, match=r"is a named pipe: .*0\.json"):
+        MetricsDataset(filepath=f"{tmp_path}/kd", version=Version(None, SECOND)).load()
+    assert TrainedMetricsDataset(filepath=str(tmp_path)).load() == []
+    assert "0.json" in caplog.text
 
 
 def test_lists_every_version_of_every_method_and_seed(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import re
 import sys
 
 import pytest
-from kedro.io import DataCatalog, DatasetError
+from kedro.io import DataCatalog, DatasetError, Version
 from kedro.pipeline import Node, Pipeline
 from kedro.runner import SequentialRunner
 from kedro.validation import ParameterValidationError
 
+from rdd_pipeline.datasets import MetricsDataset
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line, user_message
 
@@ -84,6 +85,15 @@ def test_a_file_of_the_catalog_that_cannot_be_read_is_one_line_and_a_bug_in_it_i
     assert user_message(wrapped(ValueError("a bug"), *SAVING)) is None
     assert user_message(wrapped(TypeError("a bug"), *LOADING)) is None
     assert user_message(OSError(errno.EBADF, "a bug")) is None
+
+
+def test_an_entry_without_a_version_is_one_line() -> None:
+    entry = MetricsDataset(filepath="/nowhere/metrics/kd", version=Version(None, None))
+    with pytest.raises(DatasetError) as info:
+        DataCatalog({"metrics_kd": entry}).load("metrics_kd")
+    assert user_message(info.value) == (
+        "/nowhere/metrics/kd holds no version yet. Run the pipeline that makes it first."
+    )
 
 
 def test_kedro_does_not_say_again_what_is_one_line(

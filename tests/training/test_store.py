@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import to_checked_json
 from rdd_pipeline.training import store as store_module
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.state import MAGIC, TrainState
@@ -63,6 +64,36 @@ def test_a_saved_state_comes_back_with_its_fingerprint(store):
     found = store.latest()
     assert found.fingerprint == store.fingerprint
     assert equal(found.to_dict(), _state().to_dict() | {"fingerprint": store.fingerprint})
+
+
+def test_what_was_remembered_of_other_work_is_not_believed(store, caplog):
+    other = RunStore(store.path.parent, "fedcba9876543210")
+    other.remember("scores", {"miou": 0.9})
+    store.remember("scores", {"miou": 0.5})
+    assert store.recall("scores") == {"miou": 0.5}
+    (store.path / "scores.json").write_bytes((other.path / "scores.json").read_bytes())
+    assert store.recall("scores") is None
+    assert "computed anew" in caplog.text
+
+
+def test_what_an_older_version_remembered_is_recalled(store):
+    store.path.mkdir()
+    (store.path / "scores.json").write_bytes(to_checked_json({"miou": 0.5}))
+    assert store.recall("scores") == {"miou": 0.5}
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store):
+    store.save(_state())
+    store.finish(3)
+    store.remember("scores", {"miou": 0.5})
+    for path in [*store.path.iterdir(), store.path / "job.json"]:
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    assert store.latest() is None
+    assert store.finished_state() is None
+    assert store.recall("scores") is None
+    assert store.description() is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "folder"])

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rdd_pipeline.data.layouts.base import Pair
 from rdd_pipeline.data.reading import ImageFacts
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import content_digest, write_atomically
+from rdd_pipeline.files import content_digest, read_regular, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class ScanCache:
 def _load(path: Path, key: str) -> dict[str, list[Any]]:
     """Pairs of the cache; none if there is none that can be used."""
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
+        head, _, body = read_regular(path).partition(b"\n")
     except OSError:
         return {}
     if head.startswith(_FORMAT.split(b" ")[0]) and not head.startswith(_FORMAT):

@@ -19,7 +19,8 @@ from kedro.io.core import (
     get_protocol_and_path,
 )
 
-from rdd_pipeline.files import folder_aside, move_whole, write_atomically
+from rdd_pipeline.errors import UserError
+from rdd_pipeline.files import folder_aside, move_whole, read_regular, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,10 @@ class BySeedDataset(
         folder = get_filepath_str(self._get_load_path(), self._protocol)
         paths = [str(path) for path in self._fs.glob(f"{folder}/*{self.suffix}")]
         if not paths:
-            raise DatasetError(f"{folder} holds no file SEED{self.suffix}.")
+            raise UserError(
+                f"{folder} holds no file SEED{self.suffix}. Delete that folder, or repeat the "
+                "command that wrote it: what was trained is not trained again."
+            )
         return sorted(paths, key=lambda path: (len(path), path))  # seed 10 after seed 9
 
     def _write_all(self, data: Mapping[str, Content], folder: str) -> None:
@@ -127,6 +131,8 @@ class BySeedDataset(
                 self._write(f"{folder}/{name}", self._encode(content))
 
     def _read(self, path: str) -> Content:
+        if self._protocol == "file":
+            return self._decode(read_regular(Path(path)), path)
         with self._fs.open(path, "rb") as file:
             return self._decode(file.read(), path)
 

@@ -15,7 +15,7 @@ from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import Sample
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import json_digest, write_atomically
+from rdd_pipeline.files import json_digest, read_regular, write_atomically
 
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
@@ -136,7 +136,7 @@ class ImagesDataset(AbstractDataset[Images, Images]):
 def _read(path: Path) -> Mapping[str, Any] | None:
     """A JSON object; None where there is none."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import fsspec  # type: ignore[import-untyped]
@@ -12,7 +12,7 @@ from kedro.io.core import get_protocol_and_path
 
 from rdd_pipeline.datasets.by_seed import BySeedDataset
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import from_checked_json, to_checked_json
+from rdd_pipeline.files import from_checked_json, read_regular, to_checked_json
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class TrainedMetricsDataset(AbstractDataset[NoReturn, list[Metrics]]):
         found = []
         for path in self._paths():
             try:
-                content = from_checked_json(self._fs.cat_file(path.as_posix()), str(path))
+                content = from_checked_json(self._content(path), str(path))
             except (OSError, UserError) as error:
                 logger.warning("Left out: %s", error)
                 continue
@@ -105,6 +105,11 @@ class TrainedMetricsDataset(AbstractDataset[NoReturn, list[Metrics]]):
         raise DatasetError(
             f"{self._filepath} is only read. Save through the versioned entry of one method."
         )
+
+    def _content(self, path: PurePosixPath) -> bytes:
+        if "file" in self._fs.protocol:
+            return read_regular(Path(path))
+        return bytes(self._fs.cat_file(path.as_posix()))
 
     def _paths(self) -> list[PurePosixPath]:
         # invalidate: files of this very run may be newer than a cached listing.

@@ -21,7 +21,7 @@ from kedro_datasets.pandas.csv_dataset import CSVDataset
 from kedro_datasets.text.text_dataset import TextDataset
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import content_digest, folder_aside, move_whole
+from rdd_pipeline.files import content_digest, folder_aside, move_whole, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +75,11 @@ def _digest_file(path: Path) -> Path:
 
 def _check(path: Path) -> None:
     try:
-        expected = _digest_file(path).read_bytes()[:32]
+        expected = read_regular(_digest_file(path))[:32]
     except FileNotFoundError:
         logger.info("%s has no digest: it is of an earlier version and not checked.", path)
         return
-    if content_digest(path.read_bytes()).encode() != expected:
+    if content_digest(read_regular(path)).encode() != expected:
         raise UserError(
             f"{path} was changed since it was written: its digest does not fit. Delete the folder "
             f"{path.parent}, and repeat the command that wrote it: what was trained is not "

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from kedro.io import DatasetError
+from kedro.io.core import VersionNotFoundError
 from kedro.validation import ParameterValidationError
 
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
@@ -137,6 +138,8 @@ def _of_a_file(chain: list[BaseException]) -> str | None:
         return None
     if "An exception occurred when parsing config for dataset" in words:
         return f"The catalog in conf/ is wrong: {_one_line(chain[0])}"
+    if isinstance(root, VersionNotFoundError):
+        return f"{_file_of(chain)} holds no version yet. Run the pipeline that makes it first."
     # What a save refuses may as well be the program's fault.
     loading = "Failed while loading data" in words and isinstance(root, ValueError)
     if not (loading or isinstance(root, OSError)):

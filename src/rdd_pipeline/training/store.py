@@ -13,6 +13,7 @@ from typing import Any
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import (
     from_checked_json,
+    read_regular,
     remove_leftovers,
     to_checked_json,
     write_atomically,
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"state-(\d{9})\.ckpt")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}|imported-[0-9a-f]{8}")
+_OF = "of"
+"""Field of a remembered result: the fingerprint and key it belongs to."""
 KEPT = 2
 
 
@@ -63,8 +66,8 @@ class RunStore:
     def description(self) -> dict[str, Any] | None:
         """What `describe` was told; None where it is not there."""
         try:
-            value = json.loads((self.path / "job.json").read_text())
-        except (OSError, ValueError):
+            value = json.loads(read_regular(self.path / "job.json"))
+        except (OSError, ValueError, RecursionError):
             return None
         return value if isinstance(value, dict) else None
 
@@ -91,7 +94,7 @@ class RunStore:
         paths = self._states()
         for path in paths:
             try:
-                state = TrainState.from_bytes(path.read_bytes(), source=str(path))
+                state = TrainState.from_bytes(read_regular(path), source=str(path))
                 if state.fingerprint != self.fingerprint:
                     raise DamagedStateError(f"{path} belongs to other work ({state.fingerprint}).")
             except FileNotFoundError:  # another process that trains the same has a newer one
@@ -116,7 +119,7 @@ class RunStore:
     def finished_state(self) -> TrainState | None:
         """Final state of complete work; None when it is not complete or no longer readable."""
         try:
-            final = json.loads((self.path / "done.json").read_text())["iteration"]
+            final = json.loads(read_regular(self.path / "done.json"))["iteration"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         state = self.latest()
@@ -124,18 +127,23 @@ class RunStore:
 
     def remember(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep a JSON result that belongs to this work (an evaluation, say), with its digest."""
-        write_atomically(self.path / f"{key}.json", to_checked_json(value))
+        mine = {**value, _OF: f"{self.fingerprint} {key}"}
+        write_atomically(self.path / f"{key}.json", to_checked_json(mine))
 
     def recall(self, key: str) -> dict[str, Any] | None:
-        """What was remembered under `key`; None: nothing, or it was changed since."""
+        """What was remembered under `key`; None: nothing, or not this work's."""
         path = self.path / f"{key}.json"
         try:
-            return from_checked_json(path.read_bytes(), str(path))
+            value = from_checked_json(read_regular(path), str(path))
+            mine = f"{self.fingerprint} {key}"
+            if value.pop(_OF, mine) != mine:  # files of older versions do not say it
+                raise UserError(f"{path} was copied from other work.")
         except FileNotFoundError:
             return None
         except (OSError, UserError):
             logger.warning("%s is damaged or has no digest; what it held is computed anew.", path)
             return None
+        return value
 
     def _states(self) -> list[Path]:
         if not self.path.is_dir():
