@@ -9,8 +9,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import importlib
 import mmap
 import os
+import pkgutil
 import re
 import runpy
 import signal
@@ -46,15 +48,12 @@ def import_everything() -> None:
     import torch
     import torchvision  # noqa: F401
 
-    import rdd_pipeline.datasets.metrics
-    import rdd_pipeline.datasets.networks
-    import rdd_pipeline.datasets.training_states
-    import rdd_pipeline.datasets.whole
-    import rdd_pipeline.hooks
-    import rdd_pipeline.launching.launch
-    import rdd_pipeline.pipelines.evaluation.nodes
-    import rdd_pipeline.pipelines.method_nodes  # noqa: F401
+    import rdd_pipeline
 
+    # All of it: a checkout that somebody works in may change before the end.
+    for module in pkgutil.walk_packages(rdd_pipeline.__path__, "rdd_pipeline."):
+        if not module.name.endswith((".settings", "__main__")):
+            importlib.import_module(module.name)
     torch.set_num_threads(1)
 
 
