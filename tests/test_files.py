@@ -72,6 +72,15 @@ def test_what_cannot_be_written_says_why_and_what_to_do(tmp_path, number, advice
         Path("nowhere").read_bytes()  # what is read meanwhile is another matter
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "a" / "x", Path("/proc/a/x")):
+        for write in (written_whole, folder_aside):
+            match = r"The folder .* could not be made: .*\. Choose another folder"
+            with pytest.raises(NotWrittenError, match=match), write(path):
+                pass
+
+
 def test_a_file_above_the_limit_of_the_process_is_one_line(tmp_path):
     command = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"

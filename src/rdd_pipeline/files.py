@@ -72,7 +72,7 @@ def written_whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """
     aside: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         aside, file = _open_aside(path)
         with file:
             yield file
@@ -104,7 +104,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
     aside: Path | None = None
     descriptor = -1
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         while True:
             aside = _aside_name(path)
             aside.mkdir()
@@ -125,7 +125,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 def move_whole(aside: Path, path: Path) -> None:
     """Rename something made in a `folder_aside`, or that folder, to `path`; flush the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     aside.replace(path)
     _flush_folder(path.parent)
 
@@ -207,6 +207,17 @@ def _is_ours(descriptor: int, aside: Path) -> bool:
     with contextlib.suppress(OSError):  # not every file system has locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return aside.exists()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "Choose another folder")
+        raise NotWrittenError(
+            f"The folder {path} could not be made: {error.strerror}. {remedy} and repeat the "
+            "command."
+        ) from error
 
 
 def _flush_folder(path: Path) -> None:
