@@ -49,8 +49,12 @@ RIM = {
 RIM_LIBRARIES = {"kedro", "kedro_datasets", "kedro_mlflow", "mlflow", "pandas", "fsspec", "jinja2"}
 EVERYWHERE = {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich", "numpy", "PIL"}
 EVERYWHERE |= {"huggingface_hub", "yaml"}  # timm cannot do without them
-# Figures, statistics and reports; nothing that trains needs them.
-LIBRARIES = {"reporting": {"matplotlib", "scipy", "jinja2"}, "pipelines": {"matplotlib"}}
+# Figures, statistics and reports; nothing that trains needs them. Triton comes with torch for CUDA.
+LIBRARIES = {
+    "reporting": {"matplotlib", "scipy", "jinja2"},
+    "pipelines": {"matplotlib"},
+    "losses": {"triton"},
+}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -121,14 +125,14 @@ FLOORS = {
         write""",
     "losses": """
         base maps memory_bank
-        at dist dsd kd layers pixelwise similarity skd
+        at dist dsd fused kd layers pixelwise similarity skd
         bpkd cirkd cross_entropy cwd fitnet ifvd mgd ohem
         af_dcd cirkdv2 rdd""",
     "networks": """
         files resizing
         backbones heads
         network
-        cirkd_names preprocessing probe
+        cirkd_names frozen preprocessing probe
         checkpoint
         networks""",
     "distillation": """
@@ -140,7 +144,7 @@ FLOORS = {
         predict
         scoring""",
     "training": """
-        device difficulty finite job progress schedule state stopping synchronized
+        device difficulty finite job progress reading schedule state stopping synchronized
         coordinator curves preparation step store
         training
         build

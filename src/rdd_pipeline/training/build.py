@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +65,9 @@ class Components:
         self.step.student.load_state_dict(state.student)
         self.step.objective.load_state_dict(state.objective)
         # A copy: an optimizer writes into the tensors it is given.
-        self.optimizer.load_state_dict(copy_to_cpu(state.optimizer))
+        _load_optimizer(self.optimizer, state.optimizer)
         if self.adversary_optimizer is not None:
-            self.adversary_optimizer.load_state_dict(copy_to_cpu(state.adversary_optimizer))
+            _load_optimizer(self.adversary_optimizer, state.adversary_optimizer)
 
     def snapshot(self, state: TrainState) -> TrainState:
         """A copy of the state with the tensors of now."""
@@ -201,6 +202,15 @@ def _distributed(
             process_group=micro_batches.ranks.group,
             broadcast_buffers=False,
         )
+
+
+def _load_optimizer(optimizer: Optimizer, state: Any) -> None:
+    """Load with the strides of the parameters: fused kernels take both for one row of numbers."""
+    optimizer.load_state_dict(copy_to_cpu(state))
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _to_device(module: nn.Module, device: torch.device, trainer: TrainerParams) -> None:

@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
@@ -41,6 +42,7 @@ from rdd_pipeline.training.device import (
 )
 from rdd_pipeline.training.finite import changed_by_step, total_norm
 from rdd_pipeline.training.progress import TrainingProgress
+from rdd_pipeline.training.reading import Reading
 from rdd_pipeline.training.schedule import learning_rate
 from rdd_pipeline.training.state import Best, TrainState, copy_to_cpu
 from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
@@ -104,6 +106,8 @@ class Trainer:
         self.state = TrainState()
         self._size: Tensor | None = None
         """Norm of what the last step has changed."""
+        self._readings: deque[Reading] = deque()
+        self._defers = reads_later(device)
         if self.is_writer:
             training.check(self.ranks.size)
             self.state.fingerprint = training.fingerprint
@@ -163,16 +167,22 @@ class Trainer:
             curves = Curves(job, self.training.images.labels, self.state, bar, self.on_log)
             for batch in batches:
                 lr = learning_rate(job.recipe.optimizer, batch.iteration, job.recipe.iterations)
-                curves.add(*self._one_step(components, batch, lr))
+                self._one_step(components, batch, lr)
                 iteration = self.state.iteration = batch.iteration
-                if iteration % self.trainer.log_every == 0 or iteration == last:
+                log = iteration % self.trainer.log_every == 0 or iteration == last
+                validate = self._validation_is_due()
+                # What a GPU says of a step is looked at while it computes the next.
+                self._read(curves, but=1 if self._defers and not (log or validate) else 0)
+                if log:
                     peak = peak_memory(self.device)
                     self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak)
                     curves.log(lr)
-                validated = self._validate_if_due(components, curves)
+                if validate:
+                    self._validate(components, curves)
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
                 stopping = self.coordinator.any(stop.is_set())
-                if iteration < last and (validated or due or stopping):
+                if iteration < last and (validate or due or stopping):
+                    self._read(curves, but=0)
                     self._save(components)
                     saved = time.monotonic()
                     curves.resume_clock()
@@ -196,15 +206,8 @@ class Trainer:
             ),
         )
 
-    def _one_step(
-        self, components: Components, batch: Batch, lr: float
-    ) -> tuple[dict[str, float], Tensor | None]:
-        """Forward, check, backward, update.
-
-        Returns:
-            All scalars of the step, and, where they were counted, the pixels of each class (fields
-            of `PixelsOfClass`, classes).
-        """
+    def _one_step(self, components: Components, batch: Batch, lr: float) -> None:
+        """Forward, check, backward, update; leaves the step's numbers to be read."""
         # The same on all ranks, which draw what one process would draw and take their share of it.
         seed = step_seed(self.job.seed, batch.iteration)
         torch.manual_seed(seed)
@@ -237,26 +240,43 @@ class Trainer:
         counts = output.pixels_of_class
         if counts is not None:
             numbers = torch.cat([numbers, torch.stack(counts).flatten().float()])
-        # One transfer, and the only wait for the device in a step.
-        numbers = numbers.cpu()
-        read = dict(zip([*scalars, *norms], numbers[: len(checked)].tolist(), strict=True))
-        self._require_weights(read.pop("weights", 0.0))
-        values = {name: read[name] for name in scalars}
-        # Gradients are named where they are the cause.
-        self._require_finite(values, batch.iteration)
-        self._require_finite(read, batch.iteration)
+        reading = Reading.of(numbers, batch.iteration, tuple(scalars), tuple(norms))
+        self._readings.append(reading)
+        if self._defers:
+            # Fused optimizers leave weights as they are where this is 1.
+            lost = (~numbers[: len(checked)].isfinite().all()).float()
+            for optimizer in components.optimizers:
+                optimizer.found_inf = lost  # type: ignore[attr-defined]
+        else:
+            self._check(reading)
         for optimizer in components.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         # Looked at with the numbers of the next step, or when something is made of the weights.
         self._size = total_norm(changed_by_step(components.step, components.optimizers))
-        return values, None if counts is None else numbers[len(checked) :].view(len(counts), -1)
 
-    def _validate_if_due(self, components: Components, curves: Curves) -> bool:
-        """Validate every so often and at the end of the run; returns whether it was time for it."""
-        recipe, state = self.job.recipe, self.state
-        due = state.iteration % recipe.validate_every == 0 or state.iteration == recipe.iterations
-        if due and self.training.images.split("val").samples:
+    def _read(self, curves: Curves, *, but: int) -> None:
+        """Check and count the steps whose numbers were not read yet, but for the last `but`."""
+        while len(self._readings) > but:
+            reading = self._readings.popleft()
+            self._check(reading)
+            curves.add(reading.values, reading.counts)
+
+    def _check(self, reading: Reading) -> None:
+        """Stop where something is no number any more; gradients are named where they are why."""
+        norms = dict(reading.norms)
+        self._require_weights(norms.pop("weights", 0.0), reading.iteration - 1)
+        self._require_finite(reading.values, reading.iteration)
+        self._require_finite(norms, reading.iteration)
+
+    def _validation_is_due(self) -> bool:
+        """Every so often and at the end of the run."""
+        recipe, iteration = self.job.recipe, self.state.iteration
+        return iteration % recipe.validate_every == 0 or iteration == recipe.iterations
+
+    def _validate(self, components: Components, curves: Curves) -> None:
+        state = self.state
+        if self.training.images.split("val").samples:
             self._require_sound()
             scores = self._scores(components)
             # NaN (no labeled pixel) is never the best; of older work it may stand there.
@@ -266,7 +286,6 @@ class Trainer:
                 state.best = Best(scores.miou, state.iteration, weights)
             curves.validated(scores)
             curves.resume_clock()
-        return due
 
     def _scores(self, components: Components) -> Scores:
         job, labels = self.job, self.training.images.labels
@@ -330,13 +349,13 @@ class Trainer:
     def _require_sound(self) -> None:
         """Before the weights are scored, stored or handed on: waits for the device."""
         if self._size is not None:
-            self._require_weights(self.ranks.mean(self._size).item())
+            self._require_weights(self.ranks.mean(self._size).item(), self.state.iteration)
 
-    def _require_weights(self, size: float) -> None:
+    def _require_weights(self, size: float, iteration: int) -> None:
         """`size`: norm of what the last step has changed."""
         if not math.isfinite(size):
             self._refuse(
-                self.state.iteration,
+                iteration,
                 f"norm of the weights, their statistics and the optimizer's = {size}. Nothing "
                 "of the step was kept.",
             )
@@ -379,6 +398,11 @@ class Trainer:
                 "among more GPUs (trainer.devices), which goes on with it. "
                 f"{self._kept()}".rstrip()
             ) from error
+
+
+def reads_later(device: torch.device) -> bool:
+    """Whether what a step says is read while the next one runs: waiting would leave a GPU idle."""
+    return device.type == "cuda"
 
 
 def step_seed(seed: int, iteration: int) -> int:
