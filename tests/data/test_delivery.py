@@ -16,7 +16,7 @@ import torch
 
 from rdd_pipeline.config import AugmentParams, RecipeParams, TrainerParams
 from rdd_pipeline.data import delivery, loading
-from rdd_pipeline.data.delivery import check_shared_memory, share
+from rdd_pipeline.data.delivery import LoaderFailedError, check_shared_memory, share
 from rdd_pipeline.data.loading import Batch, Loader, _load, crop_bytes
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.training.preparation import check_trainer
@@ -84,10 +84,18 @@ def _ends_in_one_line(fault: str, kind: type[UserError], message: str, pin_memor
 
 
 FAULTS = [
-    ("hang", UserError, r"No batch came .* for 3 s \(trainer.timeout\).* trainer.workers=0"),
-    ("stopped", UserError, r"No batch came .* for 3 s \(trainer.timeout\).* trainer.workers=0"),
-    ("exit", UserError, r"A loader process died \(status 3\).* trainer.workers=0"),
-    ("killed", UserError, r"A loader process died \(SIGKILL\).* trainer.workers=0"),
+    (
+        "hang",
+        LoaderFailedError,
+        r"No batch came .* for 3 s \(trainer.timeout\).* trainer.workers=0",
+    ),
+    (
+        "stopped",
+        LoaderFailedError,
+        r"No batch came .* for 3 s \(trainer.timeout\).* trainer.workers=0",
+    ),
+    ("exit", LoaderFailedError, r"A loader process died \(status 3\).* trainer.workers=0"),
+    ("killed", LoaderFailedError, r"A loader process died \(SIGKILL\).* trainer.workers=0"),
     (
         "full",
         UserError,
@@ -102,6 +110,19 @@ FAULTS = [
 def test_a_fault_of_a_loader_process_ends_in_one_line(fault, kind, message, capfd):
     _ends_in_one_line(fault, kind, message, pin_memory=False)
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", ["hang", "stopped"])
+def test_who_is_asked_to_stop_does_not_wait_for_a_batch(fault):
+    """A signal comes while the training waits for ten minutes at most."""
+    stop = threading.Event()
+    batches = _load(Faulty(fault), [1, 2, 3], Loader(workers=1, timeout=600.0, stop=stop))
+    threading.Timer(5.0, stop.set).start()
+    start = time.monotonic()
+    # A stopped process may keep the memory of the first batch, too.
+    assert [batch.iteration for batch in batches] in ([1], [])
+    assert 5 <= time.monotonic() - start < 45
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rdd_pipeline.data.index import (
+    Sample,
     build_index,
     check_images,
     from_rows,
@@ -176,3 +177,12 @@ def test_warnings_of_the_listing_come_before_those_about_single_images(tmp_path:
 def test_some_of_names_the_first_and_counts_the_others():
     assert some_of("abc") == "a, b, c"
     assert some_of("abcde") == "a, b, c and 2 more"
+
+
+@pytest.mark.parametrize(
+    "change", [{"height": "x"}, {"width": "-1"}, {"bits": ""}, {"height": None}]
+)
+def test_a_row_whose_size_is_no_number_is_named(change: dict[str, str | None]):
+    row = Sample("train", "a", "a.png", "b.png", 4, 4, "0", "1")._asdict() | change
+    with pytest.raises(DataProblem, match=r"^Row 1 of the index cannot be read \(.*ingestion pip"):
+        from_rows([row])

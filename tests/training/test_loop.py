@@ -21,6 +21,7 @@ from rdd_pipeline.config import (
     OptimizerParams,
     TrainerParams,
 )
+from rdd_pipeline.data.delivery import LoaderFailedError
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.index import of_split
 from rdd_pipeline.data.loading import Loader
@@ -676,6 +677,33 @@ def test_nothing_is_saved_when_the_first_step_spoils_the_weights(
     with pytest.raises(NonFiniteLossError, match="baseline: non-finite at iteration 1: norm of th"):
         run(job, store=tmp_path, trainer=CPU.model_copy(update={"checkpoint_every": 1e6}))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["job.json"]
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["signal", "dead"])
+def test_loader_processes_that_deliver_no_more_cost_no_step(
+    run, make_job, tmp_path, monkeypatch, stopped
+):
+    """A signal while they are waited for, or they died: what was done so far is stored."""
+    whole, real = run(make_job()), loop.Trainer._batches
+
+    def fails(self, first, last, stop):
+        yield from (batch for batch in real(self, first, 3, stop))
+        if not stopped:
+            raise LoaderFailedError("A loader process died (SIGKILL).")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    expected = (
+        (TrainingInterruptedError, "tse was asked to stop after iteration 3 of 8. Its state is sav")
+        if stopped
+        else (UserError, r"^tse: A loader process died \(SIGKILL\). The same command goes on from ")
+    )
+    rare = CPU.model_copy(update={"checkpoint_every": 1e6})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_batches", fails)
+        with pytest.raises(expected[0], match=expected[1]):
+            run(make_job(), store=tmp_path, trainer=rare)
+    assert RunStore(tmp_path, whole.fingerprint).latest().iteration == 3
+    assert same_training(run(make_job(), store=tmp_path), whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

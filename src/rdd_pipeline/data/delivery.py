@@ -116,24 +116,35 @@ def started_here() -> Iterator[Started]:
     started.threads.extend(set(threading.enumerate()) - threads)
 
 
-def deliver(batches: Iterator[AnyBatch], started: Started, timeout: float) -> Iterator[AnyBatch]:
+class LoaderFailedError(UserError):
+    """Loader processes died or deliver nothing; what was computed of their batches is right."""
+
+
+def deliver(
+    batches: Iterator[AnyBatch],
+    started: Started,
+    timeout: float,
+    stop: threading.Event | None = None,
+) -> Iterator[AnyBatch]:
     """The batches of a DataLoader, each within `timeout` seconds.
 
     Args:
         batches: Iterator of a DataLoader with a timeout, after which it may be asked again.
         started: What it has started; killed when it is at fault.
         timeout: Seconds to wait for a batch.
+        stop: Once it is set, there are no more batches as soon as one would have to be waited for.
 
     Raises:
-        UserError: None came, or a loader process died.
+        LoaderFailedError: None came, or a loader process died.
     """
-    watch = _Watch(started, timeout + LOOK_EVERY)
+    stop = stop or threading.Event()
+    watch = _Watch(started, timeout + LOOK_EVERY, stop)
     with _silent(started.threads):
         try:
             while True:
                 watch.waiting_since = time.monotonic()
                 try:
-                    batch = _next(batches, started, timeout)
+                    batch = _next(batches, started, timeout, stop)
                 except StopIteration:
                     return
                 watch.waiting_since = None
@@ -142,13 +153,18 @@ def deliver(batches: Iterator[AnyBatch], started: Started, timeout: float) -> It
             watch.leave()
 
 
-def _next(batches: Iterator[AnyBatch], started: Started, timeout: float) -> AnyBatch:
+def _next(
+    batches: Iterator[AnyBatch], started: Started, timeout: float, stop: threading.Event
+) -> AnyBatch:
     start = time.monotonic()
     while True:
         try:
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             late = time.monotonic() - start >= timeout
+            if stop.is_set():
+                started.kill()
+                raise StopIteration from error
             lost = isinstance(error, EOFError | ConnectionError | FileNotFoundError)
             dead = started.dead(LOOK_EVERY if lost else 0.0)
             if "DataLoader timed out" in str(error) and not dead and not late:
@@ -156,13 +172,13 @@ def _next(batches: Iterator[AnyBatch], started: Started, timeout: float) -> AnyB
             # A traceback keeps the iterator, which would end them when it is collected.
             started.kill()
             if late:
-                raise UserError(
+                raise LoaderFailedError(
                     f"No batch came from the loader processes for {timeout:g} s (trainer.timeout)"
                     ". Set trainer.workers=0, which loads in the training process, or raise "
                     "trainer.timeout if the disk is that slow."
                 ) from error
             if dead:
-                raise UserError(_death(dead[0])) from error
+                raise LoaderFailedError(_death(dead[0])) from error
             raise
 
 
@@ -189,10 +205,11 @@ class _Watch:
     Fetching the memory of a batch asks the process that sent it, which may have been stopped.
     """
 
-    def __init__(self, started: Started, timeout: float) -> None:
+    def __init__(self, started: Started, timeout: float, stop: threading.Event) -> None:
         self.waiting_since: float | None = None
         self._started = started
         self._timeout = timeout
+        self._stop = stop
         self._left = threading.Event()
         threading.Thread(target=self._run, name="watch over loaders", daemon=True).start()
 
@@ -203,7 +220,8 @@ class _Watch:
     def _run(self) -> None:
         while not self._left.wait(min(1.0, self._timeout)):
             since = self.waiting_since
-            if since is not None and time.monotonic() - since > self._timeout:
+            limit = min(self._timeout, 2 * LOOK_EVERY) if self._stop.is_set() else self._timeout
+            if since is not None and time.monotonic() - since > limit:
                 self._started.kill()
                 return
 

@@ -226,9 +226,9 @@ def from_rows(rows: Iterable[Mapping[Any, Any]]) -> tuple[Sample, ...]:
     """Inverse of `to_rows`; further columns are ignored.
 
     Raises:
-        DataProblem: A column is missing.
+        DataProblem: A column is missing, or a height, width or number of bits is none.
     """
-    samples = []
+    samples: list[Sample] = []
     for row in rows:
         missing = [f for f in Sample._fields if f not in row and f not in Sample._field_defaults]
         if missing:
@@ -237,11 +237,19 @@ def from_rows(rows: Iterable[Mapping[Any, Any]]) -> tuple[Sample, ...]:
                 "Run the data_ingestion pipeline again."
             )
         numbers = {"height", "width", "bits"}
-        values: dict[str, Any] = {
-            field: int(row[field]) if field in numbers else str(row[field])
-            for field in Sample._fields
-            if field in row
-        }
+        try:
+            values: dict[str, Any] = {
+                field: int(row[field]) if field in numbers else str(row[field])
+                for field in Sample._fields
+                if field in row
+            }
+            if min(values["height"], values["width"]) < 1:
+                raise ValueError("an image without pixels")
+        except (TypeError, ValueError) as error:
+            raise DataProblem(
+                f"Row {len(samples) + 1} of the index cannot be read ({str(error)[:200]}). Run the "
+                "data_ingestion pipeline again."
+            ) from error
         samples.append(Sample(**values))
     return tuple(samples)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,6 +92,7 @@ class Loader:
             without a pack only.
         pin_memory: Put batches in page-locked memory, for a GPU.
         timeout: Seconds to wait for a batch from a loader process.
+        stop: Once it is set, loader processes are not waited for any more: batches end early.
     """
 
     workers: int = 0
@@ -99,6 +101,7 @@ class Loader:
     cache_bytes: int = 1 << 30
     pin_memory: bool = False
     timeout: float = 600.0
+    stop: threading.Event | None = None
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
@@ -329,7 +332,7 @@ def _load(
     with hidden_main(), started_here() as started:
         batches = iter(loader)
     try:
-        for batch in deliver(batches, started, options.timeout):
+        for batch in deliver(batches, started, options.timeout, options.stop):
             if isinstance(batch, _Failed):
                 raise batch.kind(batch.message)
             yield batch

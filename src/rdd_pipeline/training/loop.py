@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.data.delivery import LoaderFailedError
 from rdd_pipeline.data.loading import Batch, Loader
 from rdd_pipeline.errors import NonFiniteLossError, UserError
 from rdd_pipeline.evaluation.confusion import Scores
@@ -155,7 +156,6 @@ class Trainer:
         job, first, last = self.job, self.state.iteration + 1, self.job.last_iteration
         if first > last:
             return
-        batches = self._batches(first, last)
         reset_peak_memory(self.device)
         components.wrapped.train()
         best = self.state.best.miou if self.state.best else None
@@ -165,7 +165,7 @@ class Trainer:
             TrainingProgress(job.title, first, last, best=best, silent=not self.is_writer) as bar,
         ):
             curves = Curves(job, self.training.images.labels, self.state, bar, self.on_log)
-            for batch in batches:
+            for batch in self._delivered(components, self._batches(first, last, stop)):
                 lr = learning_rate(job.recipe.optimizer, batch.iteration, job.recipe.iterations)
                 self._one_step(components, batch, lr)
                 iteration = self.state.iteration = batch.iteration
@@ -188,8 +188,21 @@ class Trainer:
                     curves.resume_clock()
                 if stopping:
                     self._stop(components)
+            if self.state.iteration < last:
+                # A signal came while this rank waited for its loader processes.
+                self._save_alone(components)
+                self._stop(components, together=False)
 
-    def _batches(self, first: int, last: int) -> Iterator[Batch]:
+    def _delivered(self, components: Components, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; where their loader processes fail, what was done so far is kept."""
+        try:
+            yield from batches
+        except LoaderFailedError as error:
+            self._save_alone(components)
+            kept = self._kept() and "The same command goes on from the last checkpoint."
+            raise UserError(f"{self.job.title}: {error} {kept}".rstrip()) from error
+
+    def _batches(self, first: int, last: int, stop: threading.Event) -> Iterator[Batch]:
         job = self.job
         return self.training.images.split("train").training_batches(
             job.recipe.augment,
@@ -203,6 +216,7 @@ class Trainer:
                 world_size=self.ranks.size,
                 pin_memory=self.device.type == "cuda",
                 timeout=self.trainer.timeout,
+                stop=stop,
             ),
         )
 
@@ -313,6 +327,11 @@ class Trainer:
         if self.store and self.is_writer:
             self.store.save(components.snapshot(self.state))
 
+    def _save_alone(self, components: Components) -> None:
+        """Save if there are no other ranks: they are in the middle of a step, and do not answer."""
+        if self.ranks.group is None and self.state.iteration >= self.job.first_iteration:
+            self._save(components)
+
     def _complete(self, components: Components) -> TrainState:
         """Write the final state and mark the work as done."""
         self._require_sound()
@@ -323,11 +342,12 @@ class Trainer:
         self.coordinator.wait()
         return final
 
-    def _stop(self, components: Components) -> None:
+    def _stop(self, components: Components, *, together: bool = True) -> NoReturn:
         iteration, last = self.state.iteration, self.job.last_iteration
         if iteration == last:
             self._complete(components)
-        self.coordinator.wait()
+        if together:
+            self.coordinator.wait()
         raise TrainingInterruptedError(
             f"{self.job.title} was asked to stop after iteration {iteration} of {last}. "
             + (
