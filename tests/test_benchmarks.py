@@ -25,7 +25,7 @@ SMALLEST = {
     "relations.py": ["--rounds", "1", "--quick"],
     "soak.py": ["--kills", "1", "--iterations", "15"],
     "step.py": [
-        *("--size", "64", "64", "--batch", "1", "--iterations", "1", "--warm-up", "0"),
+        *("--size", "64", "64", "--batch", "2", "--iterations", "1", "--warm-up", "0"),
         *("--teacher", "deeplabv3_test_efficientnet", "--student", "deeplabv3_test_efficientnet"),
         *("--methods", "cwd", "--output", "OUTPUT"),
     ],
