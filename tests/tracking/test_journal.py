@@ -413,3 +413,10 @@ def test_a_file_of_records_makes_no_database_anywhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"which is not there. Say with --tracking-uri"):
         send_file(file)
     assert not (tmp_path / "anywhere").exists()
+
+
+def test_a_file_that_is_nested_without_end_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"deep.jsonl is no file of unsent MLflow records"):
+        Journal(path)

@@ -82,6 +82,15 @@ def test_what_an_older_version_remembered_is_recalled(store):
     assert store.recall("scores") == {"miou": 0.5}
 
 
+def test_files_that_are_nested_without_end_count_as_missing(store):
+    store.save(_state())
+    for name in ("done", "job", "scores"):
+        (store.path / f"{name}.json").write_text("[" * 100_000)
+    assert store.finished_state() is None
+    assert store.description() is None
+    assert store.recall("scores") is None
+
+
 @pytest.mark.timeout(60)
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store):
     store.save(_state())

@@ -18,7 +18,13 @@ from PIL import Image
 
 from rdd_pipeline.config import SceneParams
 from rdd_pipeline.errors import DataProblem
-from rdd_pipeline.files import content_digest, json_digest, remove_leftovers, write_atomically
+from rdd_pipeline.files import (
+    content_digest,
+    json_digest,
+    read_regular,
+    remove_leftovers,
+    write_atomically,
+)
 from rdd_pipeline.scenes.street import SPLITS, render_scene
 
 MARKER = "scenes.json"
@@ -96,13 +102,13 @@ def write_scenes(root: Path, params: SceneParams) -> int:
 def _known_digests(root: Path, look: dict[str, Any]) -> dict[str, str]:
     """Digests of an earlier generation with the same look; none if there was no such."""
     try:
-        marker = json.loads((root / MARKER).read_text())
+        marker = json.loads(read_regular(root / MARKER))
         # Markers from before there was label noise.
         marker.setdefault("label_noise", 0.0)
         if any(marker.get(key) != value for key, value in look.items()):
             return {}
         return {str(path): str(digest) for path, digest in marker["files"].items()}
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return {}
 
 

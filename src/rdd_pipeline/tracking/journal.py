@@ -180,7 +180,7 @@ class Journal:
     def _read_header(self, header: bytes, given: str | None) -> str:
         try:
             return str(_fields(header)["tracking_uri"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             with self.path.open("rb") as file:
                 start = len(file.readline())
                 known = any(_read_line(text, start).record for text in islice(file, 100))

@@ -120,7 +120,7 @@ class RunStore:
         """Final state of complete work; None when it is not complete or no longer readable."""
         try:
             final = json.loads(read_regular(self.path / "done.json"))["iteration"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         state = self.latest()
         return state if state is not None and state.iteration == final else None
