@@ -1,7 +1,7 @@
 """Everything that may happen to this project, done to a copy of it; one table says what came of it.
 
     python benchmarks/siege.py                    # all of it, 20 minutes on two cores
-    python benchmarks/siege.py --short            # a taste, a minute or two
+    python benchmarks/siege.py --short            # a taste, two minutes
     python benchmarks/siege.py --only kills,disks --seed 7 --json siege.json
 
 Commands are killed and stopped at any moment, stored files damaged, hostile files handed in, disks

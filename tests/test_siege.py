@@ -1,4 +1,4 @@
-"""The siege finds what is wrong."""
+"""The siege finds what is wrong; and its short form finds nothing here."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ from siege.strangers import listening
 from siege.trials import Plan, Result, Trial, Yard, carry_out, exceptions, table
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.mark.timeout(900)
+def test_the_short_siege_finds_nothing(tmp_path):
+    out = tmp_path / "siege.json"
+    words = [str(ROOT / "benchmarks" / "siege.py"), "--short", "--json", str(out)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=850)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    kinds = {one["kind"] for one in json.loads(out.read_text())}
+    assert kinds >= {"kills", "signals", "files", "inputs", "disks", "limits", "pairs", "strangers"}
 
 
 # ---- that it finds something is the point
