@@ -165,7 +165,7 @@ class Trainer:
             TrainingProgress(job.title, first, last, best=best, silent=not self.is_writer) as bar,
         ):
             curves = Curves(job, self.training.images.labels, self.state, bar, self.on_log)
-            for batch in self._delivered(components, self._batches(first, last, stop)):
+            for batch in self._delivered(self._batches(first, last, stop), components, curves):
                 lr = learning_rate(job.recipe.optimizer, batch.iteration, job.recipe.iterations)
                 self._one_step(components, batch, lr)
                 iteration = self.state.iteration = batch.iteration
@@ -190,15 +190,17 @@ class Trainer:
                     self._stop(components)
             if self.state.iteration < last:
                 # A signal came while this rank waited for its loader processes.
-                self._save_alone(components)
+                self._save_alone(components, curves)
                 self._stop(components, together=False)
 
-    def _delivered(self, components: Components, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _delivered(
+        self, batches: Iterator[Batch], components: Components, curves: Curves
+    ) -> Iterator[Batch]:
         """The batches; where their loader processes fail, what was done so far is kept."""
         try:
             yield from batches
         except LoaderFailedError as error:
-            self._save_alone(components)
+            self._save_alone(components, curves)
             kept = self._kept() and "The same command goes on from the last checkpoint."
             raise UserError(f"{self.job.title}: {error} {kept}".rstrip()) from error
 
@@ -327,9 +329,10 @@ class Trainer:
         if self.store and self.is_writer:
             self.store.save(components.snapshot(self.state))
 
-    def _save_alone(self, components: Components) -> None:
+    def _save_alone(self, components: Components, curves: Curves) -> None:
         """Save if there are no other ranks: they are in the middle of a step, and do not answer."""
         if self.ranks.group is None and self.state.iteration >= self.job.first_iteration:
+            self._read(curves, but=0)
             self._save(components)
 
     def _complete(self, components: Components) -> TrainState:
