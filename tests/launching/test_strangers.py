@@ -138,6 +138,7 @@ def test_another_command_at_the_same_place_is_not_taken_for_the_first(server, cl
         (MAGIC[:5], "it said nothing for 0.3 seconds"),
         (b"", "it said nothing for 0.3 seconds"),
     ],
+    ids=["noise", "huge", "http", "former", "zeros", "other-token", "half", "nothing"],
 )
 def test_a_stranger_is_sent_away_and_named_once(server, client, caplog, monkeypatch, said, reason):
     monkeypatch.setattr(store, "HANDSHAKE", 0.3)
