@@ -134,7 +134,7 @@ def test_a_stage_after_tse_is_at_most_four_places(copy):
     copy.replace(
         "config.py",
         "    annealed: bool = Field(",
-        '    polish: NonNegativeInt = Field(0, description="Iterations of plain CE.")\n'
+        '    polish: Count = Field(0, description="Iterations of plain CE.")\n'
         "    annealed: bool = Field(",
     )
     copy.replace(

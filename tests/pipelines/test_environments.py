@@ -31,18 +31,18 @@ from tests.kedro_project import CONF, ENVIRONMENTS, bootstrap
 
 # Digests of all parameters: what an environment computes changes on purpose only.
 PARAMETERS = {
-    "ade20k": "d04d316459545751",
-    "camvid": "69a62aef9ea1d75f",
-    "camvid/published": "b3dcdea5ad188c04",
-    "camvid/small": "ee4412a9637025dd",
-    "cityscapes": "0fe5205b4e2e5939",
-    "coco_stuff": "d96d255bd6c8386b",
-    "folders": "4e165073e914d9a1",
-    "scenes": "c72e4d4dc5ac4df3",
-    "scenes/long": "eff6c8a645440a9e",
-    "scenes/quick": "9ae13016b2272fd6",
-    "test": "8f0e023c725a88ef",
-    "voc": "4c5ca3a6f97ec450",
+    "ade20k": "23fb71052cffa436",
+    "camvid": "5cd6beb83d4774bd",
+    "camvid/published": "a50e765bd53873b3",
+    "camvid/small": "f1ef2171c783482a",
+    "cityscapes": "5b6fc5fa1d390450",
+    "coco_stuff": "bd5c4a0968be1ef5",
+    "folders": "04f85bf5cf62b950",
+    "scenes": "5028fb98a56f2844",
+    "scenes/long": "2345d6ed08da5c26",
+    "scenes/quick": "7ba64156bb7543a0",
+    "test": "d8172db53838a279",
+    "voc": "ef11d6a19efbbc62",
 }
 # Layout -> (crop, batch size, iterations) of the field's recipe.
 PUBLISHED = {
