@@ -33,9 +33,9 @@ WHOLE = {
     "strangers": stranger_plans,
 }
 SHORT = {
-    "kills": lambda: kill_plans(3, 1, 0),
-    "signals": lambda: signal_plans(2, 0),
-    "files": lambda: file_plans(30, 3),
+    "kills": lambda: kill_plans(2, 0, 0),
+    "signals": lambda: signal_plans(1, 0),
+    "files": lambda: file_plans(30, 1),
     "inputs": lambda: input_plans(short=True),
     "disks": lambda: disk_plans(1),
     "limits": lambda: limit_plans(short=True),

@@ -124,7 +124,9 @@ def check_pipelines(context: KedroContext) -> None:
         UserError: There is no package of that name below ``pipelines/``.
     """
     asked = getattr(pipelines, "_requested_pipelines", None) or []
-    found = find_spec(f"{context._package_name}.pipelines") if asked else None
+    package = context._package_name
+    # Asked for below a package that is not there, find_spec raises.
+    found = find_spec(f"{package}.pipelines") if asked and find_spec(str(package)) else None
     if found is None:
         return
     known = sorted(
