@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -944,3 +945,26 @@ def test_a_flag_from_outside_stops_as_a_signal_does(run, make_job, tmp_path):
 
     with pytest.raises(TrainingInterruptedError, match=r"after iteration 3 of 8. Its state is sav"):
         run(make_job(), store=tmp_path, trainer=EVERY, on_log=on_log, stop=flag)
+
+
+def test_the_share_of_waiting_for_images_is_told_and_shown(run, make_job, monkeypatch, caplog):
+    """A loader that takes nearly all of the time."""
+    make, told = Images.training_batches, []
+
+    def slow(*args, **options):
+        for batch in make(*args, **options):
+            time.sleep(1.0)
+            yield batch
+
+    monkeypatch.setattr(Images, "training_batches", slow)
+    with caplog.at_level(logging.INFO):
+        result = run(
+            make_job("baseline", recipe={"iterations": 2, "validate_every": 2}),
+            trainer=EVERY,
+            on_log=lambda iteration, values: told.append(values.get("waiting_for_images")),
+        )
+    shares = [share for share in told if share is not None]
+    assert len(shares) == 2
+    assert all(0.5 < share < 1 for share in shares)
+    assert "% waiting)" in caplog.text
+    assert "waiting_for_images" not in result.history[0]

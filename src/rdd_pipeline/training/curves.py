@@ -30,7 +30,7 @@ class RunningMeans:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._images = 0
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
         self._mark = time.monotonic()
 
     def add(self, values: Mapping[str, float], images: int) -> float:
@@ -45,20 +45,25 @@ class RunningMeans:
         self._mark = now
         return seconds
 
+    def waited(self, seconds: float) -> None:
+        """Count a wait for the images of a step."""
+        self._waited += seconds
+
     def resume_clock(self) -> None:
         """Leave out what was done since the last step: validation, writing checkpoints."""
         self._mark = time.monotonic()
 
-    def close(self) -> tuple[dict[str, float], int, float]:
-        """Means, images and seconds since the last call.
+    def close(self) -> tuple[dict[str, float], int, float, float]:
+        """Means, images, seconds, and seconds of waiting for images since the last call.
 
         A value that only some of the steps have, as where TSE takes over from TFE, is the mean of
         those.
         """
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        images, seconds = self._images, self._seconds
-        self._sums, self._counts, self._images, self._seconds = {}, {}, 0, 0.0
-        return means, images, seconds
+        images, seconds, waited = self._images, self._seconds, self._waited
+        self._sums, self._counts, self._images = {}, {}, 0
+        self._seconds = self._waited = 0.0
+        return means, images, seconds, waited
 
 
 class Curves:
@@ -93,13 +98,17 @@ class Curves:
         self.state.cost.images += size
         self.state.cost.seconds += self._means.add(values, size)
 
+    def waited(self, seconds: float) -> None:
+        """Count a wait for the images of a step."""
+        self._means.waited(seconds)
+
     def resume_clock(self) -> None:
         """Leave out what was done since the last step: validation, writing checkpoints."""
         self._means.resume_clock()
 
     def log(self, lr: float) -> None:
         """A point with the means since the last one."""
-        means, images, seconds = self._means.close()
+        means, images, seconds, waited = self._means.close()
         row = {"lr": lr, **means}
         stages = self.job.definition.stages
         shares = stage_shares(
@@ -108,9 +117,11 @@ class Curves:
         row |= {f"{stage.name}_share": shares[stage.name] for stage in stages[:-1]}
         # The classes' shares stay out of what is told: 450 curves of ADE20K.
         self._append(row | self._difficulty.close())
-        rate = images / seconds if seconds > 0 else 0.0
-        self._tell(row | {"images_per_second": rate})
-        self._progress.show(self.state.iteration, loss=means["loss"], lr=lr, rate=rate)
+        rate, waiting = (images / seconds, waited / seconds) if seconds > 0 else (0.0, 0.0)
+        self._tell(row | {"images_per_second": rate, "waiting_for_images": waiting})
+        self._progress.show(
+            self.state.iteration, loss=means["loss"], lr=lr, rate=rate, waiting=waiting
+        )
         self._warn_of_difficulty()
 
     def validated(self, scores: Scores) -> None:

@@ -197,8 +197,12 @@ class Trainer:
         self, batches: Iterator[Batch], components: Components, curves: Curves
     ) -> Iterator[Batch]:
         """The batches; where their loader processes fail, what was done so far is kept."""
+        begin = time.monotonic()
         try:
-            yield from batches
+            for batch in batches:
+                curves.waited(time.monotonic() - begin)
+                yield batch
+                begin = time.monotonic()
         except LoaderFailedError as error:
             self._save_alone(components, curves)
             kept = self._kept() and "The same command goes on from the last checkpoint."

@@ -48,10 +48,22 @@ class TrainingProgress:
         if kind is None and self._iteration >= self._last:
             self._line("done")
 
-    def show(self, iteration: int, *, loss: float, lr: float, rate: float) -> None:
-        """Show the state after `iteration`; `rate` is images a second."""
+    def show(
+        self, iteration: int, *, loss: float, lr: float, rate: float, waiting: float = 0.0
+    ) -> None:
+        """Show the state after `iteration`.
+
+        Args:
+            iteration: The last one done.
+            loss: Mean since the last call.
+            lr: Learning rate.
+            rate: Images a second.
+            waiting: Share of the time in which the network waited for images; shown from 1 % on.
+        """
         self._iteration = iteration
         self._facts = f"loss {loss:.3f}  lr {lr:.2g}  {rate:.1f} img/s"
+        if waiting >= 0.01:
+            self._facts += f" ({100 * waiting:.0f} % waiting)"
         self._update()
         now = time.monotonic()
         if iteration < self._last and now - self._last_line > LINE_EVERY:
