@@ -13,10 +13,10 @@ import logging
 import os
 import re
 import secrets
+from functools import partial
 from pathlib import Path
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,9 @@ def find_token(file: str | Path | None, *, make: bool = False) -> str | None:
     path = Path(file).expanduser()
     try:
         if make and not path.exists():
-            write_atomically(path, new_token().encode())
-            path.chmod(0o600)
+            # Nobody else's for a moment, either.
+            with open(path, "x", opener=partial(os.open, mode=0o600)) as new:
+                new.write(new_token())
         with path.open("rb") as stream:
             mode, content = os.fstat(stream.fileno()).st_mode, stream.read(1000)
     except OSError as error:
