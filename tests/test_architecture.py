@@ -144,7 +144,7 @@ FLOORS = {
         predict
         scoring""",
     "training": """
-        device difficulty finite job progress reading schedule state stopping synchronized
+        device difficulty finite job profile progress reading schedule state stopping synchronized
         coordinator curves preparation step store
         training
         build

@@ -456,6 +456,11 @@ class TrainerParams(Params):
     threads: Few | None = Field(
         None, description="CPU threads torch computes with; None: torch's own choice."
     )
+    profile: bool = Field(
+        False,
+        description="Measure the first steps of each training: a table of the time by phase and a "
+        "trace (chrome://tracing) go into its work folder and to MLflow.",
+    )
     log_every: PositiveCount = Field(10, description="Iterations between points of the curves.")
     checkpoint_every: Positive = Field(
         60.0, description="Seconds between checkpoints; one is also written at every validation."

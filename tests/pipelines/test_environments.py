@@ -31,18 +31,18 @@ from tests.kedro_project import CONF, ENVIRONMENTS, bootstrap
 
 # Digests of all parameters: what an environment computes changes on purpose only.
 PARAMETERS = {
-    "ade20k": "23fb71052cffa436",
-    "camvid": "5cd6beb83d4774bd",
-    "camvid/published": "a50e765bd53873b3",
-    "camvid/small": "f1ef2171c783482a",
-    "cityscapes": "5b6fc5fa1d390450",
-    "coco_stuff": "bd5c4a0968be1ef5",
-    "folders": "04f85bf5cf62b950",
-    "scenes": "5028fb98a56f2844",
-    "scenes/long": "2345d6ed08da5c26",
-    "scenes/quick": "7ba64156bb7543a0",
-    "test": "d8172db53838a279",
-    "voc": "ef11d6a19efbbc62",
+    "ade20k": "83f7e74b4d32001a",
+    "camvid": "38214e8f06fe5fb2",
+    "camvid/published": "76c1bedf8fcbcd85",
+    "camvid/small": "18611bf3ac9b7b43",
+    "cityscapes": "b7b24570f35be197",
+    "coco_stuff": "5a2aeb478214bfe3",
+    "folders": "c71adb14c5a7d554",
+    "scenes": "1a4980f4dc8a9e96",
+    "scenes/long": "98def85aa324252e",
+    "scenes/quick": "51106d0611810fe6",
+    "test": "f4e1e8a73a82ecb5",
+    "voc": "51a45d29befd6f0c",
 }
 # Layout -> (crop, batch size, iterations) of the field's recipe.
 PUBLISHED = {

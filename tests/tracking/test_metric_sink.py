@@ -41,3 +41,13 @@ def test_sinks_belong_to_a_thread(client: FakeClient, writer: TrackingWriter) ->
     assert sent(writer)
     assert client.points("a") == [("loss", 1.0, 1)]
     assert client.points("bb") == [("loss", 2.0, 1)]
+
+
+def test_files_go_to_the_sink_of_their_context(tmp_path) -> None:
+    seen: list[object] = []
+    tracking.log_file(tmp_path, "profile")
+    tracking.set_file_sink(lambda *what: seen.append(what))
+    tracking.log_file(tmp_path, "profile", seed="3")
+    tracking.set_file_sink(None)
+    tracking.log_file(tmp_path, "profile")
+    assert seen == [(tmp_path, "profile", "3")]

@@ -239,11 +239,13 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             if run is not None:
                 run.params(_namespace(node), node.name, _params_of(node, inputs))
                 tracking.set_metric_sink(run.sink(_namespace(node)))
+                tracking.set_file_sink(run.file_sink(_namespace(node)))
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Count the node; its last points are on their way."""
         tracking.set_metric_sink(None)
+        tracking.set_file_sink(None)
         with self._guard("count a node") as run:
             if run is not None:
                 run.node_done(node.namespace)
@@ -253,6 +255,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
         """Remember which node it was; its last points are sent when the run is closed."""
         self._failed_node = node
         tracking.set_metric_sink(None)
+        tracking.set_file_sink(None)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any, node: Node) -> None:
@@ -326,6 +329,7 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
 
     def _close_run(self, status: str, error: Exception | None) -> None:
         tracking.set_metric_sink(None)
+        tracking.set_file_sink(None)
         with self._guard("close the run") as run:
             self._run = None
             if run is None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rdd_pipeline.tracking import Experiment, MetricSink, TrackingWriter
+from rdd_pipeline.tracking import Experiment, FileSink, MetricSink, TrackingWriter
 
 
 class OpenRun:
@@ -82,6 +82,12 @@ class OpenRun:
         """Where the numbers go that a node of this namespace logs."""
         return lambda step, values, seed: self.writer.metrics(
             self.of(namespace, seed), values, step=step
+        )
+
+    def file_sink(self, namespace: str | None) -> FileSink:
+        """Where the files go that a node of this namespace logs."""
+        return lambda path, folder, seed: self.writer.artifact(
+            self.of(namespace, seed), path, folder
         )
 
     def params(self, namespace: str | None, node: str, values: Mapping[str, str]) -> None:

@@ -201,8 +201,13 @@ def make_train_node(method: str) -> Callable[..., Any]:
         for seed, job in plan.items():
             state = (initial_states or {}).get(seed)
             training = Training(prepare_job(job, trainer), images, teacher, state)
-            on_log = partial(tracking.log_metrics, seed=seed if len(plan) > 1 else None)
-            results[seed] = train(training.stored_in(work_folder), trainer, on_log)
+            told = seed if len(plan) > 1 else None
+            training = training.stored_in(work_folder)
+            on_log = partial(tracking.log_metrics, seed=told)
+            results[seed] = train(training, trainer, on_log)
+            if trainer.profile and training.store is not None:
+                for file in sorted(training.store.profile.glob("*")):
+                    tracking.log_file(file, "profile", seed=told)
         weights = {seed: result.network for seed, result in results.items()} | dict(given or {})
         records = {
             seed: _record(plan[seed], results[seed], images.labels)

@@ -1,8 +1,9 @@
 """Live curves: training code logs numbers, whoever set a sink decides where they go.
 
-`log_metrics` does nothing without a sink. The experiment hook (rdd_pipeline.hooks) sets one for the
-current context: points go through a `TrackingWriter` to a JSON-lines file at once and from there to
-MLflow in a daemon thread: a server that is slow, away or deleted costs the training nothing.
+`log_metrics` and `log_file` do nothing without a sink. The experiment hook (rdd_pipeline.hooks)
+sets one for the current context: points go through a `TrackingWriter` to a JSON-lines file at once
+and from there to MLflow in a daemon thread: a server that is slow, away or deleted costs the
+training nothing.
 What is left in a file is sent by the next run, or by ``python -m rdd_pipeline.tracking FILE``.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 
 from rdd_pipeline.tracking.delivery import send_left
 from rdd_pipeline.tracking.records import Experiment
@@ -18,18 +20,24 @@ from rdd_pipeline.tracking.writer import TrackingWriter
 
 __all__ = [
     "Experiment",
+    "FileSink",
     "MetricSink",
     "Sender",
     "TrackingWriter",
     "calm_mlflow",
+    "log_file",
     "log_metrics",
     "send_left",
+    "set_file_sink",
     "set_metric_sink",
 ]
 
 MetricSink = Callable[[int, Mapping[str, float], str | None], None]
 
+FileSink = Callable[[Path, str, str | None], None]
+
 _SINK: ContextVar[MetricSink | None] = ContextVar("rdd_pipeline_metric_sink", default=None)
+_FILES: ContextVar[FileSink | None] = ContextVar("rdd_pipeline_file_sink", default=None)
 
 
 def log_metrics(step: int, values: Mapping[str, float], *, seed: str | None = None) -> None:
@@ -48,3 +56,21 @@ def log_metrics(step: int, values: Mapping[str, float], *, seed: str | None = No
 def set_metric_sink(sink: MetricSink | None) -> None:
     """Hand what this context logs to `sink` from now on; None: to nobody."""
     _SINK.set(sink)
+
+
+def log_file(path: Path, folder: str, *, seed: str | None = None) -> None:
+    """Hand a file to this context's sink.
+
+    Args:
+        path: Below the project.
+        folder: Of the run's artifacts, where it goes.
+        seed: Of the training it belongs to, as in `log_metrics`.
+    """
+    sink = _FILES.get()
+    if sink is not None:
+        sink(path, folder, seed)
+
+
+def set_file_sink(sink: FileSink | None) -> None:
+    """Hand files of this context to `sink` from now on; None: to nobody."""
+    _FILES.set(sink)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 
 import torch
@@ -42,6 +42,7 @@ from rdd_pipeline.training.device import (
     unrepeatable_operation,
 )
 from rdd_pipeline.training.finite import changed_by_step, total_norm
+from rdd_pipeline.training.profile import Profile, phase
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.reading import Reading
 from rdd_pipeline.training.schedule import learning_rate
@@ -199,14 +200,23 @@ class Trainer:
         """The batches; where their loader processes fail, what was done so far is kept."""
         begin = time.monotonic()
         try:
-            for batch in batches:
-                curves.waited(time.monotonic() - begin)
-                yield batch
-                begin = time.monotonic()
+            with self._profile() as profile:
+                for batch in batches:
+                    waited = time.monotonic() - begin
+                    curves.waited(waited)
+                    if profile is not None:
+                        profile.begin_step(waited)
+                    yield batch
+                    begin = time.monotonic()
         except LoaderFailedError as error:
             self._save_alone(components, curves)
             kept = self._kept() and "The same command goes on from the last checkpoint."
             raise UserError(f"{self.job.title}: {error} {kept}".rstrip()) from error
+
+    def _profile(self) -> AbstractContextManager[Profile | None]:
+        if not (self.trainer.profile and self.store and self.is_writer):
+            return nullcontext()
+        return Profile(self.device, self.store.profile, self.job.title)
 
     def _batches(self, first: int, last: int, stop: threading.Event) -> Iterator[Batch]:
         job = self.job
@@ -238,13 +248,15 @@ class Trainer:
         for group in components.optimizer.param_groups:
             group["lr"] = lr
         if self.micro_batches.parts > 1:
-            output = components.step.backward_in_parts(
-                images, labels, batch.iteration, self.micro_batches, seed
-            )
-            self.coordinator.average_gradients(components.step.parameters())
+            with phase("forward and backward in parts"):
+                output = components.step.backward_in_parts(
+                    images, labels, batch.iteration, self.micro_batches, seed
+                )
+                self.coordinator.average_gradients(components.step.parameters())
         else:
             output = components.wrapped(images, labels, batch.iteration)
-            output.total.backward()
+            with phase("backward"):
+                output.total.backward()
         scalars = {"loss": output.total.detach(), **output.parts, **output.statistics}
         clip_norm = self.job.recipe.clip_norm
         norms: dict[str, Tensor] = {}
@@ -269,11 +281,12 @@ class Trainer:
                 optimizer.found_inf = lost  # type: ignore[attr-defined]
         else:
             self._check(reading)
-        for optimizer in components.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        # Looked at with the numbers of the next step, or when something is made of the weights.
-        self._size = total_norm(changed_by_step(components.step, components.optimizers))
+        with phase("optimizer"):
+            for optimizer in components.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            # Looked at with the numbers of the next step, or when something is made of the weights.
+            self._size = total_norm(changed_by_step(components.step, components.optimizers))
 
     def _read(self, curves: Curves, *, but: int) -> None:
         """Check and count the steps whose numbers were not read yet, but for the last `but`."""

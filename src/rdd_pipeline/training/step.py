@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rdd_pipeline.distillation.objective import Objective, ObjectiveOutput
 from rdd_pipeline.networks import NetworkOutput, Preprocessing, SegmentationNetwork
+from rdd_pipeline.training.profile import phase
 from rdd_pipeline.training.synchronized import MicroBatches
 
 
@@ -53,9 +54,13 @@ class TrainingStep(nn.Module):
             labels: (B, H, W) train ids.
             iteration: Counts from 1; decides the RDD stage.
         """
-        teacher = self._teacher_forward(images)
-        student = self._student_forward(images)
-        return self.objective(student, teacher, labels, iteration)  # type: ignore[no-any-return]
+        with phase("teacher"):
+            teacher = self._teacher_forward(images)
+        with phase("student"):
+            student = self._student_forward(images)
+        with phase("losses"):
+            output: ObjectiveOutput = self.objective(student, teacher, labels, iteration)
+        return output
 
     def backward_in_parts(
         self, images: Tensor, labels: Tensor, iteration: int, parts: MicroBatches, seed: int

@@ -54,6 +54,7 @@ class RunStore:
                 f"{fingerprint!r} is no fingerprint of a training: expected 16 hexadecimal digits."
             )
         self.path = root / fingerprint
+        self.profile = self.path / "profile"
         self.fingerprint = fingerprint
         self._unusable: set[Path] = set()
 
