@@ -72,11 +72,20 @@ def test_what_cannot_be_written_says_why_and_what_to_do(tmp_path, number, advice
         Path("nowhere").read_bytes()  # what is read meanwhile is another matter
 
 
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    path = tmp_path / "scores.json"
+    path.mkdir()
+    with pytest.raises(NotWrittenError, match=r"scores\.json.*directory\. Remove what is in"):
+        write_atomically(path, b"{}")
+    assert [child.name for child in tmp_path.iterdir()] == ["scores.json"]
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "x", tmp_path / "file" / "a" / "x", Path("/proc/a/x")):
         for write in (written_whole, folder_aside):
-            match = r"The folder .* could not be made: .*\. Choose another folder"
+            remedy = "Choose another folder" if path.parts[1] == "proc" else "Remove what is in its"
+            match = rf"The folder .* could not be made: .*\. {remedy}"
             with pytest.raises(NotWrittenError, match=match), write(path):
                 pass
 

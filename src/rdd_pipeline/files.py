@@ -44,6 +44,7 @@ _EMPTY = 3600.0
 
 _ROOM = "Free some space"
 _PERMISSION = "Make it writable or choose another folder"
+_IN_THE_WAY = "Remove what is in its place"
 _REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
@@ -52,6 +53,11 @@ _REMEDIES = {
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.EIO: "Look after the disk",
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "Choose shorter names",
 }
 
 

@@ -334,6 +334,23 @@ def test_the_description_is_written_once(store):
     assert store.description() == {"seed": 1, "root": "images"}
 
 
+def test_a_description_that_was_changed_or_copied_is_left_out(store, tmp_path, caplog):
+    store.describe({"seed": 1})
+    path = store.path / "job.json"
+    text = path.read_text()
+    path.write_text(text.replace('"seed": 1', '"seed": 7'))
+    assert store.description() is None
+    assert "job.json is damaged or of other work" in caplog.text
+    other = RunStore(tmp_path / "other", "f" * 16)
+    other.describe({"seed": 1})
+    path.write_bytes((other.path / "job.json").read_bytes())
+    assert store.description() is None
+    path.write_text(text)
+    assert store.description() == {"seed": 1}
+    path.write_text('{"seed": 3}')  # of a version that wrote no digest
+    assert store.description() == {"seed": 3}
+
+
 def test_every_write_of_the_folder_is_atomic(store, monkeypatch):
     paths = []
     monkeypatch.setattr(store_module, "write_atomically", lambda path, _: paths.append(path.name))

@@ -61,16 +61,27 @@ class RunStore:
     def describe(self, job: Mapping[str, Any]) -> None:
         """Write ``job.json`` once, for people who look into the folder."""
         if not (self.path / "job.json").exists():
-            text = json.dumps(job, indent=1, sort_keys=True, default=str)
-            write_atomically(self.path / "job.json", text.encode())
+            plain = json.loads(json.dumps(job, sort_keys=True, default=str))
+            mine = {**plain, _OF: self.fingerprint}
+            write_atomically(self.path / "job.json", to_checked_json(mine))
 
     def description(self) -> dict[str, Any] | None:
-        """What `describe` was told; None where it is not there."""
+        """What `describe` was told; None where it is not there, or not this work's."""
+        path = self.path / "job.json"
         try:
-            value = json.loads(read_regular(self.path / "job.json"))
-        except (OSError, ValueError, RecursionError):
+            data = read_regular(path)
+            value: dict[str, Any] = json.loads(data)
+            if isinstance(value, dict) and "digest" not in value:
+                return value  # of a version that wrote none
+            value = from_checked_json(data, str(path))
+        except FileNotFoundError:
             return None
-        return value if isinstance(value, dict) else None
+        except (OSError, ValueError, RecursionError, UserError):
+            value = {}
+        if value.pop(_OF, None) != self.fingerprint:
+            logger.warning("%s is damaged or of other work; what it says is left out.", path)
+            return None
+        return value
 
     def save(self, state: TrainState) -> Path:
         """Write the state of its iteration and drop all but it and the one before.
