@@ -16,7 +16,14 @@ import torch
 
 from rdd_pipeline.config import AugmentParams, RecipeParams, TrainerParams
 from rdd_pipeline.data import delivery, loading
-from rdd_pipeline.data.delivery import LoaderFailedError, check_shared_memory, share
+from rdd_pipeline.data.delivery import (
+    LoaderFailedError,
+    Started,
+    _next,
+    check_shared_memory,
+    share,
+    started_here,
+)
 from rdd_pipeline.data.loading import Batch, Loader, _load, crop_bytes
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.training.preparation import check_trainer
@@ -188,3 +195,18 @@ def test_too_many_open_files_are_told_from_a_full_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(UserError, match=r"Too many files .*ulimit -n"):
         share(Batch(1, torch.zeros(1), torch.zeros(1)))
+
+
+def test_a_lost_fork_server_is_one_line():
+    with pytest.raises(LoaderFailedError, match="loader processes come from died"), started_here():
+        raise EOFError
+    with pytest.raises(LoaderFailedError, match=r"trainer\.workers=0"):
+        _next(_Lost(), Started(), 60.0, threading.Event())
+
+
+class _Lost:
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise EOFError

@@ -13,6 +13,7 @@ from kedro.pipeline import Node, Pipeline
 from kedro.runner import SequentialRunner
 from kedro.validation import ParameterValidationError
 
+from rdd_pipeline import interruptions
 from rdd_pipeline.datasets import MetricsDataset
 from rdd_pipeline.errors import RunInterrupted, UserError, WorkerFailedError
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line, user_message
@@ -119,6 +120,7 @@ def test_only_errors_of_the_user_lose_their_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[BaseException] = []
+    monkeypatch.setattr(interruptions, "_process", interruptions._Process())  # told nobody yet
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: seen.append(error))
     show_user_errors_as_one_line()
     once = sys.excepthook
@@ -140,3 +142,14 @@ def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     before = sys.excepthook
     show_user_errors_as_one_line()
     assert sys.excepthook is before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("could not create a primitive"), DatasetError("x")],
+)
+def test_memory_that_ran_out_is_one_line(error):
+    if isinstance(error, DatasetError):
+        error.__cause__ = RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
+    assert user_message(error).startswith("Memory ran out. Lower batch_size")
+    assert user_message(RuntimeError("could not create a plan")) is None

@@ -106,12 +106,25 @@ class Started:
             process.kill()
 
 
+_LOST = (
+    "A process that loader processes come from died, perhaps by the system to free memory. Lower "
+    "trainer.workers, or set trainer.workers=0, which loads in the training process."
+)
+
+
 @contextmanager
 def started_here() -> Iterator[Started]:
-    """What the block starts, listed when it ends."""
+    """What the block starts, listed when it ends.
+
+    Raises:
+        LoaderFailedError: Python's fork server, which starts them, was lost.
+    """
     processes, threads = set(multiprocessing.active_children()), set(threading.enumerate())
     started = Started()
-    yield started
+    try:
+        yield started
+    except (EOFError, ConnectionError) as error:
+        raise LoaderFailedError(_LOST) from error
     started.processes.extend(set(multiprocessing.active_children()) - processes)
     started.threads.extend(set(threading.enumerate()) - threads)
 
@@ -179,6 +192,8 @@ def _next(
                 ) from error
             if dead:
                 raise LoaderFailedError(_death(dead[0])) from error
+            if lost:
+                raise LoaderFailedError(_LOST) from error
             raise
 
 

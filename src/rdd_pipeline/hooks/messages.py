@@ -114,8 +114,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _of_the_machine(chain: list[BaseException]) -> str | None:
     """Full disks and the like, at the end of whatever a library has made of them."""
+    from rdd_pipeline.training.device import ran_out_of_memory  # torch, only where it is needed
+
     error: BaseException | None = chain[-1]
     while error is not None:
+        if ran_out_of_memory(error):
+            return (
+                "Memory ran out. Lower batch_size or crop of the recipe, evaluation.batch_size or "
+                "trainer.workers, or close other programs, and repeat the command: it goes on from "
+                "what is done."
+            )
         number = error.errno if isinstance(error, OSError) else None
         if number not in _OF_THE_MACHINE:
             number = next((n for words, n in _IN_WORDS.items() if words in str(error)), None)

@@ -39,7 +39,7 @@ from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.data.layouts import get_layout, raise_problems
 from rdd_pipeline.errors import INTERRUPTED, NonFiniteLossError, UserError, WorkerFailedError
 from rdd_pipeline.evaluation.scoring import score_splits
-from rdd_pipeline.files import not_a_file, write_atomically
+from rdd_pipeline.files import not_a_file, require_regular_file, write_atomically
 from rdd_pipeline.interruptions import run_command, tell
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import load_checkpoint, save_checkpoint
@@ -133,6 +133,8 @@ def _is_first() -> bool:
 def _samples(spec: JobFile, base: Path, root: Path) -> tuple[Sample, ...]:
     if spec.index is not None:
         path = base / spec.index
+        if path.exists():
+            require_regular_file(path, "The index")
         try:
             with path.open(newline="") as file:
                 return from_rows(csv.DictReader(file))

@@ -155,8 +155,11 @@ def resolve_workers(
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch says that the device, or the machine, has no more memory."""
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    # The CPU's allocator raises a plain RuntimeError; oneDNN cannot make its kernels then.
+    words = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        word in str(error) for word in words
+    )
 
 
 def unrepeatable_operation(error: BaseException) -> str | None:

@@ -416,7 +416,7 @@ class Trainer:
         """Turn what a user can mend into one line."""
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             job = self.job
             operation = unrepeatable_operation(error)
             if operation is not None:
