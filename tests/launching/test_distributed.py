@@ -94,6 +94,13 @@ def test_any_rank_may_have_the_work_folder(ranks):
         assert_close(network, ranks[0]["whole"][1], rtol=0, atol=0)
 
 
+def test_a_checkpoint_that_is_due_by_one_clock_alone_is_written_by_all(ranks):
+    for rank in ranks:
+        _, network, trained = rank["clocks"]
+        assert trained == 8
+        assert_close(network, ranks[0]["whole"][1], rtol=0, atol=0)
+
+
 def test_a_nan_on_one_rank_stops_both_before_the_step(ranks):
     messages = {rank["nan"] for rank in ranks}
     assert len(messages) == 1

@@ -64,11 +64,11 @@ def _group_norm(module: nn.Module) -> None:
 def scenarios(rank, folder, job, same, images, teacher) -> dict:
     """Whatever a test wants to know: starting the processes takes longer than all of it."""
 
-    def run(name: str, job, on_log=None, everywhere=True):
+    def run(name: str, job, on_log=None, everywhere=True, **updates):
         training = Training(job, images, teacher)
         if name and (everywhere or rank == 1):  # without a store, the many jobs write nothing
             training = training.stored_in(folder / name)
-        trainer = CPU.model_copy(update={"log_every": 1})
+        trainer = CPU.model_copy(update={"log_every": 1, **updates})
         try:
             result = train(training, trainer, group=dist.group.WORLD, on_log=on_log)
         except (NonFiniteLossError, TrainingInterruptedError) as error:
@@ -80,6 +80,7 @@ def scenarios(rank, folder, job, same, images, teacher) -> dict:
         "again": run("work", job),
         "elsewhere": run("elsewhere", job, everywhere=False),
         "elsewhere, again": run("elsewhere", job, everywhere=False),
+        "clocks": run("clocks", job, checkpoint_every=1e6 if rank else 1e-6),
     }
     kd, calls = FunctionalLoss.forward, []
 

@@ -68,11 +68,16 @@ class Coordinator:
             gradient.copy_(mean.view_as(gradient))
             first += gradient.numel()
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: they stop at the same iteration or wait for ever."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Which of the flags are set on any rank, by one message.
+
+        What ranks do together must not hang on what one of them alone knows (a signal, a clock):
+        they would wait for ever.
+        """
         if self._ranks.group is None:
-            return flag  # a tensor would wait for the device
-        return self._ranks.total(torch.tensor(float(flag), device=self._device)).item() > 0
+            return flags  # a tensor would wait for the device
+        found = self._ranks.total(torch.tensor(flags, dtype=torch.float32, device=self._device))
+        return tuple(count > 0 for count in found.tolist())
 
     def wait(self) -> None:
         """Until all ranks are here: none looks into the work folder before all is written."""

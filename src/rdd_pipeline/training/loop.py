@@ -181,7 +181,8 @@ class Trainer:
                 if validate:
                     self._validate(components, curves)
                 due = time.monotonic() - saved > self.trainer.checkpoint_every
-                stopping = self.coordinator.any(stop.is_set())
+                # All save at once, though their clocks differ: weights are looked at together.
+                due, stopping = self.coordinator.any(due, stop.is_set())
                 if iteration < last and (validate or due or stopping):
                     self._read(curves, but=0)
                     self._save(components)
