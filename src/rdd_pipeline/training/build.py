@@ -120,8 +120,12 @@ def build(
         teacher_preprocessing=training.teacher.header.preprocessing if training.teacher else None,
         autocast=autocast,
     )
-    if teacher is not None:  # the losses have seen its maps: its layers take only autocast's now
-        _to_device(freeze(teacher, autocast), device, trainer)
+    if teacher is not None:
+        if (
+            device.type == "cuda"
+        ):  # on CPUs, results are to be those of earlier versions bit for bit
+            teacher = freeze(teacher, autocast)  # the losses have seen its maps
+        _to_device(teacher, device, trainer)
     _to_device(step, device, trainer)
     against = [p for module in step.objective.adversaries() for p in module.parameters()]
     ids = {id(parameter) for parameter in against}
