@@ -208,8 +208,7 @@ class Bench:
         )
         training = Training(job, Images(Path(), (), LABELS), teacher)
         options = TrainerParams(device=self.options.device, threads=self.options.threads)
-        trainer = Trainer.__new__(Trainer)  # its own would refuse to train without images
-        Trainer.__init__(trainer, _Unchecked(training), options, self.device, None, None, None)
+        trainer = Trainer(_Unchecked(training), options, self.device, None, None, None)
         components = build(training, options, self.device, trainer.micro_batches)
         components.wrapped.train()
         batch = Batch(iteration, self.images, self.labels)
@@ -237,17 +236,8 @@ class Bench:
             made = freeze(made, dtype) if frozen else made
             return made.to(device, memory_format=torch.channels_last)
 
-        def plain_teacher() -> Callable[[], object]:
-            teacher = network(options.teacher, frozen=False).eval()
-
-            def forward() -> None:
-                with torch.no_grad(), autocast():
-                    teacher(images)
-
-            return forward
-
-        def frozen_teacher() -> Callable[[], object]:
-            teacher = network(options.teacher, frozen=True)
+        def asked_teacher(*, frozen: bool) -> Callable[[], object]:
+            teacher = network(options.teacher, frozen=frozen).eval()
 
             def forward() -> None:
                 with torch.no_grad(), autocast():
@@ -266,8 +256,8 @@ class Bench:
 
             return both
 
-        self.row("parts", f"teacher as trained, {precision}", plain_teacher)
-        self.row("parts", f"teacher frozen (ours), {precision}", frozen_teacher)
+        self.row("parts", f"teacher as trained, {precision}", lambda: asked_teacher(frozen=False))
+        self.row("parts", f"teacher frozen (ours), {precision}", lambda: asked_teacher(frozen=True))
         self.row("parts", f"student forward and backward, {precision}", student_both)
         if precision == "float32":
             return

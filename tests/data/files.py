@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,11 @@ def make_camvid(
             save(root / split / f"{split}{number}.png", noise(seed, *size, 3))
             save(root / f"{split}annot" / f"{split}{number}.png", noise(seed, *size, high=12))
     return root
+
+
+def encoded(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """A picture as a file of that kind."""
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()

@@ -6,7 +6,6 @@ Every case changes a small good data set in CamVid's layout (or another one, whe
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import struct
@@ -24,7 +23,7 @@ from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.data.sources import FileSource
 from rdd_pipeline.errors import DataProblem
 
-from .files import make_camvid, noise, save
+from .files import encoded, make_camvid, noise, save
 
 SIZE = (24, 32)
 IMAGE = noise(1000, *SIZE, 3)
@@ -38,13 +37,6 @@ def make(root: Path) -> Path:
     save(root / "train" / "x.png", IMAGE)
     save(root / "trainannot" / "x.png", MASK)
     return root
-
-
-def encoded(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def image(data: bytes, name: str = "x.png") -> Callable[[Path], None]:

@@ -31,7 +31,7 @@ from rdd_pipeline.pipelines.data_ingestion.report import ingestion_report
 from rdd_pipeline.reporting.comparison_figures import as_svg
 from rdd_pipeline.reporting.figures import confusion_figure, dataset_preview
 
-from .files import noise, save
+from .files import encoded, noise, save
 
 SIZE = (24, 32)
 IMAGE, MASK = noise(1, *SIZE, 3), noise(2, *SIZE, high=3)
@@ -50,13 +50,6 @@ def make(root: Path) -> Path:
             save(root / "masks" / split / f"{name}.png", MASK)
     (root / "labels.yaml").write_text(TABLE)
     return root
-
-
-def encoded(picture: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def x(root: Path, side: str = "images") -> Path:

@@ -127,7 +127,8 @@ def test_a_run_that_had_ended_keeps_its_status(tmp_path: Path) -> None:
     assert _only_run(MlflowClient(tracking_uri=uri)).info.status == "FINISHED"
 
 
-def test_what_was_sent_is_not_sent_again(client: FakeClient, tmp_path: Path) -> None:
+def _half_sent(client: FakeClient, tmp_path: Path) -> None:
+    """A run of two points, of which MLflow got the first."""
     writer = new_writer(client, tmp_path, every=60.0)
     writer.metrics("run", {"loss": 1.0}, step=1)
     assert sent(writer)
@@ -135,6 +136,10 @@ def test_what_was_sent_is_not_sent_again(client: FakeClient, tmp_path: Path) -> 
     writer.metrics("run", {"loss": 2.0}, step=2)
     assert writer.close(5.0) == 1
     client.problem = None
+
+
+def test_what_was_sent_is_not_sent_again(client: FakeClient, tmp_path: Path) -> None:
+    _half_sent(client, tmp_path)
     send_left(tmp_path / "untracked", client.tracking_uri, client)  # type: ignore[arg-type]
     assert client.points() == [("loss", 1.0, 1), ("loss", 2.0, 2)]
     assert not list((tmp_path / "untracked").iterdir())
@@ -366,13 +371,7 @@ def test_a_record_that_makes_no_sense_is_kept_and_does_not_block_the_rest(
 
 
 def test_a_damaged_note_is_as_good_as_none(client: FakeClient, tmp_path: Path) -> None:
-    writer = new_writer(client, tmp_path, every=60.0)
-    writer.metrics("run", {"loss": 1.0}, step=1)
-    assert sent(writer)
-    client.problem = ConnectionError("away")
-    writer.metrics("run", {"loss": 2.0}, step=2)
-    assert writer.close(5.0) == 1
-    client.problem = None
+    _half_sent(client, tmp_path)
     note = tmp_path / "untracked" / "run.jsonl.sent"
     note.write_text(note.read_text().replace('"offset": ', '"offset": 9'))
     send_left(tmp_path / "untracked", client.tracking_uri, client)  # type: ignore[arg-type]
