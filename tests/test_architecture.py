@@ -124,8 +124,8 @@ FLOORS = {
         street
         write""",
     "losses": """
-        base maps memory_bank
-        at dist dsd fused kd layers pixelwise similarity skd
+        base kernels maps memory_bank
+        at dist dsd fused fused_relations kd layers pixelwise similarity skd
         bpkd cirkd cross_entropy cwd fitnet ifvd mgd ohem
         af_dcd cirkdv2 rdd""",
     "networks": """

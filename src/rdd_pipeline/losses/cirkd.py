@@ -67,7 +67,8 @@ def cirkd_minibatch_loss(
     student_NPD, teacher_NPD = (
         rows_of(F.normalize(feature, dim=1)) for feature in (student, teacher)
     )
-    return relations_in_batch(student_NPD, teacher_NPD, temperature, ranks)
+    half = student_feature.dtype.itemsize == 2
+    return relations_in_batch(student_NPD, teacher_NPD, temperature, ranks, half=half)
 
 
 def build_cirkd_minibatch(context: LossContext, *, temperature: float = 0.1) -> DistillationLoss:
@@ -172,6 +173,7 @@ class CIRKDMemory(nn.Module):
         Raises:
             UserError: Batches differ, or the batch holds more images than a queue has slots.
         """
+        half = student_feature.dtype.itemsize == 2
         student, teacher = paired_maps(student_feature, teacher_feature, "features")
         student = as_float(self.projection(student))
         labels_NP = resize_labels(labels, (teacher.shape[2], teacher.shape[3])).flatten(1)
@@ -197,6 +199,7 @@ class CIRKDMemory(nn.Module):
                 keys,
                 temperature=self.temperature,
                 counted=anchors.flatten(),
+                half=half,
             )
             terms.append(total / positions)
         return MemoryLosses(*terms)
@@ -283,11 +286,17 @@ def make_memory(context: LossContext, options: Mapping[str, Option]) -> CIRKDMem
 
 
 def relations_in_batch(
-    student_NRD: Tensor, teacher_NRD: Tensor, temperature: float, ranks: Collectives
+    student_NRD: Tensor,
+    teacher_NRD: Tensor,
+    temperature: float,
+    ranks: Collectives,
+    *,
+    half: bool = False,
 ) -> Tensor:
     """Mean over pairs of images and rows of the KL of the first's relations with the second.
 
-    The first are this rank's images, the second those of all ranks.
+    The first are this rank's images, the second those of all ranks. `half`: see
+    `soft_similarity_kl`.
     """
     total = soft_similarity_kl(
         student_NRD.flatten(0, 1),
@@ -295,6 +304,7 @@ def relations_in_batch(
         teacher_NRD.flatten(0, 1),
         ranks.gather(teacher_NRD),
         temperature=temperature,
+        half=half,
     )
     images, rows = student_NRD.shape[:2]
     return total / max(1, rows * images**2 * ranks.size)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.kernels import fused_kernels
 from rdd_pipeline.losses.pixelwise import (
     PixelLabels,
-    fused_kernels,
     log_prob_of_label,
     pixel_labels,
 )

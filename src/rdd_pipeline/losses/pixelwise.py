@@ -12,8 +12,6 @@ a band.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -24,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.kernels import fused_kernels
 from rdd_pipeline.losses.maps import as_float, full_precision
 
 # Elements of an upsampled band. CPU: a few bands fit in the cache (measured: twice or half as many
@@ -106,18 +105,6 @@ def log_prob_of_label(logits_NChw: Tensor, labels: PixelLabels) -> Tensor:
     else:
         result = _LogProbOfLabel.apply(logits_NChw, *labels)
     return result
-
-
-def fused_kernels(values: Tensor) -> Any:
-    """The module `losses.fused` where its kernels run: float32 on CUDA, where Triton is there."""
-    return _fused() if values.is_cuda and values.dtype == torch.float32 else None
-
-
-@lru_cache(maxsize=1)
-def _fused() -> Any:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    return importlib.import_module("rdd_pipeline.losses.fused")
 
 
 class _LogProbOfLabel(torch.autograd.Function):
