@@ -19,7 +19,7 @@ LEAVES = {"collectives", "data", "losses", "networks"} | BASE
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
-    "__init__": {"interruptions"},
+    "__init__": {"inference", "interruptions"},
     "interruptions": {"errors"},
     "config": {"errors"},
     "collectives": set(),
@@ -31,6 +31,7 @@ ALLOWED = {
     "distillation": LEAVES,
     "evaluation": LEAVES,
     "training": LEAVES | {"distillation", "evaluation"},
+    "inference": LEAVES | {"evaluation", "training"},
     "launching": LEAVES | {"distillation", "evaluation", "training"},
     "reporting": LEAVES | {"commands", "distillation", "evaluation"},
     "tracking": BASE,
@@ -38,8 +39,8 @@ ALLOWED = {
     "hooks": BASE | {"commands", "distillation", "tracking", "training"},
     "settings": {"config", "hooks", "interruptions"},
     "pipelines": LEAVES
-    | {"commands", "distillation", "evaluation", "launching", "reporting", "training"}
-    | {"tracking"},
+    | {"commands", "distillation", "evaluation", "inference", "launching", "reporting"}
+    | {"tracking", "training"},
     "pipeline_registry": {"pipelines"},
     "__main__": set(),
 }
@@ -149,6 +150,9 @@ FLOORS = {
         training
         build
         loop""",
+    "inference": """
+        files inputs
+        model""",
     "launching": """
         channel
         store

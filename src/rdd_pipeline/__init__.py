@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from rdd_pipeline.interruptions import is_command, leave_at_signals
 
@@ -23,3 +24,16 @@ for _name in (
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rdd_pipeline.inference.model import load
+
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # when it is first asked for: it needs torch
+        from rdd_pipeline.inference.model import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rdd_pipeline.data.labels import FORBIDDEN, LabelSet, make_lookup
+from rdd_pipeline.data.labels import FORBIDDEN, LabelSet, make_color_lookup, make_lookup
 from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.data.layouts.scenes import SCENES
 
@@ -52,3 +52,13 @@ def test_refuses_parts_that_do_not_fit(change: dict[str, object], message: str):
     parts: dict[str, object] = {"name": "two", "names": ("a", "b"), "colors": (RED, BLUE)}
     with pytest.raises(ValueError, match=message):
         LabelSet.model_validate(parts | {"lookup": LOOKUP} | change)
+
+
+def test_mask_values_are_the_first_of_each_class():
+    assert SCENES.mask_values == tuple(range(11))
+    several = LabelSet(
+        name="a", names=("x", "y"), colors=(RED, BLUE), lookup=make_lookup({9: 1, 4: 0, 5: 0})
+    )
+    assert several.mask_values == (4, 9)
+    lookup = make_color_lookup({BLUE: 1, RED: 0, (9, 9, 9): 1}, ignored=((0, 0, 0),))
+    assert several.model_copy(update={"lookup": lookup}).mask_values == (RED, BLUE)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import math
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +16,8 @@ from rdd_pipeline.evaluation.predict import (
     evaluation_mode,
     predict_labels,
     predict_logits,
+    score_bands,
+    window_starts,
 )
 from rdd_pipeline.networks.preprocessing import Preprocessing
 
@@ -213,3 +217,104 @@ def test_no_gradient_is_kept_in_evaluation_mode(network: Tiny) -> None:
     with evaluation_mode(network):
         assert not network(torch.zeros(1, 3, 8, 8)).logits.requires_grad
     assert torch.is_grad_enabled()
+
+
+# ---- sliding windows
+
+
+def _blend_naively(network, image, window, overlap, average, **how):
+    """Full accumulation of scores and weights, pixel weights as a minimum of distances."""
+    height, width = image.shape[-2:]
+    rows, columns = min(window[0], height), min(window[1], width)
+
+    def starts(side: int, part: int) -> list[int]:
+        count = 1
+        while (side - part) > (count - 1) * max(1, part - math.ceil(overlap * part)):
+            count += 1
+        return [round(i * (side - part) / max(count - 1, 1)) for i in range(count)]
+
+    total, weights = torch.zeros(3, height, width), torch.zeros(height, width)
+    for top in starts(height, rows):
+        for left in starts(width, columns):
+            part = image[None, :, top : top + rows, left : left + columns]
+            scores = predict_logits(
+                network, PREPROCESSING, part, size=(rows, columns), average=average, **how
+            )[0]
+            if average == "softmax" and not how.get("flip"):
+                scores = scores.softmax(0)
+            weight = torch.tensor(
+                [
+                    [
+                        (min(y, rows - 1 - y) + 1.0) * (min(x, columns - 1 - x) + 1)
+                        for x in range(columns)
+                    ]
+                    for y in range(rows)
+                ]
+            )
+            total[:, top : top + rows, left : left + columns] += weight * scores
+            weights[top : top + rows, left : left + columns] += weight
+    return total / weights
+
+
+@pytest.mark.parametrize("window", [(8, 9), (17, 6), (5, 25), (1, 3), (16, 24)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+@pytest.mark.parametrize("average", ["softmax", "logits"])
+def test_windows_are_blended_as_a_full_accumulation(
+    network, images, monkeypatch, window, overlap, average
+):
+    monkeypatch.setattr(predict, "_SCORES_AT_ONCE", 3 * 25 * 2)
+    monkeypatch.setattr(predict, "_PIXELS_AT_ONCE", 200)
+    with torch.no_grad():
+        each = score_bands(
+            *(network, PREPROCESSING, images),
+            sizes=[(17, 25)] * 2, average=average, window=window, overlap=overlap,
+        )  # fmt: skip
+        for image, bands in zip(images, each, strict=True):
+            found = list(bands)
+            assert max(band.scores.shape[1] for band in found) <= 2
+            expected = _blend_naively(network, image, window, overlap, average)
+            scores = torch.cat([band.scores for band in found], dim=1)
+            torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+            sums = torch.cat([band.probabilities() for band in found], dim=1).sum(0)
+            torch.testing.assert_close(sums, torch.ones(17, 25))
+
+
+def test_scales_and_mirror_images_are_of_each_window(network, images):
+    how = {"scales": (0.5, 1.0), "flip": True}
+    with torch.no_grad():
+        (bands,) = score_bands(
+            *(network, PREPROCESSING, images[:1]), sizes=[(17, 25)], window=(9, 9), **how
+        )
+        scores = torch.cat([band.scores for band in bands], dim=1)
+        expected = _blend_naively(network, images[0], (9, 9), 0.25, "softmax", **how)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(17, 25), (1, 1), (9, 40), (50, 60), (33, 5)])
+@pytest.mark.parametrize("window", [(4, 9), (16, 30)])
+def test_blended_scores_have_the_size_of_the_labels(network, images, size, window):
+    with torch.no_grad():
+        (bands,) = score_bands(*(network, PREPROCESSING, images[:1]), sizes=[size], window=window)
+        scores = torch.cat([band.scores for band in bands], dim=1)
+        expected = _up(_blend_naively(network, images[0], window, 0.25, "softmax")[None], size)[0]
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_that_holds_the_image_changes_nothing(network, images):
+    batches = _batches(images)
+    whole = evaluate(network, PREPROCESSING, batches, num_classes=3)
+    same = evaluate(network, PREPROCESSING, batches, num_classes=3, window=(17, 25))
+    other = evaluate(network, PREPROCESSING, batches, num_classes=3, window=(8, 8))
+    assert torch.equal(whole, same)
+    assert whole.sum() == other.sum()
+    assert not torch.equal(whole, other)
+
+
+@pytest.mark.parametrize(("side", "window", "overlap"), [(10, 4, 0.5), (11, 4, 0), (5, 1, 0.9)])
+def test_windows_cover_a_side_and_overlap(side, window, overlap):
+    starts = window_starts(side, window, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == side - window
+    for first, second in itertools.pairwise(starts):
+        assert 0 < second - first <= max(1, window - overlap * window)
+    assert window_starts(3, 4, 0.5) == [0]

@@ -65,6 +65,15 @@ class LabelSet(Params):
         """Number of classes, ignored pixels not counted."""
         return len(self.names)
 
+    @property
+    def mask_values(self) -> tuple[int, ...] | tuple[Color, ...]:
+        """What masks hold for each class: its lowest value, or its first color."""
+        if isinstance(self.lookup[0], tuple):
+            rows = [row for row in self.lookup if isinstance(row, tuple)]
+            firsts = {row[3]: (row[0], row[1], row[2]) for row in reversed(rows)}
+            return tuple(firsts[train_id] for train_id in range(self.num_classes))
+        return tuple(self.lookup.index(train_id) for train_id in range(self.num_classes))
+
     def meaning(self) -> dict[str, Any]:
         """What decides which class a pixel of a mask is, to be digested.
 

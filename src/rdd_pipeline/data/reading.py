@@ -122,37 +122,60 @@ def inspect_image(data: bytes, path: Path, *, bits: int = FULL_BITS) -> tuple[Te
     """As `decode_image_bytes`, with what else the file says."""
     with open_picture(data, path, "its mask") as picture:
         turned = orientation(picture)
-        depth = stored_bits(picture, data)
-        gray_top = color_top = -1
-        if is_inverted(picture) and picture.mode.startswith("I"):
-            raise DataProblem(
-                f"{path} holds gray values of more than 8 bits whose 0 means white. Convert it to "
-                "an 8-bit RGB PNG or JPEG."
-            )
-        ImageOps.exif_transpose(picture, in_place=True)
-        upright: Image.Image = picture
-        if upright.mode == "F":
-            raise DataProblem(
-                f"{path} holds floating-point gray values, which have no fixed white. "
-                "Convert it to an 8-bit RGB PNG or JPEG."
-            )
-        if upright.mode in ("LAB", "HSV"):
-            raise DataProblem(
-                f"{path} holds {upright.mode} colors, expected RGB or gray. Convert it to an 8-bit "
-                "RGB PNG or JPEG."
-            )
-        if upright.mode.startswith("I"):
-            gray = np.asarray(upright).astype(np.int64)
-            if depth == 12:  # The file itself says how many bits are used.
-                bits = depth
-            else:
-                gray_top = int(gray.max())
-            upright = Image.fromarray(_upper_byte(gray, bits, path))
-        elif depth == 16:
-            # Pillow has taken the high bytes of 16-bit color already.
-            color_top = max(_extremes(upright))
-        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        pixels, gray_top, color_top = picture_pixels(
+            picture, path, depth=stored_bits(picture, data), bits=bits
+        )
     return torch.from_numpy(pixels).permute(2, 0, 1), ImageFacts(turned, gray_top, color_top)
+
+
+def picture_pixels(
+    picture: Image.Image, path: Path, *, depth: int, bits: int = FULL_BITS
+) -> tuple[NDArray[np.uint8], int, int]:
+    """Decode a picture, which stays as it is. See `decode_image_bytes`.
+
+    Args:
+        picture: What Pillow has opened.
+        path: Where it came from, for messages.
+        depth: Bits of a channel as they are stored.
+        bits: See `decode_image_bytes`.
+
+    Returns:
+        (H, W, 3), and `gray_top` and `color_top` of `ImageFacts`.
+
+    Raises:
+        DataProblem: It is of a kind that has no 8-bit RGB meaning.
+    """
+    gray_top = color_top = -1
+    if is_inverted(picture) and picture.mode.startswith("I"):
+        raise DataProblem(
+            f"{path} holds gray values of more than 8 bits whose 0 means white. Convert it to "
+            "an 8-bit RGB PNG or JPEG."
+        )
+    upright: Image.Image = picture
+    if orientation(picture) != UPRIGHT:
+        upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "F":
+        raise DataProblem(
+            f"{path} holds floating-point gray values, which have no fixed white. "
+            "Convert it to an 8-bit RGB PNG or JPEG."
+        )
+    if upright.mode in ("LAB", "HSV"):
+        raise DataProblem(
+            f"{path} holds {upright.mode} colors, expected RGB or gray. Convert it to an 8-bit "
+            "RGB PNG or JPEG."
+        )
+    if upright.mode.startswith("I"):
+        gray = np.asarray(upright).astype(np.int64)
+        if depth == 12:  # The file itself says how many bits are used.
+            bits = depth
+        else:
+            gray_top = int(gray.max())
+        upright = Image.fromarray(_upper_byte(gray, bits, path))
+    elif depth == 16:
+        # Pillow has taken the high bytes of 16-bit color already.
+        color_top = max(_extremes(upright))
+    pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    return pixels, gray_top, color_top
 
 
 def _upper_byte(gray: NDArray[np.int64], bits: int, path: Path) -> NDArray[np.uint8]:

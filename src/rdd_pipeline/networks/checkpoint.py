@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -38,10 +38,14 @@ _HEADER_DIGEST = "header_digest"
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of tensors, by name."""
+Byte = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Byte, Byte, Byte]
 
 
 class NetworkHeader(Params):
     """All of a network but its weights."""
+
+    added: ClassVar[tuple[str, ...]] = ("colors", "mask_values")
 
     format: Literal[1] = Field(1, description="Version of this header.")
     network: NetworkParams
@@ -50,6 +54,22 @@ class NetworkHeader(Params):
     provenance: dict[str, str] = Field(
         default_factory=dict, description="Where the weights come from; free text by free keys."
     )
+    colors: tuple[Color, ...] | None = Field(
+        None, description="RGB of each class in pictures; None: a file of an earlier version."
+    )
+    mask_values: tuple[Byte, ...] | tuple[Color, ...] | None = Field(
+        None,
+        description="What the data set's masks hold for each class: a value, or a color. None: a "
+        "file of an earlier version.",
+    )
+
+    @model_validator(mode="after")
+    def _one_for_each_class(self) -> Self:
+        for name in self.added:
+            values = getattr(self, name)
+            if values is not None and len(values) != self.num_classes:
+                raise ValueError(f"{len(values)} {name} for {self.num_classes} classes.")
+        return self
 
     @property
     def num_classes(self) -> int:
@@ -59,9 +79,10 @@ class NetworkHeader(Params):
     def architecture(self) -> str:
         """What decides the network's outputs beside the weights, as JSON.
 
-        Left out: the provenance and where the backbone's weights came from before training.
+        Left out: the provenance, how classes are shown and stored, and where the backbone's weights
+        came from before training.
         """
-        content = self.model_dump(mode="json", exclude={"provenance"})
+        content = self.model_dump(mode="json", exclude={"provenance", *self.added})
         for field in ("pretrained", "preprocessing"):
             content["network"].pop(field, None)
         return json.dumps(content, sort_keys=True)

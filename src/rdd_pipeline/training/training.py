@@ -121,13 +121,15 @@ class Training:
         Of the best validation if the job keeps the best and the run is over, else the last ones;
         where every validation score is NaN there is no best one.
         """
-        job, best = self.job, state.best
+        job, best, labels = self.job, state.best, self.images.labels
         over = state.iteration >= job.recipe.iterations
         if job.recipe.keep != "best" or not over or (best is not None and math.isnan(best.miou)):
             best = None
         header = NetworkHeader(
             network=job.network.model_copy(update={"pretrained": False}),
-            label_names=self.images.labels.names,
+            label_names=labels.names,
+            colors=labels.colors,
+            mask_values=labels.mask_values,
             preprocessing=Preprocessing.for_network(job.network),
             provenance={
                 "method": job.method,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from rdd_pipeline.config import TeacherParams
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.networks import NetworkCheckpoint, import_teacher
@@ -18,4 +20,6 @@ def import_weights(images: Images, teacher: TeacherParams) -> dict[str, NetworkC
         return {}
     local = {"weights": from_project(teacher.weights), "network": local_network(teacher.network)}
     found = import_teacher(teacher.model_copy(update=local), images.labels.names)
-    return {"imported": found}
+    shown = {"colors": images.labels.colors, "mask_values": images.labels.mask_values}
+    header = found.header.model_copy(update=shown)
+    return {"imported": dataclasses.replace(found, header=header)}
