@@ -102,12 +102,8 @@ def mine_loss(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 
     copy.insert(
         "distillation/methods.py",
         "METHODS: dict[str, Method] = {\n",
-        '    "mine": Method("Mine", (KD, LossSpec("mine", compare("logits", mine_loss), 2.0))),\n',
-    )
-    copy.insert(
-        "distillation/methods.py",
-        "from rdd_pipeline.losses.mgd import MGDLoss, mgd_scale\n",
-        "from rdd_pipeline.losses.mine import mine_loss\n",
+        '    "mine": Method("Mine", (KD, LossSpec("mine", '
+        'compare("logits", loss_files.mine.mine_loss), 2.0))),\n',
     )
     assert copy.touched() == ["distillation/methods.py", "losses/mine.py"]
     found = copy.train("tse_mine")

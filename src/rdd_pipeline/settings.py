@@ -4,11 +4,16 @@ from rdd_pipeline.config import Parameters
 from rdd_pipeline.hooks import ExperimentHook
 from rdd_pipeline.hooks.environments import LayeredConfigLoader
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
-from rdd_pipeline.hooks.plugins import find_own_programs, keep_viz_offline
+from rdd_pipeline.hooks.plugins import (
+    find_own_programs,
+    keep_viz_offline,
+    load_mlflow_commands_when_used,
+)
 from rdd_pipeline.interruptions import leaves_at_signals
 
 find_own_programs()
 keep_viz_offline()
+load_mlflow_commands_when_used()
 if leaves_at_signals():
     show_user_errors_as_one_line()  # those of the command line, which is read next
 

@@ -17,6 +17,8 @@ from pydantic import BaseModel
 
 from rdd_pipeline.config import Params
 from rdd_pipeline.distillation.methods import ABLATIONS, BASELINES, RDD_PLUS
+from rdd_pipeline.lazy import Lazy
+from rdd_pipeline.pipelines.node import Node
 from tests.kedro_project import CONF, ENVIRONMENTS, ROOT, bootstrap
 
 NAMES = {
@@ -214,6 +216,34 @@ def test_every_layer_is_one_of_the_eight_folders(pipelines, catalog):
     known = {path.name[3:] for path in (ROOT / "data").iterdir() if path.is_dir()}
     for pipeline in pipelines.values():
         assert set(_layers(catalog, pipeline.datasets()).values()) <= known
+
+
+# ---- functions, which are imported when they are looked at
+
+
+def test_every_node_says_the_name_of_its_function_and_shows_it(pipelines):
+    """Logs have the one, Kedro-Viz and notebooks the other; also of nodes in a namespace."""
+    for pipeline in pipelines.values():
+        for node in pipeline.nodes:
+            assert inspect.isfunction(node.func), node.name
+            assert node._func_name == node.func.__name__
+            assert inspect.getsource(node.func).lstrip().startswith("def ")
+
+
+def test_a_node_that_was_copied_still_imports_its_function_when_it_is_looked_at():
+    node = Node(Lazy("tests.pipelines.examples").no_such, "a", "b", name="n").tag("t")
+    assert isinstance(node, Node)
+    assert str(node) == "n: no_such([a]) -> [b]"
+    with pytest.raises(ModuleNotFoundError, match="no_such"):
+        _ = node.func
+
+
+def test_a_hook_may_put_another_function_into_a_node():
+    node = Node(Lazy("math.sqrt"), ["a"], "b", name="n")
+    assert node.inputs == ["a"]
+    node.func = abs
+    assert node.func is abs
+    assert node.run({"a": -1}) == {"b": 1}
 
 
 # ---- types

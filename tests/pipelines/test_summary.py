@@ -24,7 +24,7 @@ from rdd_pipeline.pipelines.method_nodes import (
     protocol_digest,
     score_network,
 )
-from rdd_pipeline.pipelines.summary import make_summarize_node
+from rdd_pipeline.pipelines.summary_nodes import make_summarize_node
 from tests.pipelines.examples import (
     CPU,
     plan,

@@ -2,35 +2,28 @@
 
 Weights are those of the CIRKD code base on Cityscapes; DIST's and MGD's those of their papers,
 which have no plain KD beside them. ``params:methods`` overrides weights and options by method.
-A new loss is one file in `rdd_pipeline.losses` and one entry in `METHODS`.
+A new loss is one file in `rdd_pipeline.losses` and one entry in `METHODS`, which names it as
+``loss_files.FILE.FUNCTION``: the table is read by commands that need no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rdd_pipeline.config import MethodsParams, Option, RddParams
 from rdd_pipeline.distillation.stages import PLAIN, RDD, Stage, stage_before
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.af_dcd import AfDCDLoss
-from rdd_pipeline.losses.at import at_loss
-from rdd_pipeline.losses.base import DistillationLoss, LossContext, compare, unit_map_scale
-from rdd_pipeline.losses.bpkd import build_bpkd
-from rdd_pipeline.losses.cirkd import CIRKDMemoryLoss, build_cirkd_minibatch
-from rdd_pipeline.losses.cirkdv2 import CIRKDv2Loss, channel_mse_scale
-from rdd_pipeline.losses.cwd import CWDFeatureLoss, cwd_loss
-from rdd_pipeline.losses.dist import build_dist
-from rdd_pipeline.losses.dsd import build_psd, csd_loss, csd_scale
-from rdd_pipeline.losses.fitnet import FitNetLoss
-from rdd_pipeline.losses.ifvd import build_ifvd
-from rdd_pipeline.losses.kd import kd_loss
-from rdd_pipeline.losses.mgd import MGDLoss, mgd_scale
-from rdd_pipeline.losses.skd import SKDHolisticLoss, skd_pairwise_loss
+from rdd_pipeline.lazy import Lazy
+
+if TYPE_CHECKING:
+    from rdd_pipeline.losses.base import DistillationLoss, LossContext
+
+loss_files = Lazy("rdd_pipeline.losses")
 
 T = TypeVar("T")
-Scale = Callable[[LossContext], float]
+Scale = Callable[["LossContext"], float]
 
 
 @dataclass(frozen=True)
@@ -147,58 +140,96 @@ class Method:
         return RddParams.model_validate({**rdd.model_dump(), **self.rdd})
 
 
-KD = LossSpec("kd", compare("logits", kd_loss), 1.0)
+def compare(
+    maps: Literal["logits", "feature"], function: Callable[..., Any]
+) -> Callable[..., DistillationLoss]:
+    """How to build a loss of one kind of maps of both networks, see `losses.base.compare`."""
+
+    def build(context: LossContext, **options: Option) -> DistillationLoss:
+        loss: DistillationLoss = loss_files.base.compare(maps, function)(context, **options)
+        return loss
+
+    return build
+
+
+KD = LossSpec("kd", compare("logits", loss_files.kd.kd_loss), 1.0)
 ADVERSARIAL = LossSpec(
-    "skd_holistic", SKDHolisticLoss, {"skd_generator": 0.001, "skd_discriminator": 0.1}
+    "skd_holistic",
+    loss_files.skd.SKDHolisticLoss,
+    {"skd_generator": 0.001, "skd_discriminator": 0.1},
 )
-CWD_LOGITS = LossSpec("cwd_logits", compare("logits", cwd_loss), 3.0)
+CWD_LOGITS = LossSpec("cwd_logits", compare("logits", loss_files.cwd.cwd_loss), 3.0)
 CWD = (
     KD,
     CWD_LOGITS,
     LossSpec(
         "cwd_feature",
-        CWDFeatureLoss,
+        loss_files.cwd.CWDFeatureLoss,
         50.0,
         reference_code={"divisor": "student", "adapter": "unless_equal"},
     ),
 )
-IFVD = (KD, LossSpec("ifvd", build_ifvd, 20.0))
-MGD = LossSpec("mgd", MGDLoss, 2e-5, scale=mgd_scale, reference_code={"adapter": "unless_equal"})
+IFVD = (KD, LossSpec("ifvd", loss_files.ifvd.build_ifvd, 20.0))
+MGD = LossSpec(
+    "mgd",
+    loss_files.mgd.MGDLoss,
+    2e-5,
+    scale=loss_files.mgd.mgd_scale,
+    reference_code={"adapter": "unless_equal"},
+)
 
 METHODS: dict[str, Method] = {
     "baseline": Method("student alone"),
     "kd": Method("KD", (KD,)),
-    "fitnet": Method("FitNet", (KD, LossSpec("fitnet", FitNetLoss, 10.0))),
+    "fitnet": Method("FitNet", (KD, LossSpec("fitnet", loss_files.fitnet.FitNetLoss, 10.0))),
     "at": Method(
-        "AT", (KD, LossSpec("at", compare("feature", at_loss), 10_000.0, scale=unit_map_scale))
+        "AT",
+        (
+            KD,
+            LossSpec(
+                "at",
+                compare("feature", loss_files.at.at_loss),
+                10_000.0,
+                scale=loss_files.base.unit_map_scale,
+            ),
+        ),
     ),
     "skd": Method(
         "SKD",
-        (KD, LossSpec("skd_pairwise", compare("feature", skd_pairwise_loss), 10.0), ADVERSARIAL),
+        (
+            KD,
+            LossSpec("skd_pairwise", compare("feature", loss_files.skd.skd_pairwise_loss), 10.0),
+            ADVERSARIAL,
+        ),
     ),
     "ifvd": Method("IFVD", IFVD, reference_code=(*IFVD, ADVERSARIAL)),
     "cwd": Method("CWD", CWD, reference_code=(*CWD, ADVERSARIAL)),
     "dsd": Method(
         "DSD",
         (
-            LossSpec("psd", build_psd, 1000.0, scale=unit_map_scale),
-            LossSpec("csd", compare("logits", csd_loss), 10.0, scale=csd_scale),
+            LossSpec("psd", loss_files.dsd.build_psd, 1000.0, scale=loss_files.base.unit_map_scale),
+            LossSpec(
+                "csd",
+                compare("logits", loss_files.dsd.csd_loss),
+                10.0,
+                scale=loss_files.dsd.csd_scale,
+            ),
         ),
     ),
     "cirkd": Method(
         "CIRKD",
         (
             KD,
-            LossSpec("cirkd_minibatch", build_cirkd_minibatch, 1.0),
+            LossSpec("cirkd_minibatch", loss_files.cirkd.build_cirkd_minibatch, 1.0),
             LossSpec(
                 "cirkd_memory",
-                CIRKDMemoryLoss,
+                loss_files.cirkd.CIRKDMemoryLoss,
                 {"cirkd_pixel": 0.1, "cirkd_region": 0.1},
                 reference_code={"preset": "cirkd_published"},
             ),
         ),
     ),
-    "dist": Method("DIST", (LossSpec("dist", build_dist, 1.0),)),
+    "dist": Method("DIST", (LossSpec("dist", loss_files.dist.build_dist, 1.0),)),
     "mgd": Method("MGD", (MGD,), reference_code=(MGD, CWD_LOGITS)),
     "af_dcd": Method(
         "Af-DCD",
@@ -206,9 +237,9 @@ METHODS: dict[str, Method] = {
             KD,
             LossSpec(
                 "af_dcd",
-                AfDCDLoss,
+                loss_files.af_dcd.AfDCDLoss,
                 {"af_dcd_feature": 2e-6, "af_dcd_contrast": 0.005},
-                scale={"af_dcd_feature": mgd_scale},
+                scale={"af_dcd_feature": loss_files.mgd.mgd_scale},
             ),
         ),
     ),
@@ -218,7 +249,7 @@ METHODS: dict[str, Method] = {
             KD,
             LossSpec(
                 "cirkdv2",
-                CIRKDv2Loss,
+                loss_files.cirkdv2.CIRKDv2Loss,
                 {
                     "cirkd_minibatch": 1.0,
                     "cirkd_pixel": 0.1,
@@ -228,13 +259,16 @@ METHODS: dict[str, Method] = {
                     "channel_memory": 0.1,
                     "channel_mse": 100.0,
                 },
-                scale={"channel_mse": channel_mse_scale},
+                scale={"channel_mse": loss_files.cirkdv2.channel_mse_scale},
                 reference_code={"preset": "cirkd_published", "attention_bias": False},
             ),
         ),
     ),
     # It splits KD itself in edge and body: none beside it.
-    "bpkd": Method("BPKD", (LossSpec("bpkd", build_bpkd, {"bpkd_edge": 50.0, "bpkd_body": 20.0}),)),
+    "bpkd": Method(
+        "BPKD",
+        (LossSpec("bpkd", loss_files.bpkd.build_bpkd, {"bpkd_edge": 50.0, "bpkd_body": 20.0}),),
+    ),
     "tfe": Method("RDD, TFE stage", (KD,), RDD, trains="tfe"),
     "tse": Method("RDD", (KD,), RDD, trains="tse"),
 }

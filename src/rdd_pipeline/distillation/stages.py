@@ -9,15 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
-
-from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.config import RddParams
-from rdd_pipeline.losses.cross_entropy import TaskLoss, cross_entropy_loss
-from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
-from rdd_pipeline.networks import NetworkOutput
+from rdd_pipeline.lazy import Lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdd_pipeline.collectives import Collectives
+    from rdd_pipeline.losses.cross_entropy import TaskLoss, cross_entropy_loss
+    from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
+    from rdd_pipeline.networks import NetworkOutput
+else:  # the table of methods is read by every command, torch is needed by a training
+    cross_entropy_loss = Lazy("rdd_pipeline.losses.cross_entropy.cross_entropy_loss")
+    tfe_loss = Lazy("rdd_pipeline.losses.rdd.tfe_loss")
+    tse_loss = Lazy("rdd_pipeline.losses.rdd.tse_loss")
 
 
 class TaskInputs(NamedTuple):

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
@@ -17,7 +17,6 @@ from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol, MemoryDataset
 from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
-from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
 from rdd_pipeline.commands import Session
 from rdd_pipeline.config import (
@@ -28,9 +27,16 @@ from rdd_pipeline.config import (
     TeacherParams,
     TrainerParams,
 )
+from rdd_pipeline.distillation.methods import check_changes
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.tracking.addresses import without_secrets
 from rdd_pipeline.tracking.records import database_path
+
+if TYPE_CHECKING:
+    from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+else:  # it imports MLflow
+    KedroMlflowConfig = Lazy("kedro_mlflow.config.kedro_mlflow_config.KedroMlflowConfig")
 
 _Kind = TypeVar("_Kind")
 
@@ -193,8 +199,7 @@ def check_machine(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None)
     used = pipeline.inputs()
     if catalog is None or "params:trainer" not in used:
         return
-    # They import torch, which a command that computes nothing can do without.
-    from rdd_pipeline.distillation.methods import check_changes
+    # It imports torch, which a command that computes nothing can do without.
     from rdd_pipeline.training.preparation import check_names, check_trainer
 
     names = ("trainer", "recipe", "teacher_recipe", "teacher", "student", "methods")

@@ -20,17 +20,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
-from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import ValidationError
 
 from rdd_pipeline import tracking
@@ -60,6 +57,7 @@ from rdd_pipeline.hooks.parameters import check_parameters
 from rdd_pipeline.hooks.plugins import only_shows_runs
 from rdd_pipeline.hooks.run import OpenRun
 from rdd_pipeline.interruptions import Signals, interruption
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow, send_left
 from rdd_pipeline.tracking.addresses import (
     hide_secrets_in_logs,
@@ -72,6 +70,13 @@ from rdd_pipeline.tracking.database import explain, make_database
 from rdd_pipeline.tracking.delivery import UNTRACKED
 from rdd_pipeline.tracking.records import first_line
 
+if TYPE_CHECKING:
+    from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+
+# Every `kedro` command makes the hook; those that run nothing do without MLflow.
+mlflow = Lazy("mlflow")
+MlflowHook = Lazy("kedro_mlflow.framework.hooks.MlflowHook")
+
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
@@ -81,7 +86,7 @@ RUN_END_SECONDS = 20.0
 """How long the end of a run waits for what is being sent."""
 
 
-class ExperimentHook(MlflowHook):  # type: ignore[misc]
+class ExperimentHook:
     """Records Kedro runs in MLflow.
 
     Nothing that goes wrong with MLflow reaches the run: calls either go through a background
@@ -93,7 +98,6 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
     """
 
     def __init__(self, parameters: type[Params] | None = None) -> None:
-        super().__init__()
         self._parameters = parameters
         self._project = Path()
         self._env: str | None = None
@@ -141,11 +145,12 @@ class ExperimentHook(MlflowHook):  # type: ignore[misc]
             self._config = mlflow_config(context)
             remember_secrets_in(self._config.model_dump())
             make_database(uri)
-            setup = partial(super().after_context_created, context)
+            plugin = MlflowHook()
+            setup = partial(plugin.after_context_created, context)
             # An active run is one of this thread.
             setup() if mlflow.active_run() is not None else _within(START_SECONDS, setup)
-            self._config = self.mlflow_config
-            self._client = self.mlflow_config.server._mlflow_client
+            self._config = plugin.mlflow_config
+            self._client = plugin.mlflow_config.server._mlflow_client
         except ValidationError as error:
             raise UserError(f"mlflow.yml is not valid. {without_secrets(str(error))}") from error
         except Exception as error:

@@ -7,8 +7,10 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
+
+from kedro.framework.cli.utils import LazyGroup
 
 
 def find_own_programs() -> None:
@@ -29,6 +31,35 @@ def keep_viz_offline() -> None:
         pypi.requests = SimpleNamespace(
             get=lambda *_, **__: answer, exceptions=pypi.requests.exceptions
         )
+
+
+class _MlflowCommands(ModuleType):
+    """Stands for kedro-mlflow's module of commands until one of them is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("kedro_mlflow.framework.cli.cli")
+        # What the plugin's entry point names, under its name and with its one subcommand.
+        self.commands = LazyGroup(
+            name="Mlflow",
+            help="Kedro plugin for interactions with mlflow.",
+            lazy_subcommands={"mlflow": f"{self.__name__}.mlflow_commands"},
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+def load_mlflow_commands_when_used() -> None:
+    """Let ``kedro`` commands that have nothing to do with MLflow do without it.
+
+    Kedro imports every plugin's commands before it knows which one is wanted, and those of
+    kedro-mlflow import all of MLflow, web server included: 1.8 of 2.6 seconds of CPU.
+    """
+    sys.modules.setdefault("kedro_mlflow.framework.cli.cli", _MlflowCommands())
 
 
 def only_shows_runs() -> bool:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
 from rdd_pipeline.distillation.methods import find_method
-from rdd_pipeline.pipelines.method_nodes import (
-    draw_history,
-    make_evaluate_node,
-    make_plan_node,
-    make_train_node,
-)
+from rdd_pipeline.lazy import Lazy
+from rdd_pipeline.pipelines.node import Node
+
+_nodes = Lazy("rdd_pipeline.pipelines.method_nodes")
 
 
 def method_pipeline(method: str) -> Pipeline:
@@ -37,28 +35,28 @@ def method_pipeline(method: str) -> Pipeline:
         outputs.append(f"state_{method}")
     nodes = [
         Node(
-            make_plan_node(method),
+            _nodes.make_plan_node.made_with(method, name=f"plan_{method}"),
             name=f"plan_{method}_node",
             inputs=_planned_from(method),
             outputs=f"plan_{method}",
             tags=["checks"],
         ),
         Node(
-            make_train_node(method),
+            _nodes.make_train_node.made_with(method, name=f"train_{method}"),
             name=f"train_{method}_node",
             inputs=_run_with(method) | _trained_from(method),
             outputs=outputs,
             tags=["gpu", "training"],
         ),
         Node(
-            make_evaluate_node(method),
+            _nodes.make_evaluate_node.made_with(method, name=f"evaluate_{method}"),
             name=f"evaluate_{method}_node",
             inputs=_run_with(method) | evaluated,
             outputs=[f"metrics_{method}", f"confusion_{method}"],
             tags=["gpu", "evaluation"],
         ),
         Node(
-            draw_history,
+            _nodes.draw_history,
             name=f"draw_{method}_history_node",
             inputs=f"history_{method}",
             outputs=f"curves_{method}",

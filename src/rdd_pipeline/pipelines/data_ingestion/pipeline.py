@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
-from .nodes import index_images, inspect_images, pack_images, preview_images
+from rdd_pipeline.lazy import Lazy
+from rdd_pipeline.pipelines.node import Node
+
+_nodes = Lazy("rdd_pipeline.pipelines.data_ingestion.nodes")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -12,7 +15,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                inspect_images,
+                _nodes.inspect_images,
                 name="inspect_images_node",
                 inputs={
                     "raw_images": "raw_images",
@@ -23,14 +26,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 tags=["data"],
             ),
             Node(
-                index_images,
+                _nodes.index_images,
                 name="index_images_node",
                 inputs=["inspection", "params:data"],
                 outputs=["indexed_images", "image_index", "data_tags"],
                 tags=["data"],
             ),
             Node(
-                pack_images,
+                _nodes.pack_images,
                 name="pack_images_node",
                 inputs={
                     "indexed_images": "indexed_images",
@@ -41,7 +44,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 tags=["data"],
             ),
             Node(
-                preview_images,
+                _nodes.preview_images,
                 name="preview_images_node",
                 inputs="images",
                 outputs="data_preview",

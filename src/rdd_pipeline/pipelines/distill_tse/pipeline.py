@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.pipelines import distill_tfe
 from rdd_pipeline.pipelines.method_pipeline import method_pipeline
+from rdd_pipeline.pipelines.node import Node
 from rdd_pipeline.pipelines.summary import summary_pipeline
 
-from .nodes import draw_pixels
+_nodes = Lazy("rdd_pipeline.pipelines.distill_tse.nodes")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -19,7 +21,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     results = Pipeline(
         [
             Node(
-                draw_pixels,
+                _nodes.draw_pixels,
                 name="draw_pixels_node",
                 inputs={
                     "images": "images",

@@ -2,16 +2,12 @@
 
 from typing import Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
-from .nodes import (
-    compare_by_class,
-    compare_methods,
-    draw_classes,
-    draw_comparison,
-    draw_cost,
-    write_report,
-)
+from rdd_pipeline.lazy import Lazy
+from rdd_pipeline.pipelines.node import Node
+
+_nodes = Lazy("rdd_pipeline.pipelines.evaluation.nodes")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -19,42 +15,42 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                compare_methods,
+                _nodes.compare_methods,
                 name="compare_methods_node",
                 inputs=["trained_metrics", "params:evaluation"],
                 outputs="comparison_table",
                 tags=["evaluation"],
             ),
             Node(
-                compare_by_class,
+                _nodes.compare_by_class,
                 name="compare_by_class_node",
                 inputs="trained_metrics",
                 outputs="class_table",
                 tags=["evaluation"],
             ),
             Node(
-                draw_comparison,
+                _nodes.draw_comparison,
                 name="draw_comparison_node",
                 inputs="comparison_table",
                 outputs="comparison_figure",
                 tags=["figures"],
             ),
             Node(
-                draw_classes,
+                _nodes.draw_classes,
                 name="draw_classes_node",
                 inputs="class_table",
                 outputs="class_figure",
                 tags=["figures"],
             ),
             Node(
-                draw_cost,
+                _nodes.draw_cost,
                 name="draw_cost_node",
                 inputs="comparison_table",
                 outputs="cost_figure",
                 tags=["figures"],
             ),
             Node(
-                write_report,
+                _nodes.write_report,
                 name="write_report_node",
                 inputs={
                     "trained_metrics": "trained_metrics",

@@ -2,14 +2,16 @@
 
 from typing import Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.pipelines import data_ingestion
-from rdd_pipeline.pipelines.method_nodes import check_networks
 from rdd_pipeline.pipelines.method_pipeline import method_pipeline
+from rdd_pipeline.pipelines.node import Node
 from rdd_pipeline.pipelines.summary import summary_pipeline
 
-from .nodes import import_weights
+_nodes = Lazy("rdd_pipeline.pipelines.train_teacher.nodes")
+_method_nodes = Lazy("rdd_pipeline.pipelines.method_nodes")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -22,13 +24,13 @@ def teacher_pipeline() -> Pipeline:
     networks = Pipeline(
         [
             Node(
-                import_weights,
+                _nodes.import_weights,
                 name="import_weights_node",
                 inputs={"images": "images", "teacher": "params:teacher"},
                 outputs="given_teacher",
             ),
             Node(
-                check_networks,
+                _method_nodes.check_networks,
                 name="check_networks_node",
                 inputs={
                     "images": "images",
