@@ -65,6 +65,10 @@ def _fits_memory(size: tuple[int, int]) -> tuple[int, int]:
 
 Size = Annotated[tuple[Side, Side], AfterValidator(_fits_memory)]
 """(height, width) in pixels."""
+Overlap = Annotated[float, Field(ge=0.0, le=0.95)]
+OVERLAP_MEANING = (
+    "Share of a window that the next one covers too, at least; there they are blended."
+)
 
 
 FORMER_NAMES: Mapping[str, Any] = {"former_names": True}
@@ -376,7 +380,9 @@ class RddParams(Params):
 
 
 class EvaluationParams(Params):
-    """Whole-image evaluation of trained networks."""
+    """Evaluation of trained networks, of whole images unless a window is set."""
+
+    added = ("window", "overlap")
 
     splits: tuple[str, ...] = Field(("val", "test"), description="Splits that are there are used.")
     batch_size: Many = Field(8, description="Images of equal size evaluated together.")
@@ -387,6 +393,12 @@ class EvaluationParams(Params):
     average: Literal["softmax", "logits"] = Field(
         "softmax", description="What several scales or flips average."
     )
+    window: Side | Size | None = Field(
+        None,
+        description="Larger images are predicted by a sliding window: side of a square or (height, "
+        "width) in pixels of the images as they are evaluated. None: all images as a whole.",
+    )
+    overlap: Overlap = Field(0.25, description=OVERLAP_MEANING)
     figure_images: int = Field(3, ge=0, le=1000, description="Images shown in the figure.")
     metric: str = Field(
         "miou",
@@ -395,7 +407,13 @@ class EvaluationParams(Params):
 
     def protocol(self) -> dict[str, Any]:
         """What decides the scores of a network on a split, to be digested."""
-        return self.model_dump(mode="json", include={"scales", "flip", "average"})
+        windows = {"window", "overlap"} if self.window else set()
+        return self.model_dump(mode="json", include={"scales", "flip", "average"} | windows)
+
+    @property
+    def window_size(self) -> tuple[int, int] | None:
+        """(height, width) of the window."""
+        return (self.window, self.window) if isinstance(self.window, int) else self.window
 
 
 class TrainerParams(Params):

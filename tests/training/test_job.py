@@ -66,6 +66,8 @@ DECIDING = {
     "scales of validation": {"evaluation": EvaluationParams(scales=(0.5, 1.0))},
     "mirrored validation": {"evaluation": EvaluationParams(flip=True)},
     "average of validation": {"evaluation": EvaluationParams(average="logits")},
+    "window of validation": {"evaluation": EvaluationParams(window=64)},
+    "overlap of validation": {"evaluation": EvaluationParams(window=64, overlap=0.5)},
     "warm-up": {"rdd": {"tfe_length": 4}},
     "mode": {"rdd": {"mode": "or"}},
     "threshold": {"rdd": {"threshold": 0.6}},
@@ -108,7 +110,7 @@ def test_colors_of_figures_and_the_name_of_a_label_set_train_nothing_anew(make_j
 
 
 def test_evaluation_counts_where_it_picks_the_weights(make_job):
-    size = EvaluationParams(batch_size=1, splits=("val",), figure_images=0)
+    size = EvaluationParams(batch_size=1, splits=("val",), figure_images=0, overlap=0.5)
     assert _fingerprint(make_job(evaluation=size)) == _fingerprint(make_job())
     flipped = {"evaluation": EvaluationParams(flip=True), "recipe": {"keep": "last"}}
     assert _fingerprint(make_job(**flipped)) == _fingerprint(make_job(recipe={"keep": "last"}))

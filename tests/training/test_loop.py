@@ -491,13 +491,13 @@ def test_validation_scores_as_the_evaluation_does(run, make_job, blocks, monkeyp
         lambda *args, **kwargs: (seen.append(kwargs), evaluate(*args, **kwargs))[1],
     )
     params = EvaluationParams(
-        splits=("val",), batch_size=1, scales=(0.5, 1.5), flip=True, average="logits"
+        splits=("val",), batch_size=1, scales=(0.5, 1.5), flip=True, average="logits", window=20
     )
     result = run(make_job("baseline", evaluation=params))
     assert set(sizes) == {1}
     scores = score_splits(result.network, blocks.images, params, device=torch.device("cpu"))
     assert scores["val"]["miou"] == pytest.approx(result.state.best.miou, abs=1e-12)
-    expected = {"scales": (0.5, 1.5), "flip": True, "average": "logits"}
+    expected = {"scales": (0.5, 1.5), "flip": True, "average": "logits", "window": (20, 20)}
     assert all(kwargs.items() >= expected.items() for kwargs in seen)
 
 

@@ -53,6 +53,8 @@ def score_splits(
             scales=params.scales,
             flip=params.flip,
             average=params.average,
+            window=params.window_size,
+            overlap=params.overlap,
             group=group,
         )
         results[split] = _as_json(Scores.from_matrix(matrix), labels, matrix)

@@ -338,6 +338,8 @@ class Trainer:
             scales=job.evaluation.scales,
             flip=job.evaluation.flip,
             average=job.evaluation.average,
+            window=job.evaluation.window_size,
+            overlap=job.evaluation.overlap,
             group=self.ranks.group,
         )
         return Scores.from_matrix(matrix)
