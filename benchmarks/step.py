@@ -42,7 +42,7 @@ from rdd_pipeline.networks.frozen import freeze
 from rdd_pipeline.training.build import build
 from rdd_pipeline.training.device import set_up
 from rdd_pipeline.training.job import TrainingJob
-from rdd_pipeline.training.loop import Trainer
+from rdd_pipeline.training.loop import Trainer, on_device
 from rdd_pipeline.training.training import Training
 
 CLASSES = 19
@@ -208,13 +208,13 @@ class Bench:
         )
         training = Training(job, Images(Path(), (), LABELS), teacher)
         options = TrainerParams(device=self.options.device, threads=self.options.threads)
-        trainer = Trainer(_Unchecked(training), options, self.device, None, None, None)
+        trainer = Trainer(_Unchecked(training), options, self.device, None, None)
         components = build(training, options, self.device, trainer.micro_batches)
         components.wrapped.train()
         batch = Batch(iteration, self.images, self.labels)
 
         def step() -> None:
-            trainer._one_step(components, batch, 1e-4)
+            trainer._one_step(components, on_device(batch, trainer), 1e-4)
             while len(trainer._readings) > int(self.on_cuda):  # as the training reads them
                 trainer._check(trainer._readings.popleft())
 

@@ -687,7 +687,7 @@ def test_loader_processes_that_deliver_no_more_cost_no_step(
     run, make_job, tmp_path, monkeypatch, stopped
 ):
     """A signal while they are waited for, or they died: what was done so far is stored."""
-    whole, real = run(make_job()), loop.Trainer._batches
+    whole, real = run(make_job()), loop.Trainer.batches
 
     def fails(self, first, last, stop):
         yield from (batch for batch in real(self, first, 3, stop))
@@ -702,7 +702,7 @@ def test_loader_processes_that_deliver_no_more_cost_no_step(
     )
     rare = CPU.model_copy(update={"checkpoint_every": 1e6})
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_batches", fails)
+        patch.setattr(loop.Trainer, "batches", fails)
         with pytest.raises(expected[0], match=expected[1]):
             run(make_job(), store=tmp_path, trainer=rare)
     assert RunStore(tmp_path, whole.fingerprint).latest().iteration == 3

@@ -59,7 +59,7 @@ def test_the_teacher_is_neither_trained_nor_saved(teacher):
 
 def test_no_gradient_reaches_the_teacher_and_it_stays_in_eval_mode(teacher, batch):
     step = _step("tse", teacher).train()
-    (network,) = step._teacher
+    network = step.teacher.network
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     step(*batch, 1).total.backward()
     assert not network.training
@@ -71,7 +71,7 @@ def test_no_gradient_reaches_the_teacher_and_it_stays_in_eval_mode(teacher, batc
 def test_each_network_is_fed_as_it_was_made_to_be(teacher, batch):
     step = _step("kd", teacher, preprocessing=Preprocessing.caffe_bgr())
     fed = {}
-    (network,) = step._teacher
+    network = step.teacher.network
     network.register_forward_pre_hook(lambda _, inputs: fed.update(teacher=inputs[0]))
     step.student.register_forward_pre_hook(lambda _, inputs: fed.update(student=inputs[0]))
     step(*batch, 1)

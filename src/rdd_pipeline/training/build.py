@@ -23,7 +23,7 @@ from rdd_pipeline.training.device import memory_format
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer
 from rdd_pipeline.training.state import TrainState, copy_to_cpu
-from rdd_pipeline.training.step import TrainingStep
+from rdd_pipeline.training.step import Teacher, TrainingStep
 from rdd_pipeline.training.synchronized import MicroBatches, convert_sync_layers
 from rdd_pipeline.training.training import Training
 
@@ -90,6 +90,7 @@ def build(
     micro_batches: MicroBatches,
     *,
     pretrained: bool = True,
+    teacher: Teacher | None = None,
 ) -> Components:
     """Build everything for the first iteration; weights depend on the seed alone.
 
@@ -99,6 +100,7 @@ def build(
         device: Where.
         micro_batches: How each batch is divided.
         pretrained: Whether to read pretrained weights; False: they come with a state.
+        teacher: The training's teacher as another training has built it, to share it.
 
     Raises:
         UserError: Networks or losses do not fit together.
@@ -109,23 +111,24 @@ def build(
         job.network, num_classes=training.images.labels.num_classes, pretrained=pretrained
     )
     autocast = torch.bfloat16 if job.precision == "bfloat16" else None
-    teacher = None
+    network = None
     if training.teacher is not None and job.definition.needs_teacher:
-        teacher = training.teacher.build()
+        network = training.teacher.build()
     step = TrainingStep(
         student,
-        _objective(training, student, teacher, micro_batches.ranks),
-        teacher=teacher,
+        _objective(training, student, network, micro_batches.ranks),
+        teacher=network,
         student_preprocessing=Preprocessing.for_network(job.network),
         teacher_preprocessing=training.teacher.header.preprocessing if training.teacher else None,
         autocast=autocast,
     )
-    if teacher is not None:
-        if (
-            device.type == "cuda"
-        ):  # on CPUs, results are to be those of earlier versions bit for bit
-            teacher = freeze(teacher, autocast)  # the losses have seen its maps
-        _to_device(teacher, device, trainer)
+    if network is not None and teacher is not None:
+        step.teacher = teacher  # its own was built for the shapes of its maps
+    elif network is not None:
+        if device.type == "cuda":
+            # On CPUs, results are to be those of earlier versions bit for bit.
+            network = freeze(network, autocast)  # the losses have seen its maps
+        _to_device(network, device, trainer)
     _to_device(step, device, trainer)
     against = [p for module in step.objective.adversaries() for p in module.parameters()]
     ids = {id(parameter) for parameter in against}

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 
@@ -47,6 +47,7 @@ from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.reading import Reading
 from rdd_pipeline.training.schedule import learning_rate
 from rdd_pipeline.training.state import Best, TrainState, copy_to_cpu
+from rdd_pipeline.training.step import Teacher
 from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
 from rdd_pipeline.training.synchronized import MicroBatches
 from rdd_pipeline.training.training import Training, TrainingResult
@@ -82,11 +83,31 @@ def train(
     """
     device = resolve_device(trainer.device) if device is None else device
     set_up(trainer, device)
-    return Trainer(training, trainer, device, group, on_log, stop).run()
+    member = Trainer(training, trainer, device, group, on_log)
+    finished = member.finished()
+    if finished is not None:
+        return training.result(finished, trained=0)
+    with errors_of_torch([member]):
+        member.start()
+        before = member.state.iteration
+        Lockstep([member], training.job.title).run(stop)
+    final = member.complete()
+    return training.result(final, trained=final.iteration - before)
 
 
 class Trainer:
-    """One call of `train`, on one of the ranks."""
+    """One training, on one of the ranks: what `Lockstep` asks of it, step by step.
+
+    Args:
+        training: What to train, and where it is kept.
+        trainer: How to run here.
+        device: Where to compute.
+        group: Ranks that train together; None: this process alone.
+        on_log: Called with (iteration, values) for every point of the curves.
+    """
+
+    components: Components
+    curves: Curves
 
     def __init__(
         self,
@@ -95,7 +116,6 @@ class Trainer:
         device: torch.device,
         group: dist.ProcessGroup | None,
         on_log: OnLog | None,
-        stop: threading.Event | None,
     ) -> None:
         self.training, self.job, self.store = training, training.job, training.store
         self.trainer, self.device = trainer, device
@@ -104,7 +124,6 @@ class Trainer:
         self.coordinator = Coordinator(self.ranks, device, has_store=self.store is not None)
         self.is_writer = self.coordinator.is_writer
         self.on_log = (on_log or (lambda iteration, values: None)) if self.is_writer else None
-        self.stop = stop
         self.state = TrainState()
         self._size: Tensor | None = None
         """Norm of what the last step has changed."""
@@ -114,34 +133,33 @@ class Trainer:
             training.check(self.ranks.size)
             self.state.fingerprint = training.fingerprint
 
-    def run(self) -> TrainingResult:
-        """Train to the end of the job, or load it."""
+    def finished(self) -> TrainState | None:
+        """The final state, if all is done already; else what is trained is written down."""
         store = self.store
         finished = self.coordinator.from_writer(lambda: store.finished_state() if store else None)
         if finished is not None:
             self._say("already trained (%s), loaded.", finished.fingerprint)
-            return self.training.result(finished, trained=0)
-        if store and self.is_writer:
+        elif store and self.is_writer:
             store.describe(self.training.description())
-        with self._errors_of_torch():
-            components = self._start()
-            before = self.state.iteration
-            self._iterate(components)
-        final = self._complete(components)
-        return self.training.result(final, trained=final.iteration - before)
+        return finished
 
-    def _start(self) -> Components:
-        """Build everything and go on from what there is: a checkpoint, or the initial state."""
+    def start(self, teacher: Teacher | None = None) -> None:
+        """Build everything and go on from what there is: a checkpoint, or the initial state.
+
+        Args:
+            teacher: Of another training, to be shared.
+        """
         store, from_writer = self.store, self.coordinator.from_writer
         resumed = from_writer(lambda: store.latest() if store else None)
         state = resumed or from_writer(lambda: self.training.initial_state)
         together = self.coordinator.on_one_machine
-        components = build(
+        self.components = components = build(
             self.training,
             self.trainer,
             self.device,
             self.micro_batches,
             pretrained=self.is_writer or together,
+            teacher=teacher,
         )
         if state is None and not together:
             # Pretrained weights are files of one machine.
@@ -151,75 +169,60 @@ class Trainer:
             self.state = state.without_tensors(self.state.fingerprint)
         if resumed is not None:
             self._say("going on after iteration %d.", resumed.iteration)
-        return components
 
-    def _iterate(self, components: Components) -> None:
-        job, first, last = self.job, self.state.iteration + 1, self.job.last_iteration
-        if first > last:
-            return
-        reset_peak_memory(self.device)
-        components.wrapped.train()
-        best = self.state.best.miou if self.state.best else None
-        saved = time.monotonic()
-        with (
-            stop_signals(self.stop) as stop,
-            TrainingProgress(job.title, first, last, best=best, silent=not self.is_writer) as bar,
-        ):
-            curves = Curves(job, self.training.images.labels, self.state, bar, self.on_log)
-            for batch in self._delivered(self._batches(first, last, stop), components, curves):
-                lr = learning_rate(job.recipe.optimizer, batch.iteration, job.recipe.iterations)
-                self._one_step(components, batch, lr)
-                iteration = self.state.iteration = batch.iteration
-                log = iteration % self.trainer.log_every == 0 or iteration == last
-                validate = self._validation_is_due()
-                # What a GPU says of a step is looked at while it computes the next.
-                self._read(curves, but=1 if self._defers and not (log or validate) else 0)
-                if log:
-                    peak = peak_memory(self.device)
-                    self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak)
-                    curves.log(lr)
-                if validate:
-                    self._validate(components, curves)
-                due = time.monotonic() - saved > self.trainer.checkpoint_every
-                # All save at once, though their clocks differ: weights are looked at together.
-                due, stopping = self.coordinator.any(due, stop.is_set())
-                if iteration < last and (validate or due or stopping):
-                    self._read(curves, but=0)
-                    self._save(components)
-                    saved = time.monotonic()
-                    curves.resume_clock()
-                if stopping:
-                    self._stop(components)
-            if self.state.iteration < last:
-                # A signal came while this rank waited for its loader processes.
-                self._save_alone(components, curves)
-                self._stop(components, together=False)
+    def open(self, progress: TrainingProgress) -> None:
+        """The first step comes next; `progress` is told of all of them."""
+        self.components.wrapped.train()
+        labels = self.training.images.labels
+        self.curves = Curves(self.job, labels, self.state, progress, self.on_log)
+        self._saved = time.monotonic()
 
-    def _delivered(
-        self, batches: Iterator[Batch], components: Components, curves: Curves
-    ) -> Iterator[Batch]:
-        """The batches; where their loader processes fail, what was done so far is kept."""
-        begin = time.monotonic()
-        try:
-            with self._profile() as profile:
-                for batch in batches:
-                    waited = time.monotonic() - begin
-                    curves.waited(waited)
-                    if profile is not None:
-                        profile.begin_step(waited)
-                    yield batch
-                    begin = time.monotonic()
-        except LoaderFailedError as error:
-            self._save_alone(components, curves)
-            kept = self._kept() and "The same command goes on from the last checkpoint."
-            raise UserError(f"{self.job.title}: {error} {kept}".rstrip()) from error
+    def step(self, batch: Batch) -> None:
+        """Learn from a batch on the device, and do what is due after it but the checkpoint."""
+        lr = learning_rate(self.job.recipe.optimizer, batch.iteration, self.job.recipe.iterations)
+        self._one_step(self.components, batch, lr)
+        iteration = self.state.iteration = batch.iteration
+        log = iteration % self.trainer.log_every == 0 or self.is_over
+        validate = self._validation_is_due()
+        # What a GPU says of a step is looked at while it computes the next.
+        self._read(but=1 if self._defers and not (log or validate) else 0)
+        if log:
+            peak = peak_memory(self.device)
+            self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak)
+            self.curves.log(lr)
+        if validate:
+            self._validate()
 
-    def _profile(self) -> AbstractContextManager[Profile | None]:
-        if not (self.trainer.profile and self.store and self.is_writer):
-            return nullcontext()
-        return Profile(self.device, self.store.profile, self.job.title)
+    def keep(self, stop: bool) -> bool:
+        """Write the checkpoint if it is due, or at a stop.
 
-    def _batches(self, first: int, last: int, stop: threading.Event) -> Iterator[Batch]:
+        Args:
+            stop: This rank was asked to stop.
+
+        Returns:
+            Whether any rank was.
+        """
+        due = time.monotonic() - self._saved > self.trainer.checkpoint_every
+        # All save at once, though their clocks differ: weights are looked at together.
+        due, stopping = self.coordinator.any(due, stop)
+        if not self.is_over and (self._validation_is_due() or due or stopping):
+            self._read(but=0)
+            self._save()
+            self._saved = time.monotonic()
+            self.curves.resume_clock()
+        return stopping
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last iteration is done."""
+        return self.state.iteration >= self.job.last_iteration
+
+    def is_next(self, iteration: int) -> bool:
+        """Whether this iteration is the one to be done next."""
+        return self.state.iteration == iteration - 1 and not self.is_over
+
+    def batches(self, first: int, last: int, stop: threading.Event) -> Iterator[Batch]:
+        """Those of the iterations `first`..`last`; they end early once `stop` is set."""
         job = self.job
         return self.training.images.split("train").training_batches(
             job.recipe.augment,
@@ -237,15 +240,21 @@ class Trainer:
             ),
         )
 
+    def profile(self) -> AbstractContextManager[Profile | None]:
+        """Measures the first steps, if that is asked for."""
+        if not (self.trainer.profile and self.store and self.is_writer):
+            return nullcontext()
+        return Profile(self.device, self.store.profile, self.job.title)
+
     def _one_step(self, components: Components, batch: Batch, lr: float) -> None:
-        """Forward, check, backward, update; leaves the step's numbers to be read."""
+        """Forward, check, backward, update; leaves the step's numbers to be read.
+
+        The batch is `on_device`.
+        """
         # The same on all ranks, which draw what one process would draw and take their share of it.
         seed = step_seed(self.job.seed, batch.iteration)
         torch.manual_seed(seed)
-        pinned = self.device.type == "cuda"  # elsewhere the memory may be gone before it is read
-        images = batch.images.to(self.device, non_blocking=pinned)
-        labels = batch.labels.to(self.device, non_blocking=pinned)
-        images = images.contiguous(memory_format=memory_format(self.trainer, self.device))
+        _, images, labels = batch
         for group in components.optimizer.param_groups:
             group["lr"] = lr
         if self.micro_batches.parts > 1:
@@ -289,12 +298,12 @@ class Trainer:
             # Looked at with the numbers of the next step, or when something is made of the weights.
             self._size = total_norm(changed_by_step(components.step, components.optimizers))
 
-    def _read(self, curves: Curves, *, but: int) -> None:
+    def _read(self, *, but: int) -> None:
         """Check and count the steps whose numbers were not read yet, but for the last `but`."""
         while len(self._readings) > but:
             reading = self._readings.popleft()
             self._check(reading)
-            curves.add(reading.values, reading.counts)
+            self.curves.add(reading.values, reading.counts)
 
     def _check(self, reading: Reading) -> None:
         """Stop where something is no number any more; gradients are named where they are why."""
@@ -308,20 +317,20 @@ class Trainer:
         recipe, iteration = self.job.recipe, self.state.iteration
         return iteration % recipe.validate_every == 0 or iteration == recipe.iterations
 
-    def _validate(self, components: Components, curves: Curves) -> None:
+    def _validate(self) -> None:
         state = self.state
         if self.training.images.split("val").samples:
             self._require_sound()
-            scores = self._scores(components)
+            scores = self._scores()
             # NaN (no labeled pixel) is never the best; of older work it may stand there.
             best = math.nan if state.best is None else state.best.miou
             if scores.miou > best or (math.isnan(best) and not math.isnan(scores.miou)):
-                weights = copy_to_cpu(components.step.student.state_dict())
+                weights = copy_to_cpu(self.components.step.student.state_dict())
                 state.best = Best(scores.miou, state.iteration, weights)
-            curves.validated(scores)
-            curves.resume_clock()
+            self.curves.validated(scores)
+            self.curves.resume_clock()
 
-    def _scores(self, components: Components) -> Scores:
+    def _scores(self) -> Scores:
         job, labels = self.job, self.training.images.labels
         batches = self.training.images.split("val").evaluation_batches(
             # Not the training's: whole images take many times the memory of crops.
@@ -329,7 +338,7 @@ class Trainer:
             Loader(rank=self.ranks.rank, world_size=self.ranks.size),
         )
         matrix = evaluate(
-            components.step.student,
+            self.components.step.student,
             Preprocessing.for_network(job.network),
             batches,
             num_classes=labels.num_classes,
@@ -344,48 +353,33 @@ class Trainer:
         )
         return Scores.from_matrix(matrix)
 
-    def _save(self, components: Components) -> None:
+    def _save(self) -> None:
         self._require_sound()
         if self.store and self.is_writer:
-            self.store.save(components.snapshot(self.state))
+            self.store.save(self.components.snapshot(self.state))
 
-    def _save_alone(self, components: Components, curves: Curves) -> None:
+    def save_alone(self) -> None:
         """Save if there are no other ranks: they are in the middle of a step, and do not answer."""
         if self.ranks.group is None and self.state.iteration >= self.job.first_iteration:
-            self._read(curves, but=0)
-            self._save(components)
+            self._read(but=0)
+            self._save()
 
-    def _complete(self, components: Components) -> TrainState:
+    def complete(self) -> TrainState:
         """Write the final state and mark the work as done."""
         self._require_sound()
-        final = components.snapshot(self.state)
+        final = self.components.snapshot(self.state)
         if self.store and self.is_writer:
             self.store.save(final)
             self.store.finish(final.iteration)
         self.coordinator.wait()
         return final
 
-    def _stop(self, components: Components, *, together: bool = True) -> NoReturn:
-        iteration, last = self.state.iteration, self.job.last_iteration
-        if iteration == last:
-            self._complete(components)
-        if together:
-            self.coordinator.wait()
-        raise TrainingInterruptedError(
-            f"{self.job.title} was asked to stop after iteration {iteration} of {last}. "
-            + (
-                "Its state is saved; the same command goes on from there."
-                if self.store
-                else "Nothing was saved."
-            )
-        )
-
     def _say(self, text: str, *values: object) -> None:
         """One line for all ranks."""
         if self.is_writer:
             logger.info("%s: " + text, self.job.title, *values)
 
-    def _kept(self) -> str:
+    def kept(self) -> str:
         """What there is to go on from, as a sentence."""
         return "The last checkpoint is whole. " if self.store and self.store.latest() else ""
 
@@ -410,37 +404,166 @@ class Trainer:
 
     def _refuse(self, iteration: int, what: str) -> NoReturn:
         raise NonFiniteLossError(
-            f"{self.job.title}: non-finite at iteration {iteration}: {what} {self._kept()}Lower "
+            f"{self.job.title}: non-finite at iteration {iteration}: {what} {self.kept()}Lower "
             "recipe.optimizer.lr, set recipe.clip_norm, or use trainer.precision=float32."
         )
 
-    @contextmanager
-    def _errors_of_torch(self) -> Iterator[None]:
-        """Turn what a user can mend into one line."""
+
+class Lockstep:
+    """The loop: trainings that see the same images in the same order, each of them once.
+
+    Every iteration's batch is loaded once and given to all that have it before them; who is
+    ahead, or done, waits. Mostly there is one training.
+
+    Args:
+        members: Started trainings.
+        title: What people call them.
+    """
+
+    def __init__(self, members: Sequence[Trainer], title: str) -> None:
+        self.members, self.title = list(members), title
+        self._lead = self.members[0]
+
+    def run(self, stop: threading.Event | None = None) -> None:
+        """Train all to their last iteration; `Trainer.complete` is for the caller.
+
+        Args:
+            stop: As for `train`.
+        """
+        lead = self._lead
+        first, last = min(m.state.iteration for m in self.members) + 1, self.last
+        if first > last:
+            return
+        reset_peak_memory(lead.device)
+        with stop_signals(stop) as asked, self.progress(first, last) as bar:
+            for member in self.members:
+                member.open(bar)
+            for batch in self._delivered(lead.batches(first, last, asked)):
+                active = [member for member in self.members if member.is_next(batch.iteration)]
+                self.take(batch, active)
+                stopping = asked.is_set()
+                stopped = [member.keep(stopping) for member in active]
+                if any(stopped):
+                    self._stop()
+            if not all(member.is_over for member in self.members):
+                # A signal came while this rank waited for its loader processes.
+                self._save_alone()
+                self._stop(together=False)
+
+    @property
+    def last(self) -> int:
+        """The last iteration of all."""
+        return max(member.job.last_iteration for member in self.members)
+
+    def progress(self, first: int, last: int) -> TrainingProgress:
+        """What people see of iterations `first`..`last`."""
+        best = self._lead.state.best
+        return TrainingProgress(
+            *(self.title, first, last),
+            best=None if best is None else best.miou,
+            silent=not self._lead.is_writer,
+        )
+
+    def take(self, batch: Batch, active: Sequence[Trainer]) -> None:
+        """Give the batch to those whose next one it is."""
+        batch = on_device(batch, self._lead)
+        for member in active:
+            member.step(batch)
+
+    def waited(self, seconds: float) -> None:
+        """A batch has come after so many seconds."""
+        self._lead.curves.waited(seconds)
+
+    def _delivered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; where their loader processes fail, what was done so far is kept."""
+        begin = time.monotonic()
         try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            job = self.job
-            operation = unrepeatable_operation(error)
-            if operation is not None:
-                raise UserError(
-                    f"{job.title}: trainer.deterministic=true, but torch's {operation} has no "
-                    f"repeatable form on {self.device}, and {job.network.name} or the method needs "
-                    "it. Choose another network or set trainer.deterministic=false."
-                ) from error
-            if not ran_out_of_memory(error):
-                raise
-            size, ranks = job.recipe.batch_size, self.ranks.size
-            share = f" ({size // ranks} a device)" if ranks > 1 else ""
+            with self._lead.profile() as profile:
+                for batch in batches:
+                    waited = time.monotonic() - begin
+                    self.waited(waited)
+                    if profile is not None:
+                        profile.begin_step(waited)
+                    yield batch
+                    begin = time.monotonic()
+        except LoaderFailedError as error:
+            self._save_alone()
+            kept = self._lead.kept() and "The same command goes on from the last checkpoint."
+            raise UserError(f"{self.title}: {error} {kept}".rstrip()) from error
+
+    def _save_alone(self) -> None:
+        for member in self.members:
+            member.save_alone()
+
+    def _stop(self, *, together: bool = True) -> NoReturn:
+        lead = self._lead
+        for member in self.members:
+            if member.is_over:
+                member.complete()
+        if together:
+            lead.coordinator.wait()
+        iteration = max(member.state.iteration for member in self.members)
+        raise TrainingInterruptedError(
+            f"{self.title} was asked to stop after iteration {iteration} of {self.last}. "
+            + (
+                "Its state is saved; the same command goes on from there."
+                if lead.store
+                else "Nothing was saved."
+            )
+        )
+
+
+def on_device(batch: Batch, member: Trainer) -> Batch:
+    """The batch where a training computes, laid out as its networks want it."""
+    device = member.device
+    pinned = device.type == "cuda"  # elsewhere the memory may be gone before it is read
+    images = batch.images.to(device, non_blocking=pinned)
+    labels = batch.labels.to(device, non_blocking=pinned)
+    images = images.contiguous(memory_format=memory_format(member.trainer, device))
+    return Batch(batch.iteration, images, labels)
+
+
+@contextmanager
+def errors_of_torch(members: Sequence[Trainer]) -> Iterator[None]:
+    """Turn what a user can mend into one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lead = members[0]
+        job = lead.job
+        operation = unrepeatable_operation(error)
+        if operation is not None:
             raise UserError(
-                f"{job.title}: memory of {self.device} ran out in iteration "
-                f"{self.state.iteration + 1} with recipe.batch_size={size}{share}, "
-                f"recipe.augment.crop={list(job.recipe.augment.crop)} and precision "
-                f"{job.precision}. Lower the batch size or the crop, or set "
-                "trainer.precision=bfloat16, which starts the training anew; or share the batch "
-                "among more GPUs (trainer.devices), which goes on with it. "
-                f"{self._kept()}".rstrip()
+                f"{job.title}: trainer.deterministic=true, but torch's {operation} has no "
+                f"repeatable form on {lead.device}, and {job.network.name} or the method needs "
+                "it. Choose another network or set trainer.deterministic=false."
             ) from error
+        if not ran_out_of_memory(error):
+            raise
+        raise UserError(_out_of_memory(members)) from error
+
+
+def _out_of_memory(members: Sequence[Trainer]) -> str:
+    lead, several = members[0], len(members) > 1
+    job, ranks = lead.job, lead.ranks.size
+    size = job.recipe.batch_size
+    share = f" ({size // ranks} a device)" if ranks > 1 else ""
+    iteration = min(member.state.iteration for member in members) + 1
+    return (
+        f"{job.title}: memory of {lead.device} ran out in iteration {iteration} with "
+        + (f"{len(members)} students at once under one teacher, " if several else "")
+        + f"recipe.batch_size={size}{share}, recipe.augment.crop={list(job.recipe.augment.crop)} "
+        f"and precision {job.precision}. "
+        + (
+            f"Train fewer at once (trainer.share_teacher={len(members) // 2}), or l"
+            if several
+            else "L"
+        )
+        + "ower the batch size or the crop, or set "
+        "trainer.precision=bfloat16, which starts the training anew; or share the batch "
+        "among more GPUs (trainer.devices), which goes on with it. "
+        f"{lead.kept()}".rstrip()
+    )
 
 
 def reads_later(device: torch.device) -> bool:

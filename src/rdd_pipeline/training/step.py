@@ -13,6 +13,52 @@ from rdd_pipeline.training.profile import phase
 from rdd_pipeline.training.synchronized import MicroBatches
 
 
+class Teacher:
+    """The frozen network as a step asks it: without gradients, in the students' precision.
+
+    Args:
+        network: Frozen.
+        preprocessing: Applied to the uint8 images it sees.
+        autocast: Data type it computes in.
+
+    Attributes:
+        network: The same.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        preprocessing: Preprocessing,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.network, self._preprocessing, self._autocast = network, preprocessing, autocast
+        self._said: dict[tuple[int, int], NetworkOutput] | None = None
+
+    def remember(self) -> None:
+        """Forget everything; each images that are shown from now on are computed only once.
+
+        Images are known by where they lie, so those of a step have to stay until the next call.
+        """
+        self._said = {}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> NetworkOutput:
+        """What it says of (B, 3, H, W) uint8 images; nobody may change it in place."""
+        if self._said is None:
+            return self._ask(images)
+        place = images.data_ptr(), len(images)
+        if place not in self._said:
+            self._said[place] = self._ask(images)
+        return self._said[place]
+
+    def _ask(self, images: Tensor) -> NetworkOutput:
+        with torch.autocast(
+            images.device.type, dtype=self._autocast, enabled=self._autocast is not None
+        ):
+            output: NetworkOutput = self.network(self._preprocessing.normalize(images))
+        return output
+
+
 class TrainingStep(nn.Module):
     """Student, objective and frozen teacher as one module: wrap it, and all of it is wrapped.
 
@@ -41,9 +87,10 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
-        self._teacher = (teacher,)  # a tuple hides it from nn.Module
+        self.teacher: Teacher | None = None
+        if teacher is not None and teacher_preprocessing is not None:
+            self.teacher = Teacher(teacher, teacher_preprocessing, autocast)
         self._student_preprocessing = student_preprocessing
-        self._teacher_preprocessing = teacher_preprocessing
         self._autocast = autocast
 
     def forward(self, images: Tensor, labels: Tensor, iteration: int) -> ObjectiveOutput:
@@ -55,7 +102,7 @@ class TrainingStep(nn.Module):
             iteration: Counts from 1; decides the RDD stage.
         """
         with phase("teacher"):
-            teacher = self._teacher_forward(images)
+            teacher = None if self.teacher is None else self.teacher(images)
         with phase("student"):
             student = self._student_forward(images)
         with phase("losses"):
@@ -85,9 +132,8 @@ class TrainingStep(nn.Module):
         outputs: list[NetworkOutput] = []
         teacher_outputs: list[NetworkOutput] = []
         for number, piece in enumerate(pieces):
-            teacher_output = self._teacher_forward(piece)
-            if teacher_output is not None:
-                teacher_outputs.append(teacher_output)
+            if self.teacher is not None:
+                teacher_outputs.append(self.teacher(piece))
             parts.current = number
             torch.manual_seed(seed)
             with torch.no_grad():
@@ -120,17 +166,6 @@ class TrainingStep(nn.Module):
             images.device.type, dtype=self._autocast, enabled=self._autocast is not None
         ):
             output: NetworkOutput = self.student(self._student_preprocessing.normalize(images))
-        return output
-
-    @torch.no_grad()
-    def _teacher_forward(self, images: Tensor) -> NetworkOutput | None:
-        (teacher,) = self._teacher
-        if teacher is None or self._teacher_preprocessing is None:
-            return None
-        with torch.autocast(
-            images.device.type, dtype=self._autocast, enabled=self._autocast is not None
-        ):
-            output: NetworkOutput = teacher(self._teacher_preprocessing.normalize(images))
         return output
 
 
