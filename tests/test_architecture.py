@@ -37,7 +37,7 @@ ALLOWED = {
     "reporting": LEAVES | {"commands", "distillation", "evaluation"},
     "tracking": BASE,
     "datasets": LEAVES | {"training"},
-    "hooks": BASE | {"commands", "distillation", "tracking", "training"},
+    "hooks": BASE | {"commands", "distillation", "networks", "tracking", "training"},
     "settings": {"config", "hooks", "interruptions"},
     "pipelines": LEAVES
     | {"commands", "distillation", "evaluation", "inference", "launching", "reporting"}
@@ -56,6 +56,7 @@ LIBRARIES = {
     "reporting": {"matplotlib", "scipy", "jinja2"},
     "pipelines": {"matplotlib"},
     "losses": {"triton"},
+    "networks": {"segmentation_models_pytorch", "transformers"},  # extra `teachers`
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -138,8 +139,9 @@ FLOORS = {
         af_dcd cirkdv2 rdd""",
     "networks": """
         files resizing
-        backbones heads
+        adapters backbones heads
         network
+        foreign
         cirkd_names frozen preprocessing probe
         checkpoint
         networks""",

@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -246,9 +247,21 @@ class NetworkParams(Params):
     )
 
 
-class TeacherParams(Params):
-    """Where the teacher comes from: trained here, or a checkpoint that exists."""
+REFERENCE = r"^[^:]+:[A-Za-z_]\w*$"
+"""``package:function`` or ``path/to/file.py:function``."""
 
+Channels = tuple[float, float, float]
+Deviations = tuple[
+    Annotated[float, Field(gt=0.0)],
+    Annotated[float, Field(gt=0.0)],
+    Annotated[float, Field(gt=0.0)],
+]
+
+
+class TeacherParams(Params):
+    """Where the teacher comes from: trained here, a checkpoint that exists, or any other code."""
+
+    added = ("module", "arguments", "classes", "mean", "std")
     renamed: ClassVar[Mapping[str, str]] = {"format=published": "cirkd_names"}
 
     network: NetworkParams
@@ -261,6 +274,50 @@ class TeacherParams(Params):
         "native",
         description="`cirkd_names`: the names of the CIRKD/RDD code base, fed BGR minus mean.",
     )
+    module: str | None = Field(
+        None,
+        pattern=REFERENCE,
+        description="A network of other code: package:function or path/to/file.py:function. The "
+        "function is called with num_classes and `arguments`, and returns an nn.Module that gives "
+        "logits, or a mapping with `logits` and, where it has them, `aux_logits`, `feature` and "
+        "`stages`. It is never trained here; of `network` only `preprocessing` counts then.",
+    )
+    arguments: dict[str, JsonValue] = Field(
+        {}, description="Keyword arguments of the function that `module` names."
+    )
+    classes: tuple[Annotated[int, Field(ge=0, le=65_535)], ...] | tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Classes of `module`. Names: those of its channels in order, among them all "
+        "of the label set. Numbers: its channel for each class of the label set. None: the same "
+        "classes in the same order.",
+    )
+    mean: Channels | None = Field(
+        None, description="RGB mean of what `module` is fed, 0 to 255; with `std`."
+    )
+    std: Deviations | None = Field(
+        None, description="RGB standard deviation, 0 to 255; with `mean`."
+    )
+
+    @model_validator(mode="after")
+    def _module_is_whole(self) -> Self:
+        given = [
+            name
+            for name in ("arguments", "classes", "mean", "std")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if self.module is None and given:
+            raise ValueError(f"{', '.join(given)} are of a `module`, but none is given.")
+        if self.module is not None and self.format != "native":
+            raise ValueError(f"format is {self.format}, which a `module` does not have.")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both, or none of them.")
+        if self.mean is not None and 0 < max(self.mean) <= 1:
+            raise ValueError(
+                f"mean is {list(self.mean)}: expected values of 0 to 255, these look like 0 to 1. "
+                "Multiply mean and std by 255."
+            )
+        return self
 
 
 class OptimizerParams(Params):

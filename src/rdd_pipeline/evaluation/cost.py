@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdd_pipeline.networks.probe import on_meta
+from rdd_pipeline.networks.probe import without_values
 
 
 def without_auxiliary(network: nn.Module) -> nn.Module:
@@ -34,9 +34,9 @@ def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
     Half of what torch's FLOP counter finds. Runs on a copy without storage: any size takes
     milliseconds, and the network is left as it is.
     """
-    meta = on_meta(network)
+    runnable, image = without_values(network, size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        meta(torch.zeros(1, 3, *size, device="meta"))
+        runnable(image)
     return int(counter.get_total_flops()) // 2
 
 

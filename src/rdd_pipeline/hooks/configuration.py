@@ -70,6 +70,15 @@ def _shown(value: Any) -> Any:
     return without_secrets(value) if isinstance(value, str) else value
 
 
+def permit_teacher(context: KedroContext) -> None:
+    """Let `teacher.module`, which the user has named, be run: weights files cannot name one."""
+    teacher = section(context, "parameters").get("teacher")
+    if isinstance(teacher, Mapping) and teacher.get("module"):
+        from rdd_pipeline.networks.foreign import permit  # torch, which others do without
+
+        permit(str(teacher["module"]), dict(teacher.get("arguments") or {}))
+
+
 def anchor_paths(context: KedroContext) -> str:
     """Make the sqlite file and the artifact folder of mlflow.yml relative to the project.
 
@@ -211,7 +220,11 @@ def check_machine(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None)
     for trainer in of_kind(TrainerParams):
         check_trainer(trainer, of_kind(RecipeParams))
     # What a weights file says of its network is looked at with the file.
-    teachers = [teacher.network for teacher in of_kind(TeacherParams) if teacher.weights is None]
+    teachers = [
+        teacher.network
+        for teacher in of_kind(TeacherParams)
+        if teacher.weights is None and teacher.module is None
+    ]
     check_names([*teachers, *of_kind(NetworkParams)])
     for methods in of_kind(MethodsParams):
         check_changes(methods)

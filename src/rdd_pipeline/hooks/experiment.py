@@ -42,6 +42,7 @@ from rdd_pipeline.hooks.configuration import (
     check_pipelines,
     check_upstream,
     mlflow_config,
+    permit_teacher,
     section,
     session_of,
 )
@@ -130,6 +131,7 @@ class ExperimentHook:
         remember_session(session_of(context))
         if self._parameters is not None and not only_shows_runs():
             check_parameters(context, self._parameters)
+        permit_teacher(context)
         self._project = Path(context.project_path)
         self._env = context.env or getattr(context.config_loader, "default_run_env", None)
         self._globals = dict(section(context, "globals"))

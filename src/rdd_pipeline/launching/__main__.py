@@ -42,7 +42,7 @@ from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.files import not_a_file, require_regular_file, write_atomically
 from rdd_pipeline.interruptions import run_command, tell
 from rdd_pipeline.launching.launch import train
-from rdd_pipeline.networks import load_checkpoint, save_checkpoint
+from rdd_pipeline.networks import load_checkpoint, permit, save_checkpoint
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.preparation import prepare_job
@@ -156,7 +156,14 @@ def main() -> int:
         prog="python -m rdd_pipeline.launching", description="Run one training job without Kedro."
     )
     parser.add_argument("job", type=Path, metavar="JOB.json")
+    parser.add_argument(
+        "--teacher-module",
+        metavar="REFERENCE",
+        help="package:function or FILE.py:function that makes the teacher and may be run",
+    )
     arguments = parser.parse_args()
+    if arguments.teacher_module:
+        permit(arguments.teacher_module)
     level = logging.INFO if _is_first() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 # Otherwise each lost connection prints a page of C++ frames. Read when torch is imported.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -39,6 +40,14 @@ from rdd_pipeline.training.device import resolve_devices
 logger = logging.getLogger(__name__)
 
 
+class _Here(NamedTuple):
+    """What is this machine's own, as the arguments of `join`."""
+
+    data: Path | None
+    address: str | None
+    teacher_module: str | None
+
+
 def join(
     endpoint: str,
     *,
@@ -46,6 +55,7 @@ def join(
     data: Path | None = None,
     address: str | None = None,
     timeout: float = 600.0,
+    teacher_module: str | None = None,
 ) -> None:
     """Take part in all trainings of the first machine's command.
 
@@ -56,11 +66,14 @@ def join(
         address: Name or address of this machine in the network of the others; None: the one by
             which it reaches the first.
         timeout: Seconds to wait for the first machine, at the start or when it is lost.
+        teacher_module: Code that makes the teacher and may be run here; the first machine cannot
+            ask for it by itself.
 
     Raises:
         UserError: It cannot be reached, has another token or version, or the images are not here.
         SignalException: A signal asked this process to stop.
     """
+    here = _Here(data, address, teacher_module)
     token = find_token(token_file)
     if token is None:
         raise UserError(
@@ -77,7 +90,7 @@ def join(
                 "whether this machine reaches that address."
             ) from error
         try:
-            _take_part_in_all(exchange, data, address)
+            _take_part_in_all(exchange, here)
         except dist.DistError:
             logger.warning(
                 "The first machine is gone. Waiting %g seconds for it to come back.", timeout
@@ -86,23 +99,23 @@ def join(
         return
 
 
-def _take_part_in_all(exchange: Exchange, data: Path | None, address: str | None) -> None:
+def _take_part_in_all(exchange: Exchange, here: _Here) -> None:
     exchange.register()
     logger.info("Joined %s.", exchange.endpoint)
     seen = 0
     while (training := exchange.poll(seen)) is not None:
         if training > seen:
             seen = training
-            _take_part(exchange, training, data, address)
+            _take_part(exchange, training, here)
         time.sleep(0.3)
     exchange.deregister()
 
 
-def _take_part(exchange: Exchange, training: int, data: Path | None, address: str | None) -> None:
+def _take_part(exchange: Exchange, training: int, here: _Here) -> None:
     with own_folder(Path(tempfile.gettempdir()), "rdd-join-") as folder:
         if not exchange.fetch(training, folder):
             return
-        task = _local(folder, exchange.endpoint, data, address)
+        task = _local(folder, exchange.endpoint, here)
         title = task.job.title
         resolve_devices(task.trainer, task.job.recipe.batch_size)  # they may not be here
         task.write(folder)
@@ -116,21 +129,27 @@ def _take_part(exchange: Exchange, training: int, data: Path | None, address: st
         logger.info("%s: done here.", title)
 
 
-def _local(folder: Path, endpoint: str, data: Path | None, address: str | None) -> Task:
+def _local(folder: Path, endpoint: str, here: _Here) -> Task:
     """The task as it is on this machine."""
     try:
         task = Task.model_validate_json((folder / "task.json").read_text())
     except (OSError, ValidationError) as error:
         raise UserError(f"{endpoint} sent no task that can be read: {error}") from error
-    root = (data.expanduser().resolve() if data else task.images.root).absolute()
+    if task.teacher_module not in (None, here.teacher_module):
+        raise UserError(
+            f"The teacher is made by the code {task.teacher_module}, which {endpoint} cannot have "
+            "run here by itself. If that code is here and you trust it: --teacher-module "
+            f"{task.teacher_module}"
+        )
+    root = (here.data.expanduser().resolve() if here.data else task.images.root).absolute()
     if not root.is_dir():
         raise UserError(
             f"The images are in {task.images.root} on the first machine, but {root} is no folder "
             "here. Give the place of the same images by --data."
         )
-    trainer = task.trainer.model_copy(update={"rendezvous": endpoint, "address": address})
-    here = {"images": replace(task.images, root=root), "work": None, "cwd": Path.cwd()}
-    return task.model_copy(update={"trainer": trainer, **here})
+    trainer = task.trainer.model_copy(update={"rendezvous": endpoint, "address": here.address})
+    places = {"images": replace(task.images, root=root), "work": None, "cwd": Path.cwd()}
+    return task.model_copy(update={"trainer": trainer, **places})
 
 
 def main() -> int:
@@ -149,6 +168,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--timeout", type=float, default=600.0, metavar="SECONDS", help="(default: %(default)g)"
+    )
+    parser.add_argument(
+        "--teacher-module", metavar="REFERENCE", help="code of the teacher that may be run here"
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -35,6 +35,7 @@ from rdd_pipeline.launching import worker
 from rdd_pipeline.launching.exchange import FILES, Exchange, Failure, host
 from rdd_pipeline.launching.worker import FINAL, STOP_SIGNALS, Task, train_in_group
 from rdd_pipeline.networks import save_checkpoint
+from rdd_pipeline.networks.checkpoint import permitted_module
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.curves import OnLog
 from rdd_pipeline.training.device import resolve_devices
@@ -94,6 +95,7 @@ def _launch(
             fingerprint=store.fingerprint,
             cwd=Path.cwd(),
             log_level=logger.getEffectiveLevel(),
+            teacher_module=permitted_module(training.teacher),
         )
         task.write(folder)
         if training.teacher is not None:

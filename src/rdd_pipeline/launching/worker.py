@@ -34,7 +34,7 @@ from rdd_pipeline.data.processes import end_with_parent
 from rdd_pipeline.errors import DataProblem, NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.files import write_atomically
 from rdd_pipeline.launching.exchange import LOOPBACK, Exchange, Failure
-from rdd_pipeline.networks import load_checkpoint
+from rdd_pipeline.networks import load_checkpoint, permit
 from rdd_pipeline.training import loop
 from rdd_pipeline.training.curves import OnLog
 from rdd_pipeline.training.device import resolve_device
@@ -64,6 +64,7 @@ class Task(Params):
     Attributes:
         trainer: `devices` is a number there, of processes on each machine.
         work: Where checkpoints live, with `fingerprint`: on the first machine; None on the others.
+        teacher_module: What the user has named as the code of the teacher, if it has any.
     """
 
     job: TrainingJob
@@ -73,6 +74,7 @@ class Task(Params):
     fingerprint: str
     cwd: Path
     log_level: int
+    teacher_module: str | None = None
 
     @property
     def processes(self) -> int:
@@ -147,6 +149,8 @@ def _do(folder: Path, exchange: Exchange, stop: threading.Event) -> None:
             _attempt(),
             task.trainer.max_restarts,
         )
+    if task.teacher_module is not None:
+        permit(task.teacher_module)
     teacher, start = folder / "teacher.safetensors", folder / "start.ckpt"
     training = Training(
         task.job,

@@ -18,10 +18,15 @@ from torch import Tensor, nn
 
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import Option
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks import NetworkOutput
 
 Losses = Tensor | dict[str, Tensor]
 """Unweighted float32 scalars: one, or several by name."""
+
+
+class TeacherLacksError(UserError):
+    """A loss compares maps that the teacher does not give."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,23 @@ class LossContext:
         """Processes whose images are related to one another."""
         return self.ranks if self.cross_image == "global" else ALONE
 
+    def require(self, maps: Literal["logits", "feature", "stages"]) -> None:
+        """Refuse a teacher of other code that does not give these maps.
+
+        Raises:
+            TeacherLacksError: It does not.
+        """
+        there = {
+            "logits": self.teacher.logits,
+            "feature": self.teacher.feature,
+            "stages": self.teacher.stages[1],
+        }
+        if there[maps].shape[1] == 0:
+            given = " and ".join(name for name, found in there.items() if found.shape[1])
+            raise TeacherLacksError(
+                f"It compares the networks' `{maps}`, and the teacher's module gives {given} only."
+            )
+
     @property
     def num_classes(self) -> int:
         """Channels of the logits."""
@@ -57,11 +79,13 @@ class LossContext:
     @property
     def feature_widths(self) -> tuple[int, int]:
         """Channels of both networks' features, the student's first."""
+        self.require("feature")
         return self.student.feature.shape[1], self.teacher.feature.shape[1]
 
     @property
     def stage_widths(self) -> tuple[int, int]:
         """Channels of both backbones' last stages, the student's first."""
+        self.require("stages")
         return self.student.stages[1].shape[1], self.teacher.stages[1].shape[1]
 
 
@@ -107,6 +131,7 @@ def compare(
 
     def build(context: LossContext, **options: Option) -> DistillationLoss:
         inspect.signature(function).bind(None, None, **options)  # an unknown option: TypeError
+        context.require(maps)
         return FunctionalLoss(
             lambda student, teacher, _: function(
                 getattr(student, maps), getattr(teacher, maps), **options

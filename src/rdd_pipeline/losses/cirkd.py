@@ -73,6 +73,7 @@ def cirkd_minibatch_loss(
 
 def build_cirkd_minibatch(context: LossContext, *, temperature: float = 0.1) -> DistillationLoss:
     """`cirkd_minibatch_loss` of both networks' features."""
+    context.require("feature")
     return FunctionalLoss(
         lambda student, teacher, _: cirkd_minibatch_loss(
             student.feature, teacher.feature, temperature=temperature, ranks=context.related

@@ -91,6 +91,7 @@ def csd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: flo
 
 def build_psd(context: LossContext) -> DistillationLoss:
     """`psd_loss`; without two auxiliary heads over feature and logits only."""
+    context.require("feature")
 
     def loss(student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> Tensor:
         students, teachers = [student.feature, student.logits], [teacher.feature, teacher.logits]

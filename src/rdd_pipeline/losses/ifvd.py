@@ -47,6 +47,7 @@ def ifvd_loss(
 
 def build_ifvd(context: LossContext) -> DistillationLoss:
     """`ifvd_loss` of both networks' features."""
+    context.require("feature")
     return FunctionalLoss(
         lambda student, teacher, labels: ifvd_loss(
             student.feature,

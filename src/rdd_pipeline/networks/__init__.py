@@ -10,8 +10,10 @@ from rdd_pipeline.networks.checkpoint import (
 )
 from rdd_pipeline.networks.cirkd_names import convert_cirkd_names
 from rdd_pipeline.networks.files import read_state_dict
+from rdd_pipeline.networks.foreign import permit
 from rdd_pipeline.networks.network import (
     PAPER_NETWORKS,
+    Network,
     NetworkOutput,
     SegmentationNetwork,
     build_network,
@@ -21,6 +23,7 @@ from rdd_pipeline.networks.preprocessing import Preprocessing
 
 __all__ = [
     "PAPER_NETWORKS",
+    "Network",
     "NetworkCheckpoint",
     "NetworkHeader",
     "NetworkOutput",
@@ -32,6 +35,7 @@ __all__ = [
     "import_teacher",
     "load_checkpoint",
     "network_from_params",
+    "permit",
     "read_state_dict",
     "save_checkpoint",
 ]

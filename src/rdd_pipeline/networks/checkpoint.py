@@ -28,7 +28,17 @@ from rdd_pipeline.networks.files import (
     read_tensor_table,
     some,
 )
-from rdd_pipeline.networks.network import SegmentationNetwork, network_from_params
+from rdd_pipeline.networks.foreign import (
+    ForeignNetwork,
+    ModuleSpec,
+    class_order,
+    code_of,
+    is_permitted,
+    load_tensors,
+    make_network,
+    permit,
+)
+from rdd_pipeline.networks.network import Network, SegmentationNetwork, network_from_params
 from rdd_pipeline.networks.preprocessing import Preprocessing
 
 # safetensors keeps metadata in an unordered map: one key keeps the bytes the same every time.
@@ -45,7 +55,7 @@ Color = tuple[Byte, Byte, Byte]
 class NetworkHeader(Params):
     """All of a network but its weights."""
 
-    added: ClassVar[tuple[str, ...]] = ("colors", "mask_values")
+    added: ClassVar[tuple[str, ...]] = ("colors", "mask_values", "module")
 
     format: Literal[1] = Field(1, description="Version of this header.")
     network: NetworkParams
@@ -62,10 +72,15 @@ class NetworkHeader(Params):
         description="What the data set's masks hold for each class: a value, or a color. None: a "
         "file of an earlier version.",
     )
+    module: ModuleSpec | None = Field(
+        None,
+        description="What makes the network, where it is of other code: followed only if the user "
+        "has named it (`networks.foreign.permit`).",
+    )
 
     @model_validator(mode="after")
     def _one_for_each_class(self) -> Self:
-        for name in self.added:
+        for name in ("colors", "mask_values"):
             values = getattr(self, name)
             if values is not None and len(values) != self.num_classes:
                 raise ValueError(f"{len(values)} {name} for {self.num_classes} classes.")
@@ -128,20 +143,26 @@ class NetworkCheckpoint:
             preprocessing=preprocessing or Preprocessing.for_network(params),
             provenance=provenance or {},
         )
-        tensors = {
-            key: value.detach().to("cpu", copy=True).contiguous()
-            for key, value in network.state_dict().items()
-        }
-        return cls(tensors, header)
+        return cls(_copied(network), header)
 
-    def build(self) -> SegmentationNetwork:
+    @classmethod
+    def from_foreign(cls, network: ForeignNetwork, header: NetworkHeader) -> NetworkCheckpoint:
+        """Copy the weights of a network of other code to the CPU, in its own names."""
+        return cls(_copied(network.module), header)
+
+    def build(self) -> Network:
         """The network with these weights, on the CPU and in evaluation mode.
 
         Backbone weights are never read or downloaded again.
 
         Raises:
-            UserError: the tensors are not those of the header's architecture.
+            UserError: the tensors are not those of the header's architecture, or it is a network of
+                other code which the user has not named.
         """
+        if self.header.module is not None:
+            foreign = make_network(self.header.module, self.header.num_classes)
+            load_tensors(foreign, self.tensors, "The checkpoint")
+            return foreign
         # Without storage first: what a damaged header asks for may not fit the memory.
         _check_shapes(self.header, _shapes(self.tensors), "The checkpoint")
         # The random start is overwritten: do not let it move the caller's random state.
@@ -218,7 +239,9 @@ def load_checkpoint(path: Path) -> NetworkCheckpoint:
     path = require_regular_file(path, "Network checkpoint")
     with path.open("rb") as stream:
         header, _, table = _parse_header(stream, str(path))
-    _check_shapes(header, {name: tuple(entry["shape"]) for name, entry in table.items()}, str(path))
+    if header.module is None:
+        shapes = {name: tuple(entry["shape"]) for name, entry in table.items()}
+        _check_shapes(header, shapes, str(path))
     return NetworkCheckpoint.from_bytes(path.read_bytes(), source=str(path))
 
 
@@ -273,13 +296,15 @@ def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> Netwo
     published one is fed as its authors did unless `params.network.preprocessing` says otherwise.
 
     Args:
-        params: `weights` must be given.
+        params: `weights` or `module` must be given.
         label_names: of the label set the teacher has to know, in order.
 
     Raises:
         UserError: no such file, unreadable, other classes than the label set's, or weights that
             do not fit the network.
     """
+    if params.module is not None:
+        return _import_module(params, params.module, label_names)
     if params.weights is None:
         raise UserError("The teacher has no `weights` to import. Set them, or train the teacher.")
     path = require_regular_file(params.weights, "Weights file")
@@ -302,6 +327,59 @@ def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> Netwo
         source=f"Weights file {path}",
         provenance=provenance,
     )
+
+
+def permitted_module(checkpoint: NetworkCheckpoint | None) -> str | None:
+    """The reference to the code of a network, if it has one and the user has named it."""
+    module = None if checkpoint is None else checkpoint.header.module
+    return module.reference if module is not None and is_permitted(module) else None
+
+
+def _import_module(
+    params: TeacherParams, reference: str, label_names: tuple[str, ...]
+) -> NetworkCheckpoint:
+    """The checkpoint of a teacher that other code makes, which the user has named."""
+    permit(reference, params.arguments)
+    channels, order = class_order(params.classes, label_names)
+    spec = ModuleSpec(
+        reference=reference,
+        arguments=params.arguments,
+        channels=channels,
+        order=order,
+        code=code_of(reference),
+    )
+    network = make_network(spec, len(label_names))
+    provenance = {"module": reference}
+    if params.weights is not None:
+        path = require_regular_file(params.weights, "Weights file")
+        load_tensors(network, read_state_dict(path), f"Weights file {path}")
+        provenance["source"] = path.name
+    own = getattr(network.module, "preprocessing", None)
+    preprocessing = Preprocessing.for_network(params.network)
+    if params.mean is not None and params.std is not None:
+        preprocessing = Preprocessing(mean=params.mean, std=params.std)
+    elif params.network.preprocessing == "auto":
+        preprocessing = Preprocessing.imagenet()
+        if isinstance(own, Mapping):
+            preprocessing = Preprocessing.model_validate(own)
+    return NetworkCheckpoint.from_foreign(
+        network,
+        NetworkHeader(
+            network=NetworkParams(name=reference, preprocessing=params.network.preprocessing),
+            label_names=label_names,
+            preprocessing=preprocessing,
+            provenance=provenance,
+            module=spec,
+        ),
+    )
+
+
+def _copied(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Its state dict on the CPU, each tensor with storage of its own."""
+    return {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in module.state_dict().items()
+    }
 
 
 def _is_checkpoint(path: Path) -> bool:

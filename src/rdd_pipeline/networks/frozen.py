@@ -13,7 +13,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from rdd_pipeline.networks.network import SegmentationNetwork
+from rdd_pipeline.networks.foreign import ForeignNetwork
+from rdd_pipeline.networks.network import Network
 
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _CAST_BY_AUTOCAST = (*_CONVOLUTIONS, nn.Linear)
@@ -23,7 +24,7 @@ _TOLERANCE = 1e-3
 """Largest deviation that is rounding, as a share of the largest value. A wrong pair gives 1."""
 
 
-def freeze(network: SegmentationNetwork, autocast: torch.dtype | None) -> SegmentationNetwork:
+def freeze(network: Network, autocast: torch.dtype | None) -> Network:
     """The network in evaluation mode with as little to compute as its outputs need.
 
     Batch norm becomes part of the convolution before it, and weights that autocast would cast in
@@ -31,10 +32,13 @@ def freeze(network: SegmentationNetwork, autocast: torch.dtype | None) -> Segmen
     one: a frozen network is not for saving.
 
     Args:
-        network: Changed in place, on any device.
+        network: Changed in place, on any device. In one of other code, which may cast and call its
+            layers as it likes, nothing is folded or cast.
         autocast: Type that autocast computes in; None: no autocast.
     """
     network.eval().requires_grad_(False)
+    if isinstance(network, ForeignNetwork):
+        return network
     _fold_batch_norm(network)
     if autocast is not None:
         for module in network.modules():
@@ -49,7 +53,7 @@ class _Pair(NamedTuple):
 
 
 @torch.no_grad()
-def _fold_batch_norm(network: SegmentationNetwork) -> None:
+def _fold_batch_norm(network: Network) -> None:
     """Fold where nothing but the batch norm takes the convolution's output; else change nothing."""
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +131,7 @@ def _replace(network: nn.Module, pair: _Pair) -> list[str]:
     return names
 
 
-def _tensors(network: SegmentationNetwork, image: Tensor) -> list[Tensor]:
+def _tensors(network: Network, image: Tensor) -> list[Tensor]:
     logits, aux_logits, feature, stages = network(image)
     return [logits, feature, *stages, *([] if aux_logits is None else [aux_logits])]
 

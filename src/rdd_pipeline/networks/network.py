@@ -52,6 +52,8 @@ class NetworkOutput(NamedTuple):
         feature: (N, width, h, w), what the 1x1 classifier sees, dropout included.
         stages: the last-but-one and the last stage of the backbone, (N, C, h, w) each;
             without dilation the former is larger.
+
+    A network of other code (`networks.foreign`) may lack feature and stages: they have 0 channels.
     """
 
     logits: Tensor
@@ -60,7 +62,19 @@ class NetworkOutput(NamedTuple):
     stages: tuple[Tensor, Tensor]
 
 
-class SegmentationNetwork(nn.Module):
+class Network(nn.Module):
+    """What every network here is: images (N, 3, H, W) to a `NetworkOutput`.
+
+    Attributes:
+        num_classes: channels of the logits.
+        auxiliary: the auxiliary head, if it is a part that can be left out.
+    """
+
+    num_classes: int
+    auxiliary: nn.Module | None
+
+
+class SegmentationNetwork(Network):
     """Backbone, decode head (`neck`, as checkpoints call it), classifier, auxiliary head.
 
     Attributes:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from rdd_pipeline.config import NetworkParams, Params
+from rdd_pipeline.config import Channels, Deviations, NetworkParams, Params
 from rdd_pipeline.networks.network import PAPER_NETWORKS
-
-Channels = tuple[float, float, float]
-Deviations = tuple[
-    Annotated[float, Field(gt=0.0)],
-    Annotated[float, Field(gt=0.0)],
-    Annotated[float, Field(gt=0.0)],
-]
 
 
 class Preprocessing(Params):

@@ -6,7 +6,7 @@ What they hand on of a method is a dictionary by seed: jobs, weights, states, me
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,14 +30,22 @@ from rdd_pipeline.config import (
 )
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
-from rdd_pipeline.distillation.methods import check_changes, find_method, method_title
+from rdd_pipeline.distillation.methods import METHODS, check_changes, find_method, method_title
 from rdd_pipeline.distillation.objective import check_losses
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.scoring import score_splits
 from rdd_pipeline.files import file_digest, json_digest
 from rdd_pipeline.launching.launch import train
-from rdd_pipeline.networks import NetworkCheckpoint, network_from_params
+from rdd_pipeline.losses.base import LossContext, TeacherLacksError
+from rdd_pipeline.networks import (
+    Network,
+    NetworkCheckpoint,
+    NetworkOutput,
+    SegmentationNetwork,
+    network_from_params,
+)
+from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.pipelines.paths import local_network
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
@@ -92,6 +100,7 @@ def check_networks(
     check_changes(methods)
     classes = images.labels.num_classes
     small_params, big_params = local_network(student), local_network(teacher.network)
+    big: Network
     if given_teacher:
         big_params, big = the_only(given_teacher).header.network, the_only(given_teacher).build()
     else:
@@ -99,22 +108,38 @@ def check_networks(
         big.check_trainable(teacher_recipe.batch_size)
     small = network_from_params(small_params, num_classes=classes)
     small.check_trainable(recipe.batch_size)
+    crop = recipe.augment.crop
     plan = {
         role: {
             "network": params.model_dump(mode="json"),
             "given": role == "teacher" and bool(given_teacher),
             **measure_cost(network, images.input_size),
-            "stride": network.stride,
+            **_stride_and_outputs(network, crop),
         }
         for role, params, network in (
             ("teacher", big_params, big),
             ("student", small_params, small),
         )
     }
-    # Whatever is trained now: a teacher that RDD cannot use must not train for days.
-    for method, own_recipe in (("teacher", teacher_recipe), ("tse", recipe)):
-        make_plan_node(method)(images, plan, own_recipe, rdd, methods, EvaluationParams(), 0)
+    make_plan_node("teacher")(images, plan, teacher_recipe, rdd, methods, EvaluationParams(), 0)
+    if not given_teacher:
+        # Whatever is trained now: a teacher that RDD cannot use must not train for days.
+        make_plan_node("tse")(images, plan, recipe, rdd, methods, EvaluationParams(), 0)
     return plan
+
+
+def _stride_and_outputs(network: Network, crop: tuple[int, int]) -> dict[str, Any]:
+    """The stride; of other code, which plans are not to run again, the shapes of a sample, too."""
+    if isinstance(network, SegmentationNetwork):
+        return {"stride": network.stride}
+    output = output_shapes(network, crop)
+    shapes = {
+        "logits": list(output.logits.shape),
+        "aux_logits": None if output.aux_logits is None else list(output.aux_logits.shape),
+        "feature": list(output.feature.shape),
+        "stages": [list(stage.shape) for stage in output.stages],
+    }
+    return {"stride": round(crop[0] / output.logits.shape[2]), "outputs": shapes}
 
 
 def make_plan_node(method: str) -> Callable[..., Plan]:
@@ -150,31 +175,69 @@ def make_plan_node(method: str) -> Callable[..., Plan]:
             raise UserError(" ".join(faults)) from error
         check_class_weights(recipe, labels, "recipe" if role == "student" else "teacher_recipe")
         if job.definition.needs_teacher:
-            _check_pair(
-                job, labels, NetworkParams.model_validate(network_plan["teacher"]["network"])
-            )
+            _check_pair(job, labels, network_plan["teacher"])
         return {str(n): job.model_copy(update={"seed": n}) for n in range(seed, seed + seeds)}
 
     plan_training.__name__ = f"plan_{method}"
     return plan_training
 
 
-def _check_pair(job: TrainingJob, labels: LabelSet, teacher: NetworkParams) -> None:
+def _check_pair(job: TrainingJob, labels: LabelSet, teacher: Mapping[str, Any]) -> None:
     """Refuse a method whose losses do not suit the two networks.
 
     Raises:
         UserError: It cannot be trained.
     """
-    with torch.device("meta"):  # shapes are enough; the weights were looked at before
-        small, big = (
-            network_from_params(params, num_classes=labels.num_classes, pretrained=False)
-            for params in (job.network, teacher)
-        )
-    context = loss_context(job, labels, small, big)
+    crop = job.recipe.augment.crop
+
+    def shapes(params: NetworkParams) -> NetworkOutput:
+        with torch.device("meta"):  # shapes are enough; the weights were looked at before
+            network = network_from_params(params, num_classes=labels.num_classes, pretrained=False)
+        return output_shapes(network, crop)
+
+    found = teacher.get("outputs")
+    big = _outputs(found) if found else shapes(NetworkParams.model_validate(teacher["network"]))
+    context = loss_context(job, labels, shapes(job.network), big)
     try:
         check_losses(job.definition, context)
+    except TeacherLacksError as error:
+        raise UserError(
+            f"Method {job.method!r} cannot be trained. {error} Let it return a mapping with that, "
+            f"too, or choose methods that do without: {', '.join(_without_maps(context))}."
+        ) from error
     except UserError as error:
         raise UserError(f"Method {job.method!r} cannot be trained. {error}") from error
+
+
+def _outputs(shapes: Mapping[str, Any]) -> NetworkOutput:
+    """Inverse of what `_stride_and_outputs` says of a network of other code."""
+
+    def empty(shape: Sequence[int]) -> torch.Tensor:
+        return torch.empty(*shape, device="meta")
+
+    aux = shapes["aux_logits"]
+    early, late = map(empty, shapes["stages"])
+    return NetworkOutput(
+        empty(shapes["logits"]),
+        None if aux is None else empty(aux),
+        empty(shapes["feature"]),
+        (early, late),
+    )
+
+
+def _without_maps(context: LossContext) -> list[str]:
+    """Methods with a teacher whose losses find all maps that they compare."""
+    found = []
+    for name, method in METHODS.items():
+        try:
+            check_losses(method, context)
+        except TeacherLacksError:
+            continue
+        except UserError:  # another fault, of the crop, say
+            pass
+        if method.needs_teacher:
+            found.append(name)
+    return found
 
 
 # ---- train

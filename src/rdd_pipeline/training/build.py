@@ -16,7 +16,7 @@ from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads
 from rdd_pipeline.losses.base import LossContext
-from rdd_pipeline.networks import Preprocessing, SegmentationNetwork, network_from_params
+from rdd_pipeline.networks import Network, NetworkOutput, Preprocessing, network_from_params
 from rdd_pipeline.networks.frozen import freeze
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.training.device import memory_format
@@ -145,11 +145,11 @@ def build(
 def loss_context(
     job: TrainingJob,
     labels: LabelSet,
-    student: SegmentationNetwork,
-    teacher: SegmentationNetwork,
+    student: NetworkOutput,
+    teacher: NetworkOutput,
     ranks: Collectives = ALONE,
 ) -> LossContext:
-    """What the distillation losses of a job are built for: both networks' maps of a sample.
+    """What the distillation losses of a job are built for: both networks' `output_shapes`.
 
     Raises:
         UserError: The task loss would compare heads that are not there.
@@ -159,13 +159,12 @@ def loss_context(
             job.rdd_settings,
             warmup=job.warmup,
             iterations=job.recipe.iterations,
-            teacher=teacher.auxiliary is not None,
-            student=student.auxiliary is not None,
+            teacher=teacher.aux_logits is not None,
+            student=student.aux_logits is not None,
         )
-    crop = job.recipe.augment.crop
     return LossContext(
-        student=output_shapes(student, crop),
-        teacher=output_shapes(teacher, crop),
+        student=student,
+        teacher=teacher,
         ignore_index=labels.ignore_index,
         aux_weight=job.recipe.aux_weight,
         ranks=ranks,
@@ -175,12 +174,17 @@ def loss_context(
 
 def _objective(
     training: Training,
-    student: SegmentationNetwork,
-    teacher: SegmentationNetwork | None,
+    student: Network,
+    teacher: Network | None,
     ranks: Collectives,
 ) -> Objective:
     job, labels = training.job, training.images.labels
     weights = labels.class_weights if job.recipe.class_weights else None
+    context = None
+    if teacher is not None:
+        crop = job.recipe.augment.crop
+        shapes = output_shapes(student, crop), output_shapes(teacher, crop)
+        context = loss_context(job, labels, *shapes, ranks)
     return Objective(
         job.definition,
         rdd=job.rdd_settings,
@@ -188,7 +192,7 @@ def _objective(
         aux_weight=job.recipe.aux_weight,
         class_weights=None if weights is None else torch.tensor(weights),
         ignore_index=labels.ignore_index,
-        context=None if teacher is None else loss_context(job, labels, student, teacher, ranks),
+        context=context,
         scale_by_positions=job.methods.scale_by_positions,
         ranks=ranks,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rdd_pipeline.distillation.objective import Objective, ObjectiveOutput
-from rdd_pipeline.networks import NetworkOutput, Preprocessing, SegmentationNetwork
+from rdd_pipeline.networks import Network, NetworkOutput, Preprocessing, SegmentationNetwork
 from rdd_pipeline.training.profile import phase
 from rdd_pipeline.training.synchronized import MicroBatches
 
@@ -79,7 +79,7 @@ class TrainingStep(nn.Module):
         student: SegmentationNetwork,
         objective: Objective,
         *,
-        teacher: SegmentationNetwork | None,
+        teacher: Network | None,
         student_preprocessing: Preprocessing,
         teacher_preprocessing: Preprocessing | None,
         autocast: torch.dtype | None,

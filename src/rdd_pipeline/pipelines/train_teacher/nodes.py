@@ -11,14 +11,18 @@ from rdd_pipeline.pipelines.paths import from_project, local_network
 
 
 def import_weights(images: Images, teacher: TeacherParams) -> dict[str, NetworkCheckpoint]:
-    """The checkpoint that `teacher.weights` names, as ``imported``; nothing where it names none.
+    """The checkpoint that `teacher.weights` names, or what `teacher.module` makes, as ``imported``.
+
+    Nothing where neither is given.
 
     Raises:
-        UserError: The file cannot be read, or is of other classes than the images.
+        UserError: The file cannot be read, or is of other classes than the images, or the module
+            cannot be made.
     """
-    if teacher.weights is None:
+    if teacher.weights is None and teacher.module is None:
         return {}
-    local = {"weights": from_project(teacher.weights), "network": local_network(teacher.network)}
+    weights = None if teacher.weights is None else from_project(teacher.weights)
+    local = {"weights": weights, "network": local_network(teacher.network)}
     found = import_teacher(teacher.model_copy(update=local), images.labels.names)
     shown = {"colors": images.labels.colors, "mask_values": images.labels.mask_values}
     header = found.header.model_copy(update=shown)
