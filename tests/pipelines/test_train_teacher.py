@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +25,7 @@ from rdd_pipeline.pipelines.method_nodes import (
     make_evaluate_node,
     make_plan_node,
     make_train_node,
+    the_only,
 )
 from rdd_pipeline.pipelines.train_teacher.nodes import import_weights
 from tests.pipelines.examples import (
@@ -118,3 +120,59 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
     assert set(metrics["splits"]) == {"val", "test"}
     history.to_csv(tmp_path / "history.csv", index=False)
     assert isinstance(draw_history(pd.read_csv(tmp_path / "history.csv")), Figure)
+
+
+# ---- a teacher of other code
+
+OUTSIDE = {"network": TEACHER, "module": "tests.networks.modules:plain"}
+
+
+def _planned(ingested, **arguments):
+    teacher = TeacherParams(**OUTSIDE, arguments={"num_classes": 11, **arguments})
+    given = import_weights(ingested, teacher)
+    settings = RddParams(tfe_length=1, min_kept=0.1), MethodsParams()
+    networks = check_networks(ingested, given, teacher, STUDENT, RECIPE, RECIPE, *settings)
+    rest = (RECIPE, *settings, EvaluationParams(), 0)
+    return given, lambda method: make_plan_node(method)(
+        ingested, json.loads(json.dumps(networks)), *rest
+    )
+
+
+def test_a_teacher_of_other_code_is_planned_taken_up_scored_and_teaches(ingested, tmp_path):
+    given, plan = _planned(ingested, gives="aux_logits feature stages")
+    run = tmp_path / "work"
+    assert plan("teacher") == {}
+    weights, _, record = make_train_node("teacher")(ingested, {}, CPU, run, given=given)
+    metrics, _ = make_evaluate_node("teacher")(
+        ingested, weights, record, {}, EvaluationParams(), CPU, run
+    )
+    (metrics,) = metrics.values()
+    assert metrics["about"]["network"] == OUTSIDE["module"]
+    assert metrics["cost"]["parameters"] == sum(
+        p.numel() for p in the_only(weights).build().parameters()
+    )
+    for method in ("cwd", "tse_mgd"):
+        jobs = plan(method)
+        assert jobs["0"].method == method
+    _, history, _ = make_train_node("cwd")(ingested, plan("cwd"), CPU, run, weights)
+    assert (history["cwd_feature"].dropna() > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("gives", "method", "message"),
+    [
+        ("", "fitnet", "'fitnet' cannot be trained. It compares the networks' `feature`, and the "
+         "teacher's module gives logits only"),
+        ("feature", "mgd", "compares the networks' `stages`, and the .* logits and feature o"),
+        ("", "dsd", r"do without: kd, (\w+, )*dist, bpkd"),
+        ("feature", "af_dcd", r"do without: kd, fitnet, at, .*cirkd, dist, .*bpkd"),
+        ("feature", "tse", "only the student has an auxiliary head"),
+    ],
+)  # fmt: skip
+def test_what_a_method_lacks_of_a_teacher_is_named_before_anything_starts(
+    ingested, gives, method, message
+):
+    _, plan = _planned(ingested, gives=gives)
+    assert plan("kd")
+    with pytest.raises(UserError, match=message):
+        plan(method)

@@ -194,6 +194,7 @@ def transformers(
     else:
         found = library.AutoConfig.for_model(**{"num_labels": num_classes, **dict(config or {})})
     kind = found.model_type
+    auto: Any
     if kind in MASKS:
         auto = library.AutoModelForUniversalSegmentation
     elif type(found) in library.AutoModelForSemanticSegmentation._model_mapping:

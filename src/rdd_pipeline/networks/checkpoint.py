@@ -97,7 +97,7 @@ class NetworkHeader(Params):
         Left out: the provenance, how classes are shown and stored, and where the backbone's weights
         came from before training.
         """
-        content = self.model_dump(mode="json", exclude={"provenance", *self.added})
+        content = self.model_dump(mode="json", exclude={"provenance", "colors", "mask_values"})
         for field in ("pretrained", "preprocessing"):
             content["network"].pop(field, None)
         return json.dumps(content, sort_keys=True)
