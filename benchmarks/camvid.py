@@ -35,10 +35,15 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "ohem": ("OHEM + KD", "tse", {"mode": "ohem"}, {}),
     "cwd": ("CWD", "cwd", {}, {}),
     "rdd_cwd": ("RDD + CWD", "tse_cwd", {}, {}),
+    "rdd_or": ("RDD, pixels hard for either", "tse", {"mode": "or"}, {}),
     "no_tfe": ("RDD without TFE", "tse", {"tfe_length": 0}, {}),
     "kd_half": ("KD, weight 0.5", "kd", {}, {"kd": 0.5}),
     "kd_twice": ("KD, weight 2", "kd", {}, {"kd": 2.0}),
+    "weak_kd": ("KD, weak teacher", "kd", {}, {}),
+    "weak_rdd": ("RDD, weak teacher", "tse", {}, {}),
 }
+ITERATIONS = {"teacher": 2400, "weak_teacher": 300}
+TEACHERS = {"teacher": "teacher", "weak_teacher": "weak teacher"}
 CORE = list(VARIANTS)[:6]
 
 
@@ -54,18 +59,26 @@ class Task(NamedTuple):
         return f"{self.variant}_{self.seed}"
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether the teacher has to be finished first."""
-        return self.variant not in ("teacher", "alone")
+    def teacher(self) -> Task | None:
+        """What has to be finished first."""
+        if self.variant in ("alone", *TEACHERS):
+            return None
+        return Task("weak_teacher" if self.variant.startswith("weak_") else "teacher", 0)
 
 
 TEACHER = Task("teacher", 0)
 
 
 def tasks_of(a: argparse.Namespace) -> list[Task]:
-    """The teacher, then students in order of worth: all core methods of a seed, and so on."""
-    core = [Task(v, s) for s in a.seeds for v in a.methods if v in CORE]
-    return [TEACHER, *core, *(Task(v, s) for s in a.seeds for v in a.methods if v not in CORE)]
+    """Students in order of worth: all core methods of a seed, and so on; each teacher before."""
+    students = [Task(v, s) for s in a.seeds for v in a.methods if v in CORE]
+    students += [Task(v, s) for s in a.seeds for v in a.methods if v not in CORE]
+    tasks = [TEACHER]
+    for task in students:
+        if task.teacher is not None and task.teacher not in tasks:
+            tasks.append(task.teacher)
+        tasks.append(task)
+    return tasks
 
 
 def prepare(a: argparse.Namespace) -> Path:
@@ -96,9 +109,9 @@ def job(task: Task, a: argparse.Namespace, index: Path) -> dict[str, Any]:
     """What `run_job_file` reads."""
     from rdd_pipeline.data.layouts.camvid import CAMVID
 
-    is_teacher = task == TEACHER
+    is_teacher = task.variant in TEACHERS
     _, method, rdd, methods = VARIANTS.get(task.variant, ("", "teacher", {}, {}))
-    iterations = max(4, round(a.scale * (2400 if is_teacher else 1000)))
+    iterations = max(4, round(a.scale * ITERATIONS.get(task.variant, 1000)))
     name = a.teacher if is_teacher else a.student
     weights = a.weights / f"{name.split('_', 1)[1]}.safetensors" if a.weights else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -137,8 +150,8 @@ def job(task: Task, a: argparse.Namespace, index: Path) -> dict[str, Any]:
             "checkpoint_every": 30.0,
         },
         "index": str(index),
-        "teacher": str(a.output / TEACHER.key / "network.safetensors")
-        if task.needs_teacher
+        "teacher": str(a.output / task.teacher.key / "network.safetensors")
+        if task.teacher
         else None,
         "output": str(a.output / task.key),
     }
@@ -228,11 +241,11 @@ def measure(a: argparse.Namespace) -> bool:
     def may_start(task: Task) -> bool:
         if task == TEACHER:
             return True
-        if task.needs_teacher and TEACHER not in done:
+        if task.teacher is not None and task.teacher not in done:
             return False
         if TEACHER not in done and len(running) > a.beside_teacher:
             return False
-        took = [row["seconds"] for row in rows if row["variant"] != "teacher"]
+        took = [row["seconds"] for row in rows if row["variant"] not in TEACHERS]
         begun = (a.output / task.key / "work").exists()
         return begun or not took or time.monotonic() + max(took) < deadline
 
@@ -252,8 +265,7 @@ def measure(a: argparse.Namespace) -> bool:
                 failed.append(task.key)
                 tail = (a.output / task.key / "log").read_text(errors="replace")[-600:]
                 print(f"{task.key} FAILED ({process.returncode})\n{tail}", flush=True)
-                if task == TEACHER:
-                    waiting = [other for other in waiting if not other.needs_teacher]
+                waiting = [other for other in waiting if other.teacher != task]
                 continue
             row = row_of(task, a)
             rows.append(row)
@@ -297,16 +309,16 @@ def table(a: argparse.Namespace) -> str:
         "| | n | val | test | gain (val) | gain (test) | images/s | waiting for data |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for variant in ("teacher", *VARIANTS):
+    for variant in (*TEACHERS, *VARIANTS):
         found = {seed: row for (name, seed), row in rows.items() if name == variant}
         if not found:
             continue
         gains = ["", ""]
-        if variant not in ("teacher", "alone"):
+        if variant not in ("alone", *TEACHERS):
             pairs = [(row, rows.get(("alone", seed))) for seed, row in found.items()]
             gains = [_gain([r[p] - b[p] for r, b in pairs if b], paired_interval) for p in SPLITS]
         cells = [
-            VARIANTS[variant][0] if variant in VARIANTS else "teacher",
+            VARIANTS[variant][0] if variant in VARIANTS else TEACHERS[variant],
             str(len(found)),
             *(_mean([row[split] for row in found.values()]) for split in SPLITS),
             *gains,

@@ -33,6 +33,7 @@ step check 60 bash benchmarks/gpu_check.sh -q
 step step_large 90 "$PYTHON" benchmarks/step.py --methods all --profile --output "$out"
 step step_small 60 "$PYTHON" benchmarks/step.py --size 360 360 --output "$out" \
     --teacher deeplabv3_tf_efficientnet_lite2 --student deeplabv3_mobilenetv2_100
+step step_compiled 120 "$PYTHON" benchmarks/step.py --compile --output "$out/compiled"
 if [ -n "$camvid" ] && [ -n "$weights" ] && [ "$(left)" -gt 60 ]; then
     step camvid 60 "$PYTHON" benchmarks/camvid.py --data "$camvid" --weights "$weights" \
         --output "$out/camvid" --limit-s "$(($(left) - 20))"

@@ -207,7 +207,11 @@ class Bench:
             precision=precision,
         )
         training = Training(job, Images(Path(), (), LABELS), teacher)
-        options = TrainerParams(device=self.options.device, threads=self.options.threads)
+        options = TrainerParams(
+            device=self.options.device,
+            threads=self.options.threads,
+            compile=self.options.compile,
+        )
         trainer = Trainer(_Unchecked(training), options, self.device, None, None)
         components = build(training, options, self.device, trainer.micro_batches)
         components.wrapped.train()
@@ -376,6 +380,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--student", default="deeplabv3_resnet18")
     parser.add_argument("--teacher", default="deeplabv3_resnet101")
     parser.add_argument("--methods", nargs="*", default=[], help="`all` or names")
+    parser.add_argument("--compile", action="store_true", help="trainer.compile for our rows")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(words)

@@ -154,7 +154,8 @@ FLOORS = {
         predict
         scoring""",
     "training": """
-        device difficulty finite job profile progress reading schedule state stopping synchronized
+        compiling device difficulty finite job profile progress reading schedule state stopping \
+        synchronized
         coordinator curves preparation step store
         training
         build

@@ -531,6 +531,12 @@ class TrainerParams(Params):
     threads: Few | None = Field(
         None, description="CPU threads torch computes with; None: torch's own choice."
     )
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compile the networks with torch.compile, each anew for every crop size: "
+        "minutes before the first step, and equal losses but for rounding. auto: where it was "
+        "measured to pay, which is nowhere yet.",
+    )
     profile: bool = Field(
         False,
         description="Measure the first steps of each training: a table of the time by phase and a "

@@ -138,6 +138,9 @@ def build(
     adversary_optimizer = build_adversary_optimizer(against)
     if micro_batches.in_all > 1:
         convert_sync_layers(step, micro_batches, device)
+    if trainer.compile is True:
+        # Layers that speak to other processes or count parts of a batch are no single graph.
+        step.compile_networks(student=micro_batches.in_all == 1)
     wrapped = _distributed(step, device, micro_batches)
     return Components(step, wrapped, optimizer, adversary_optimizer)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from rdd_pipeline.distillation.objective import Objective, ObjectiveOutput
 from rdd_pipeline.networks import Network, NetworkOutput, Preprocessing, SegmentationNetwork
 from rdd_pipeline.training.profile import phase
 from rdd_pipeline.training.synchronized import MicroBatches
+
+Call = Callable[[Tensor], NetworkOutput]
 
 
 class Teacher:
@@ -23,6 +25,7 @@ class Teacher:
 
     Attributes:
         network: The same.
+        call: How it is called: itself, or what torch compiled of it.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Teacher:
         autocast: torch.dtype | None,
     ) -> None:
         self.network, self._preprocessing, self._autocast = network, preprocessing, autocast
+        self.call: Call = network
         self._said: dict[tuple[int, int], NetworkOutput] | None = None
 
     def remember(self) -> None:
@@ -55,7 +59,7 @@ class Teacher:
         with torch.autocast(
             images.device.type, dtype=self._autocast, enabled=self._autocast is not None
         ):
-            output: NetworkOutput = self.network(self._preprocessing.normalize(images))
+            output = self.call(self._preprocessing.normalize(images))
         return output
 
 
@@ -90,8 +94,21 @@ class TrainingStep(nn.Module):
         self.teacher: Teacher | None = None
         if teacher is not None and teacher_preprocessing is not None:
             self.teacher = Teacher(teacher, teacher_preprocessing, autocast)
+        self._calls: tuple[Call] = (student,)  # a tuple hides it from nn.Module
         self._student_preprocessing = student_preprocessing
         self._autocast = autocast
+
+    def compile_networks(self, *, student: bool) -> None:
+        """Have torch compile the teacher, and the student if asked, at their next call.
+
+        Only in the step: validation calls the student itself, whose images have other sizes.
+        """
+        from rdd_pipeline.training.compiling import compiled  # torch's compiler takes seconds
+
+        if student:
+            self._calls = (compiled(self.student),)
+        if self.teacher is not None:
+            self.teacher.call = compiled(self.teacher.network)
 
     def forward(self, images: Tensor, labels: Tensor, iteration: int) -> ObjectiveOutput:
         """Losses of one batch.
@@ -165,7 +182,7 @@ class TrainingStep(nn.Module):
         with torch.autocast(
             images.device.type, dtype=self._autocast, enabled=self._autocast is not None
         ):
-            output: NetworkOutput = self.student(self._student_preprocessing.normalize(images))
+            output = self._calls[0](self._student_preprocessing.normalize(images))
         return output
 
 
