@@ -107,7 +107,7 @@ class TrainingStep(nn.Module):
 
         if student:
             self._calls = (compiled(self.student),)
-        if self.teacher is not None:
+        if self.teacher is not None and self.teacher.call is self.teacher.network:
             self.teacher.call = compiled(self.teacher.network)
 
     def forward(self, images: Tensor, labels: Tensor, iteration: int) -> ObjectiveOutput:
