@@ -30,7 +30,7 @@ class Teacher:
 
     def __init__(
         self,
-        network: SegmentationNetwork,
+        network: Network,
         preprocessing: Preprocessing,
         autocast: torch.dtype | None,
     ) -> None:
