@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "rdd_pipeline"
 
-BASE = {"config", "errors", "files", "interruptions", "lazy", "__init__"}
+BASE = {"config", "drawing", "errors", "files", "interruptions", "lazy", "__init__"}
 LEAVES = {"collectives", "data", "losses", "networks"} | BASE
 # What each part may import of this project; a part may always import itself.
 ALLOWED = {
@@ -22,6 +22,7 @@ ALLOWED = {
     "__init__": {"inference", "interruptions"},
     "interruptions": {"errors"},
     "lazy": set(),
+    "drawing": {"files"},
     "config": {"errors"},
     "collectives": set(),
     "commands": set(),
@@ -54,6 +55,8 @@ EVERYWHERE |= {"huggingface_hub", "yaml"}  # timm cannot do without them
 # Figures, statistics and reports; nothing that trains needs them. Triton comes with torch for CUDA.
 LIBRARIES = {
     "reporting": {"matplotlib", "scipy", "jinja2"},
+    "datasets": {"matplotlib"},
+    "drawing": {"matplotlib"},
     "pipelines": {"matplotlib"},
     "losses": {"triton"},
     "networks": {"segmentation_models_pytorch", "transformers"},  # extra `teachers`

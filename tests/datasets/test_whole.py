@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 from kedro.io import DatasetError, Version
 
+from rdd_pipeline import drawing
 from rdd_pipeline.datasets import (
     WholeCSVDataset,
     WholeFigureDataset,
     WholeJSONDataset,
     WholeTextDataset,
 )
+from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 
 FIRST, SECOND = "2026-01-01T00.00.00.000Z", "2026-01-02T00.00.00.000Z"
@@ -84,3 +86,79 @@ def test_an_entry_without_versions_is_replaced(tmp_path):
     entry.save("two")
     assert entry.load() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+# ---- figures that are not drawn again
+
+
+class Drawn:
+    """A line, and how often it was drawn."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+        figure = plt.figure(figsize=(1, 1))
+        figure.add_subplot().plot([1, 2, self.times])
+        return figure
+
+
+@pytest.fixture
+def line() -> Drawn:
+    return Drawn()
+
+
+def _save_curve(
+    folder: Path, version: str, line: Drawn, shows: object = "line", **settings
+) -> Path:
+    path = folder / "curve.png"
+    dataset = WholeFigureDataset(
+        filepath=str(path), version=Version(None, version), save_args=settings
+    )
+    dataset.save(Drawing(line, shows))
+    return path / version / "curve.png"
+
+
+def test_the_same_figure_is_copied_into_the_next_version_and_not_drawn_again(tmp_path, line):
+    first = _save_curve(tmp_path, FIRST, line)
+    second = _save_curve(tmp_path, SECOND, line)
+    assert line.times == 1
+    assert second.read_bytes() == first.read_bytes()
+    assert sorted(p.name for p in second.parent.iterdir()) == ["curve.png", "curve.png.b2"]
+    assert plt.imread(second).ndim == 3
+
+
+@pytest.mark.parametrize(
+    "change", ["data", "settings", "code", "damage", "no digest", "no picture"]
+)
+def test_a_figure_is_drawn_again_when_anything_about_it_has_changed(
+    tmp_path, line, change, monkeypatch
+):
+    first = _save_curve(tmp_path, FIRST, line, shows=[1.0, float("nan")], dpi=50)
+    shows, dpi = [1.0, float("nan")], 50
+    if change == "data":
+        shows = [1.0, 2.0]
+    elif change == "settings":
+        dpi = 60
+    elif change == "code":
+        monkeypatch.setattr(drawing, "_code", lambda: "another")
+    elif change == "damage":
+        content = bytearray(first.read_bytes())
+        content[-20] ^= 1
+        first.write_bytes(content)
+    elif change == "no digest":
+        first.with_name("curve.png.b2").unlink()
+    else:
+        first.unlink()
+    second = _save_curve(tmp_path, SECOND, line, shows=shows, dpi=dpi)
+    assert line.times == 2
+    assert plt.imread(second).ndim == 3
+
+
+def test_a_drawing_without_versions_or_in_another_format_is_drawn_each_time(tmp_path, line):
+    for form in ("png", "png", "svg", "svg"):
+        path = str(tmp_path / f"curve.{form}")
+        WholeFigureDataset(filepath=path, save_args={"format": form}).save(Drawing(line, "line"))
+    assert line.times == 4
+    assert (tmp_path / "curve.svg").read_text().startswith("<?xml")

@@ -25,11 +25,11 @@ def test_pixels_are_drawn_for_any_teacher_and_number_of_images(ingested, teacher
         (teacher, 0, ("val",)),
         (teacher, 1, ("later",)),
     ):
-        figure = draw_pixels(
+        drawing = draw_pixels(
             ingested,
             {"0": one},
             {"0": student, "1": None},
             RddParams(min_kept=100),
             EvaluationParams(figure_images=count, splits=splits),
         )
-        assert isinstance(figure, Figure)
+        assert isinstance(drawing.draw(), Figure)

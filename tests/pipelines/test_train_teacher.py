@@ -115,11 +115,11 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
         ingested, weights, training, jobs, EvaluationParams(), CPU, run
     )
     (metrics,) = metrics.values()
-    assert isinstance(figure, Figure)
+    assert isinstance(figure.draw(), Figure)
     assert metrics["about"]["method"] == "teacher"
     assert set(metrics["splits"]) == {"val", "test"}
     history.to_csv(tmp_path / "history.csv", index=False)
-    assert isinstance(draw_history(pd.read_csv(tmp_path / "history.csv")), Figure)
+    assert isinstance(draw_history(pd.read_csv(tmp_path / "history.csv")).draw(), Figure)
 
 
 # ---- a teacher of other code

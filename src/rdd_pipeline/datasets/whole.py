@@ -9,21 +9,28 @@ hand on is named by its content.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from kedro_datasets.json.json_dataset import JSONDataset
 from kedro_datasets.matplotlib.matplotlib_dataset import MatplotlibDataset
 from kedro_datasets.pandas.csv_dataset import CSVDataset
 from kedro_datasets.text.text_dataset import TextDataset
+from matplotlib.figure import Figure
+from PIL import Image
 
+from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import content_digest, folder_aside, move_whole, read_regular
 
 logger = logging.getLogger(__name__)
+
+_SHOWS = "Shows"
+"""Name of the text in a PNG file with the digest of what it shows."""
 
 
 class _Whole:
@@ -100,4 +107,45 @@ class WholeTextDataset(_Whole, TextDataset):  # type: ignore[misc]
 
 
 class WholeFigureDataset(_Whole, MatplotlibDataset):  # type: ignore[misc]
-    """`matplotlib.MatplotlibDataset`, whole."""
+    """`matplotlib.MatplotlibDataset`, whole; a `Drawing` that was saved before is not drawn again.
+
+    A PNG file says what it shows. If the newest version says the same and has its digest, the new
+    version is a copy of it.
+    """
+
+    def save(self, data: Figure | Drawing) -> None:
+        """Save a figure, or draw it first if it has to be drawn."""
+        if isinstance(data, Drawing):
+            if self._save_args.get("format", "png") == "png":
+                digest = data.digest(self._save_args)
+                data = _Picture(data, digest, self._saved_before(digest))  # type: ignore[assignment]
+            else:
+                data = data.draw()
+        super().save(data)
+
+    def _saved_before(self, digest: str) -> bytes | None:
+        if not self._version or getattr(self, "_protocol", "file") != "file":
+            return None
+        paths = sorted(Path(self._filepath).glob(f"*/{PurePosixPath(self._filepath).name}"))
+        try:
+            content = read_regular(paths[-1])
+            whole = read_regular(_digest_file(paths[-1]))[:32] == content_digest(content).encode()
+            same = whole and Image.open(io.BytesIO(content)).info.get(_SHOWS) == digest
+        except (IndexError, OSError, ValueError, SyntaxError):  # none, or none that can be read
+            return None
+        return content if same else None
+
+
+class _Picture:
+    """What matplotlib's dataset saves: a figure, as far as it asks."""
+
+    def __init__(self, drawing: Drawing, digest: str, before: bytes | None) -> None:
+        self._drawing, self._digest, self._before = drawing, digest, before
+
+    def savefig(self, file: BinaryIO, **settings: Any) -> None:
+        """Write the picture of before, or draw it."""
+        if self._before is not None:
+            file.write(self._before)
+            return
+        told = {**(settings.pop("metadata", None) or {}), _SHOWS: self._digest}
+        self._drawing.draw().savefig(file, metadata=told, **settings)

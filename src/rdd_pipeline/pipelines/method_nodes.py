@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from rdd_pipeline import tracking
@@ -32,6 +31,7 @@ from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import METHODS, check_changes, find_method, method_title
 from rdd_pipeline.distillation.objective import check_losses
+from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.scoring import score_splits
@@ -314,7 +314,7 @@ def make_evaluate_node(method: str) -> Callable[..., Any]:
         evaluation: EvaluationParams,
         trainer: TrainerParams,
         work_folder: Path,
-    ) -> tuple[dict[str, Metrics], Figure]:
+    ) -> tuple[dict[str, Metrics], Drawing]:
         metrics = {}
         for seed, network in weights.items():
             about = {"method": method, "title": find_method(method).title, "protocol_digest": ""}
@@ -414,17 +414,22 @@ def _log_scores(metrics: Metrics) -> None:
 # ---- draw
 
 
-def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Figure:
+def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Drawing:
     """Confusion matrix of the first seed on the last split (the test split where there is one)."""
     *_, scores = next(iter(metrics.values()))["splits"].values()
-    return confusion_figure(torch.tensor(scores["confusion"], dtype=torch.int64), labels.names)
+    matrix, names = scores["confusion"], labels.names
+    return Drawing(
+        lambda: confusion_figure(torch.tensor(matrix, dtype=torch.int64), names),
+        shows=["confusion", matrix, names],
+    )
 
 
-def draw_history(history: pd.DataFrame) -> Figure:
+def draw_history(history: pd.DataFrame) -> Drawing:
     """Loss, learning rate and validation mIoU over the iterations, of the first seed."""
     if "seed" in history and len(history):
         history = history[history["seed"] == history["seed"].iloc[0]].drop(columns="seed")
-    return training_curves(cast(list[dict[str, float]], history.to_dict("records")))
+    rows = cast(list[dict[str, float]], history.to_dict("records"))
+    return Drawing(lambda: training_curves(rows), shows=["history", rows])
 
 
 def the_only(networks: Networks) -> NetworkCheckpoint:

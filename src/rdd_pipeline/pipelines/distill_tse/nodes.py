@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from matplotlib.figure import Figure
 
 from rdd_pipeline.config import EvaluationParams, RddParams
 from rdd_pipeline.data.images import Images
+from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence
+from rdd_pipeline.networks import NetworkCheckpoint
 from rdd_pipeline.networks.resizing import bilinear
 from rdd_pipeline.pipelines.method_nodes import Networks, the_only
 from rdd_pipeline.reporting.figures import RddRow, rdd_figure
@@ -19,17 +23,36 @@ def draw_pixels(
     student_weights: Networks,
     rdd: RddParams,
     evaluation: EvaluationParams,
-) -> Figure:
+) -> Drawing:
     """Show for a few images what both networks find hard and which pixels RDD chooses.
 
     The student is that of the first seed. Images come from the first split of `evaluation.splits`
     that has any, evenly spaced.
     """
+    trained = the_only(teacher_weights), next(iter(student_weights.values()))
+    shows = {
+        "images": images.digest,
+        "labels": images.labels.model_dump(mode="json"),
+        "networks": [network.digest() for network in trained],
+        "preprocessing": [
+            network.header.preprocessing.model_dump(mode="json") for network in trained
+        ],
+        "rdd": rdd.model_dump(mode="json"),
+        "evaluation": evaluation.model_dump(mode="json"),
+    }
+    return Drawing(partial(_draw, images, trained, rdd, evaluation), shows=["pixels", shows])
+
+
+def _draw(
+    images: Images,
+    trained: tuple[NetworkCheckpoint, NetworkCheckpoint],
+    rdd: RddParams,
+    evaluation: EvaluationParams,
+) -> Figure:
     labels = images.labels
     there = [name for name in evaluation.splits if images.split(name).samples]
     candidates = images.split((*there, "train")[0]).samples
     count = min(evaluation.figure_images, len(candidates))
-    trained = the_only(teacher_weights), next(iter(student_weights.values()))
     teacher, student = (network.build() for network in trained)
     teacher_input, student_input = (network.header.preprocessing for network in trained)
     rows = []
