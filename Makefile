@@ -58,5 +58,5 @@ ui: setup ## compare the runs on 127.0.0.1:5000
 
 lock: setup ## new pins from pyproject.toml (omegaconf 2.4 makes Kedro warn at every start)
 	echo 'omegaconf<2.4' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-		--extra viz --extra export --extra teachers --extra dev --no-header --no-annotate --no-emit-index-url \
+		--extra viz --extra export --extra teachers --extra docs --extra dev --no-header --no-annotate --no-emit-index-url \
 		--constraint - pyproject.toml --output-file requirements.lock
