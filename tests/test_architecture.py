@@ -164,8 +164,9 @@ FLOORS = {
         build
         loop""",
     "inference": """
-        files inputs
-        model""",
+        files inputs results sources
+        frames model
+        folder""",
     "launching": """
         channel
         store

@@ -186,7 +186,15 @@ def test_parameters_that_other_files_take_are_allowed(tmp_path):
         ("traner", ["trainer"]),
         ("sedes", ["seeds"]),
         ("rdd.tfelength", ["rdd.tfe_length"]),
-        ("batchsize", ["recipe.batch_size", "evaluation.batch_size", "teacher_recipe.batch_size"]),
+        (
+            "batchsize",
+            [
+                "recipe.batch_size",
+                "evaluation.batch_size",
+                "teacher_recipe.batch_size",
+                "predict.batch_size",
+            ],
+        ),
         ("nonsense", []),
     ],
 )

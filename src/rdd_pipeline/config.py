@@ -473,6 +473,63 @@ class EvaluationParams(Params):
         return (self.window, self.window) if isinstance(self.window, int) else self.window
 
 
+class PredictParams(Params):
+    """Masks of new images by a trained network, pipeline ``predict``."""
+
+    images: str | None = Field(
+        None,
+        description="What is predicted: a folder (with all below it), a glob in quotes, a text "
+        "file with a path in each line, an image, or a video (for which ffmpeg is needed). `~` is "
+        "allowed; a relative path starts at the project.",
+    )
+    weights: Path | None = Field(
+        None,
+        description="The network: a .safetensors file of this project, or a folder of the catalog. "
+        "None: the newest one of `method` of this data set.",
+    )
+    method: str = Field(
+        "tse", description="Method whose student is used where no weights are given, or `teacher`."
+    )
+    seed: Seed | None = Field(None, description="Which of several seeds; None: the first one.")
+    output: Path | None = Field(
+        None,
+        description="Folder for masks, overlays and the table. None: the catalog entry "
+        "`predictions_folder`, data/07_model_output/DATASET/predictions.",
+    )
+    window: Side | Size | Literal["auto"] | None = Field(
+        "auto",
+        description="Larger images are predicted by a sliding window: side of a square or (height, "
+        "width) in pixels. auto: 1024 for images of more than 4 million pixels. None: all as a "
+        "whole.",
+    )
+    overlap: Overlap = Field(0.25, description=OVERLAP_MEANING)
+    image_size: Size | Literal["trained"] | None = Field(
+        "trained",
+        description="(height, width) images are resized to for the network; masks have the images' "
+        "own size. trained: as in its training (`data.image_size`). None: their own.",
+    )
+    scales: tuple[Scale, ...] = Field(
+        (1.0,), min_length=1, max_length=64, description="Average over resized images."
+    )
+    flip: bool = Field(False, description="Average with the mirrored image.")
+    format: Literal["index", "raw", "cityscapes"] = Field(
+        "index",
+        description="Values of a mask: positions of the classes (index), those of the data set's "
+        "own masks (raw), or label ids under the names that Cityscapes' server expects.",
+    )
+    overlays: bool = Field(True, description="Also write each image below its colored mask.")
+    threshold: Fraction = Field(
+        0.5, description="The table says which share of the pixels is less confident than this."
+    )
+    every: PositiveCount = Field(1, description="Of a video, each frame of so many.")
+    batch_size: Many = Field(
+        8, description="Images of equal size predicted together, up to 4 million pixels."
+    )
+    workers: Few | Literal["auto"] = Field(
+        "auto", description="Threads that read images and write masks; auto: one a core, up to 16."
+    )
+
+
 class TrainerParams(Params):
     """How a job runs here. Only `precision` changes what is computed.
 
@@ -612,6 +669,8 @@ class Parameters(Params):
     (`hooks.parameters`), and a test compares this list with what the pipelines' nodes take.
     """
 
+    added = ("predict",)
+
     seed: Seed = Field(0, strict=True, description="Decides everything random.")
     seeds: int = Field(
         1,
@@ -630,6 +689,7 @@ class Parameters(Params):
     methods: MethodsParams
     trainer: TrainerParams
     evaluation: EvaluationParams
+    predict: PredictParams = PredictParams()
 
     @model_validator(mode="after")
     def _seeds_in_range(self) -> Self:

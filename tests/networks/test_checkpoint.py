@@ -338,10 +338,13 @@ def test_teacher_without_weights_cannot_be_imported():
 def test_colors_and_mask_values_travel_and_change_no_digest():
     _, plain = make()
     shown = {"colors": ((1, 2, 3), (4, 5, 6), (7, 8, 9)), "mask_values": (7, 8, 23)}
-    described = NetworkCheckpoint(plain.tensors, plain.header.model_copy(update=shown))
+    described = NetworkCheckpoint(
+        plain.tensors, plain.header.model_copy(update=shown | {"image_size": (30, 40)})
+    )
     assert described.digest() == plain.digest()
     read = NetworkCheckpoint.from_bytes(described.to_bytes()).header
     assert (read.colors, read.mask_values) == (shown["colors"], shown["mask_values"])
+    assert read.image_size == (30, 40)
     assert b"colors" not in plain.to_bytes()  # files of earlier versions stay as they are
     for name in shown:
         with pytest.raises(ValueError, match=f"2 {name} for 3 classes"):

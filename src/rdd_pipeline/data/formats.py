@@ -36,7 +36,9 @@ _LOSSY_IN_TIFF = ("jpeg", "tiff_jpeg", "webp")
 
 
 @contextlib.contextmanager
-def open_picture(data: bytes, path: Path, partner: str) -> Iterator[Image.Image]:
+def open_picture(
+    data: bytes, path: Path, partner: str, *, several: bool = False
+) -> Iterator[Image.Image]:
     """A file's content as a picture that is not decoded yet.
 
     What goes wrong inside the `with` block, where it is decoded, becomes a `DataProblem`, too.
@@ -44,15 +46,18 @@ def open_picture(data: bytes, path: Path, partner: str) -> Iterator[Image.Image]
     Args:
         data: Content of the file.
         path: Where it came from, for messages.
-        partner: What has to go with the file if it is removed, for messages.
+        partner: What has to go with the file if it is removed, for messages; empty: nothing.
+        several: Also open what holds several pages or frames, and GIF.
 
     Raises:
         DataProblem: It is none, is damaged or too large, or holds several pictures.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        formats = (*FORMATS, "GIF") if several else FORMATS
+        with Image.open(io.BytesIO(data), formats=formats) as picture:
             _check_size(picture, path)
-            _check_pages(picture, path)
+            if not several:
+                _check_pages(picture, path)
             yield picture
     except DataProblem:
         raise
@@ -125,25 +130,30 @@ def _check_size(picture: Image.Image, path: Path) -> None:
 
 
 def _check_pages(picture: Image.Image, path: Path) -> None:
-    """Smaller versions and masks of the first page, as in GeoTIFF files, do not count."""
-    if not getattr(picture, "is_animated", False):
-        return
-    if picture.format in ("JPEG", "MPO"):  # a phone's depth map behind the photo
-        return
-    if isinstance(picture, TiffImageFile):
-        pages = 1 + _further_images(picture)
-    else:
-        pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
+    count = len(pages(picture))
+    if count > 1:
         raise DataProblem(
-            f"{path} holds {pages} pages or frames, expected one image. Save each as a file of its "
+            f"{path} holds {count} pages or frames, expected one image. Save each as a file of its "
             "own."
         )
 
 
-def _further_images(picture: TiffImageFile) -> int:
+def pages(picture: Image.Image) -> list[int]:
+    """Numbers of the pages or frames that are images of their own, for `picture.seek`.
+
+    Smaller versions and masks of the first page, as in GeoTIFF files, do not count, nor does what
+    phones keep behind a photo.
+    """
+    if not getattr(picture, "is_animated", False) or picture.format in ("JPEG", "MPO"):
+        return [0]
+    if isinstance(picture, TiffImageFile):
+        return [0, *_further_images(picture)]
+    return list(range(getattr(picture, "n_frames", 1)))
+
+
+def _further_images(picture: TiffImageFile) -> list[int]:
     """Pages behind the first one that are images of their own."""
-    count = 0
+    found = []
     for page in itertools.count(1):
         try:
             picture.seek(page)
@@ -152,9 +162,10 @@ def _further_images(picture: TiffImageFile) -> int:
         except SyntaxError:  # None that Pillow decodes, but its tags are read.
             pass
         kind = int(picture.tag_v2.get(_KIND_OF_PAGE, 0))
-        count += not (kind & 0b101 or picture.tag_v2.get(_OLD_KIND_OF_PAGE) == 2)
+        if not (kind & 0b101 or picture.tag_v2.get(_OLD_KIND_OF_PAGE) == 2):
+            found.append(page)
     picture.seek(0)
-    return count
+    return found
 
 
 def _undecodable(data: bytes, path: Path, error: Exception, partner: str) -> DataProblem:
@@ -167,5 +178,6 @@ def _undecodable(data: bytes, path: Path, error: Exception, partner: str) -> Dat
         if data[:4] in _TIFF_SIGNATURES:
             reason = "a TIFF file, but its bands or bits are none that make an RGB or gray image"
     return DataProblem(
-        f"{path} cannot be decoded ({reason[:200]}). {advice} together with {partner}."
+        f"{path} cannot be decoded ({reason[:200]}). {advice}"
+        f"{f' together with {partner}' if partner else ''}."
     )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from rdd_pipeline.data.reading import decode_image_bytes, picture_pixels, read_image
+from rdd_pipeline.data.formats import open_picture, stored_bits
+from rdd_pipeline.data.reading import FULL_BITS, picture_pixels, read_bytes
 from rdd_pipeline.errors import DataProblem, UserError
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor
@@ -26,22 +27,27 @@ _IN_MEMORY = Path("the image")
 """In messages, where there is no file."""
 
 
-def as_rgb(image: ImageLike) -> Tensor:
+def as_rgb(image: ImageLike, *, bits: int = FULL_BITS) -> Tensor:
     """One image as uint8 RGB, (3, H, W).
 
     As when a data set is read: EXIF rotation is followed, gray becomes RGB, of 16 bits the upper 8
     are kept, transparency is dropped.
+
+    Args:
+        image: See `ImageLike`.
+        bits: Bits of the values of 16-bit gray files, as `data.bits`.
 
     Raises:
         DataProblem: It cannot be read or decoded.
         UserError: It is no image, or has other numbers than 0..255 (16-bit integers: 0..65535).
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image).expanduser())
+        path = Path(image).expanduser()
+        return decode(read_bytes(path), path, bits=bits)
     if isinstance(image, bytes | bytearray | memoryview):
-        return decode_image_bytes(bytes(image), _IN_MEMORY)
+        return decode(bytes(image), _IN_MEMORY, bits=bits)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(_decoded(image)).permute(2, 0, 1)
+        return torch.from_numpy(_decoded(image, bits)).permute(2, 0, 1)
     if isinstance(image, Tensor):
         if image.ndim == 2 or (image.ndim == 3 and image.shape[0] in (1, 3, 4)):
             return _three(_bytes(image.detach().cpu().numpy()), channels=0)
@@ -56,6 +62,17 @@ def as_rgb(image: ImageLike) -> Tensor:
     )
 
 
+def decode(data: bytes, path: Path, *, bits: int = FULL_BITS) -> Tensor:
+    """An image from a file's content, (3, H, W) uint8; `path` is for messages.
+
+    Raises:
+        DataProblem: Not an image, damaged, too large, several, or without an 8-bit RGB meaning.
+    """
+    with open_picture(data, path, "") as picture:
+        pixels, *_ = picture_pixels(picture, path, depth=stored_bits(picture, data), bits=bits)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
 def is_batch(images: Images) -> bool:
     """Whether it is several images: a list, or an array or tensor of four dimensions."""
     if isinstance(images, list | tuple):
@@ -63,12 +80,12 @@ def is_batch(images: Images) -> bool:
     return isinstance(images, np.ndarray | Tensor) and images.ndim == 4
 
 
-def _decoded(image: Image.Image) -> NDArray[np.uint8]:
+def _decoded(image: Image.Image, bits: int) -> NDArray[np.uint8]:
     if 0 in image.size:
         raise _empty()
     depth = 16 if image.mode.startswith("I") else 8
     try:
-        return picture_pixels(image, _IN_MEMORY, depth=depth)[0]
+        return picture_pixels(image, _IN_MEMORY, depth=depth, bits=bits)[0]
     except DataProblem:
         raise
     except Exception as error:  # Decoders raise many types; all mean a bad file.

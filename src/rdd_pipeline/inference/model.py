@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rdd_pipeline.data.layouts.base import distinct_colors
+from rdd_pipeline.data.reading import FULL_BITS, resize_image
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.predict import OVERLAP, Average, score_bands
 from rdd_pipeline.inference.files import find_network
@@ -89,7 +90,12 @@ class Model:
         label_names: Names of the classes, by the values of a mask.
         colors: RGB of each class.
         provenance: Where the weights come from.
+        digest: Of what decides its outputs.
         device: Where it computes.
+        precision: Autocast type; None: float32.
+        image_size: (height, width) images are resized to for the network, as in training; masks
+            have the images' own size. None: they are not. It may be changed.
+        bits: Bits of the values of 16-bit gray files, as `data.bits`. It may be changed.
     """
 
     def __init__(
@@ -106,12 +112,15 @@ class Model:
         """
         self.device = resolve_device(device)
         chosen = resolve_precision(precision, self.device)
-        self._precision = torch.bfloat16 if chosen == "bfloat16" else None
+        self.precision = torch.bfloat16 if chosen == "bfloat16" else None
+        self.digest = checkpoint.digest()
         self.network = checkpoint.build().to(self.device)
         self.header = checkpoint.header
         self.preprocessing = self.header.preprocessing
         self.label_names = self.header.label_names
         self.provenance = self.header.provenance
+        self.image_size = self.header.image_size
+        self.bits = FULL_BITS
         self.colors = self.header.colors or distinct_colors(len(self.label_names) + 1)[1:]
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(self.colors)] = self.colors
@@ -141,8 +150,8 @@ class Model:
             UserError: Something is no image.
         """
         if not is_batch(images):
-            return _joined(self.strips(as_rgb(images)[None]))  # type: ignore[arg-type]
-        masks = [_joined(self.strips(as_rgb(image)[None])) for image in _each(images)]
+            return _joined(self.strips(self._rgb(images)[None]))  # type: ignore[arg-type]
+        masks = [_joined(self.strips(self._rgb(image)[None])) for image in _each(images)]
         return masks if isinstance(images, list | tuple) else np.stack(masks)
 
     def predict(
@@ -173,7 +182,7 @@ class Model:
         """
         masks, confidences, scores = [], [], []
         for strip in self.strips(
-            as_rgb(image)[None],
+            self._rgb(image)[None],
             window=window,
             overlap=overlap,
             scales=scales,
@@ -221,6 +230,8 @@ class Model:
                 f"scales are {tuple(scales)}, expected factors above 0, such as (1.0,)."
             )
         size = (images.shape[-2], images.shape[-1])
+        if self.image_size is not None:
+            images = torch.stack([resize_image(image, self.image_size) for image in images])
         each = score_bands(
             self.network,
             self.preprocessing,
@@ -229,8 +240,8 @@ class Model:
             scales=scales,
             flip=flip,
             average=average,
-            precision=self._precision,
-            window=window_for(size, window),
+            precision=self.precision,
+            window=window_for((images.shape[-2], images.shape[-1]), window),
             overlap=overlap,
         )
         for number, bands in enumerate(each):
@@ -254,13 +265,16 @@ class Model:
             DataProblem: A file cannot be read or decoded.
             UserError: It is no image, or of another size than the mask.
         """
-        pixels = as_rgb(image).permute(1, 2, 0).numpy()
+        pixels = self._rgb(image).permute(1, 2, 0).numpy()
         if pixels.shape[:2] != _checked(mask).shape:
             raise UserError(
                 f"The mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image "
                 f"{pixels.shape[0]} x {pixels.shape[1]}. Give the image it was predicted for."
             )
         return Image.blend(Image.fromarray(pixels), self.colored(mask), opacity)
+
+    def _rgb(self, image: ImageLike) -> Tensor:
+        return as_rgb(image, bits=self.bits)
 
 
 def window_for(size: tuple[int, int], window: Window) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rdd_pipeline.config import NetworkParams, Params, TeacherParams
+from rdd_pipeline.config import NetworkParams, Params, Side, TeacherParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import json_digest, require_regular_file, write_atomically
 from rdd_pipeline.networks.cirkd_names import convert_cirkd_names
@@ -45,6 +45,8 @@ from rdd_pipeline.networks.preprocessing import Preprocessing
 _METADATA_KEY = "rdd_pipeline"
 _DIGEST = "digest"
 _HEADER_DIGEST = "header_digest"
+_OF_THE_DATA = ("colors", "mask_values", "image_size")
+"""Fields of the header that say what images and masks were like, and compute nothing."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of tensors, by name."""
@@ -55,7 +57,7 @@ Color = tuple[Byte, Byte, Byte]
 class NetworkHeader(Params):
     """All of a network but its weights."""
 
-    added: ClassVar[tuple[str, ...]] = ("colors", "mask_values", "module")
+    added: ClassVar[tuple[str, ...]] = ("colors", "mask_values", "image_size", "module")
 
     format: Literal[1] = Field(1, description="Version of this header.")
     network: NetworkParams
@@ -71,6 +73,11 @@ class NetworkHeader(Params):
         None,
         description="What the data set's masks hold for each class: a value, or a color. None: a "
         "file of an earlier version.",
+    )
+    image_size: tuple[Side, Side] | None = Field(
+        None,
+        description="(height, width) images were resized to, so that the network knows them so; "
+        "None: they were not, or it is a file of an earlier version.",
     )
     module: ModuleSpec | None = Field(
         None,
@@ -94,10 +101,10 @@ class NetworkHeader(Params):
     def architecture(self) -> str:
         """What decides the network's outputs beside the weights, as JSON.
 
-        Left out: the provenance, how classes are shown and stored, and where the backbone's weights
-        came from before training.
+        Left out: the provenance, what images and masks of the data set are like, and where the
+        backbone's weights came from before training.
         """
-        content = self.model_dump(mode="json", exclude={"provenance", "colors", "mask_values"})
+        content = self.model_dump(mode="json", exclude={"provenance", *_OF_THE_DATA})
         for field in ("pretrained", "preprocessing"):
             content["network"].pop(field, None)
         return json.dumps(content, sort_keys=True)

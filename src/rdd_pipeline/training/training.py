@@ -130,6 +130,7 @@ class Training:
             label_names=labels.names,
             colors=labels.colors,
             mask_values=labels.mask_values,
+            image_size=self.images.image_size,
             preprocessing=Preprocessing.for_network(job.network),
             provenance={
                 "method": job.method,

@@ -24,6 +24,7 @@ def import_weights(images: Images, teacher: TeacherParams) -> dict[str, NetworkC
     weights = None if teacher.weights is None else from_project(teacher.weights)
     local = {"weights": weights, "network": local_network(teacher.network)}
     found = import_teacher(teacher.model_copy(update=local), images.labels.names)
-    shown = {"colors": images.labels.colors, "mask_values": images.labels.mask_values}
-    header = found.header.model_copy(update=shown)
+    labels = images.labels
+    data = {"colors": labels.colors, "mask_values": labels.mask_values}
+    header = found.header.model_copy(update=data | {"image_size": images.image_size})
     return {"imported": dataclasses.replace(found, header=header)}
