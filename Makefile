@@ -50,6 +50,9 @@ format: setup ## let ruff rewrite
 bench: setup ## the benchmarks that README and docs quote
 	$(BIN)/python benchmarks/losses.py
 
+docs: setup ## the documentation site, site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 viz: setup ## see the pipelines on 127.0.0.1:4141
 	$(BIN)/kedro viz run --host 127.0.0.1
 
