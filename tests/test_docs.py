@@ -10,6 +10,7 @@ import pytest
 from rdd_pipeline.config import Parameters
 from rdd_pipeline.distillation.methods import METHODS
 from rdd_pipeline.pipeline_registry import register_pipelines
+from tests.kedro_project import bootstrap
 
 pytest.importorskip("mkdocs", reason="extra docs")
 pytest.importorskip("mkdocstrings", reason="extra docs")
@@ -55,6 +56,7 @@ def test_every_parameter_method_and_pipeline_is_there(site):
     shown = (site / "reference/methods.html").read_text()
     assert not [name for name in METHODS if f"<code>{name}</code>" not in shown]
     shown = (site / "reference/pipelines.html").read_text()
+    bootstrap()
     pipelines = register_pipelines()
     assert not [name for name in pipelines if name != "__default__" and f">{name}<" not in shown]
     assert "rdd_pipeline.load" in (site / "reference/python.html").read_text()
