@@ -136,7 +136,8 @@ FLOORS = {
         street
         write""",
     "losses": """
-        base kernels maps memory_bank
+        kernels maps memory_bank
+        base
         at dist dsd fused fused_relations kd layers pixelwise similarity skd
         bpkd cirkd cross_entropy cwd fitnet ifvd mgd ohem
         af_dcd cirkdv2 rdd""",

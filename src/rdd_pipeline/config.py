@@ -220,6 +220,7 @@ class DataParams(Params):
 class NetworkParams(Params):
     """One segmentation network: a head on a timm backbone."""
 
+    added = ("image_scale",)
     renamed: ClassVar[Mapping[str, str]] = {"preprocessing=published": "caffe_bgr"}
 
     name: str = Field(
@@ -244,6 +245,11 @@ class NetworkParams(Params):
         "auto",
         description="What the network is fed. auto: what timm says of the pretrained weights, else "
         "`imagenet` (RGB mean/std); `half`: (x - 127.5) / 127.5; `caffe_bgr`: BGR minus mean.",
+    )
+    image_scale: Scale = Field(
+        1.0,
+        description="Factor by which images are resized before this network sees them, in training "
+        "and afterwards: a teacher may look at larger ones than its student.",
     )
 
 
@@ -323,6 +329,8 @@ class TeacherParams(Params):
 class OptimizerParams(Params):
     """Optimizer and learning-rate schedule; the defaults are the field's common recipe."""
 
+    added = ("backbone_lr_factor",)
+
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(0.02, description="Learning rate of the first iteration.")
     momentum: Momentum = Field(0.9, description="SGD only.")
@@ -331,6 +339,9 @@ class OptimizerParams(Params):
     power: float = Field(0.9, ge=0.0, le=1000.0, description="lr * (1 - (it-1)/iterations)^power.")
     warmup: Count = Field(
         0, description="Iterations over which the learning rate rises linearly to its schedule."
+    )
+    backbone_lr_factor: NotNegative = Field(
+        1.0, description="Learning rate of the backbone as a factor of that of all else."
     )
 
 
@@ -363,7 +374,7 @@ class AugmentParams(Params):
 class RecipeParams(Params):
     """How one network is trained. Every method of a comparison shares one recipe."""
 
-    added = ("gradient_accumulation_steps",)
+    added = ("gradient_accumulation_steps", "backbone")
     renamed: ClassVar[Mapping[str, str]] = {"accumulate": "gradient_accumulation_steps"}
 
     iterations: PositiveCount = Field(40_000, description="Optimizer steps, not epochs.")
@@ -381,6 +392,11 @@ class RecipeParams(Params):
     )
     clip_norm: Positive | None = Field(None, description="Largest gradient norm; None: off.")
     validate_every: PositiveCount = Field(1000, description="Iterations between validations.")
+    backbone: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="frozen: the pretrained weights of the backbone, and the statistics of its "
+        "batch norms, stay as they are.",
+    )
     keep: Literal["best", "last"] = Field(
         "best", description="Weights handed on: of the best validation mIoU, or of the last step."
     )
@@ -393,7 +409,7 @@ class RddParams(Params):
     in tables and figures.
     """
 
-    added = ("min_kept_scope", "class_floor")
+    added = ("min_kept_scope", "class_floor", "confidence")
     renamed: ClassVar[Mapping[str, str]] = {
         "warmup": "tfe_length",
         "scope": "min_kept_scope",
@@ -421,6 +437,12 @@ class RddParams(Params):
     )
     reduction: Literal["paper", "valid"] = Field(
         "paper", description="TFE divides by all pixels (paper) or by the valid ones."
+    )
+    confidence: Literal["heads", "flip", "entropy"] = Field(
+        "heads",
+        description="What TFE takes for the teacher's confidence in a pixel: that its two heads "
+        "agree (heads, as published), that it says the same of the mirrored image (flip, a second "
+        "forward of the teacher during TFE), or that its entropy is low (entropy).",
     )
     annealed: bool = Field(False, description="After TFE, fade to TSE instead of switching.")
     min_kept_scope: Literal["local", "global"] = Field(
@@ -622,6 +644,7 @@ class TrainerParams(Params):
 class MethodsParams(Params):
     """Changes to the methods' definitions in `distillation/methods.py`."""
 
+    added = ("compare_at",)
     renamed: ClassVar[Mapping[str, str]] = {
         "preset=published": "reference_code",
         "relations": "cross_image",
@@ -642,6 +665,13 @@ class MethodsParams(Params):
         description="Losses whose size depends on the number of positions of a map (AT, DSD, MGD, "
         "Af-DCD's feature, CIRKDv2's channel MSE) are scaled to weigh what their published weights "
         "weigh on maps of 64 x 128. false: the plain weights.",
+    )
+    compare_at: Literal["teacher", "student"] = Field(
+        "teacher",
+        description="At which size the distillation losses compare maps: the student's are resized "
+        "to the teacher's, or the teacher's to the student's. With a teacher of stride 4 and a "
+        "student of stride 8 the latter costs a quarter, and a sixteenth where all pairs of "
+        "positions are compared (CIRKD).",
     )
     kd: NotNegative = Field(
         1.0,

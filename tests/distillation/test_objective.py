@@ -11,7 +11,7 @@ from rdd_pipeline.distillation.methods import LossSpec, Method, find_method
 from rdd_pipeline.distillation.objective import (
     Objective,
     ObjectiveOutput,
-    check_auxiliary_heads,
+    check_auxiliary_head,
 )
 from rdd_pipeline.distillation.stages import RDD, stage_shares
 from rdd_pipeline.errors import UserError
@@ -295,9 +295,11 @@ def test_with_all_pixels_ignored_the_task_is_zero_with_zero_gradient(method, ite
         (5, {}, False, "TFE compares"),
         (2, {}, False, "TFE compares"),
         (0, {"annealed": True}, False, "TFE compares"),
-        (0, {}, True, "TSE compares"),
-        (1, {"mode": "and"}, True, "TSE compares"),
+        (0, {}, True, None),
+        (1, {"mode": "and"}, True, None),
         (1, {}, False, None),
+        (5, {"confidence": "entropy"}, True, None),
+        (0, {"annealed": True, "confidence": "entropy"}, False, None),
         (0, {"mode": "ohem"}, True, None),
     ],
 )
@@ -307,9 +309,7 @@ def test_heads_that_are_missing_are_noticed_just_when_they_are_needed(
     params = RddParams(tfe_length=warmup, **rdd)
 
     def check(teacher: bool) -> None:
-        check_auxiliary_heads(
-            params, warmup=warmup, iterations=ITERATIONS, teacher=teacher, student=student
-        )
+        check_auxiliary_head(params, warmup=warmup, iterations=ITERATIONS, teacher=teacher)
 
     check(True)
     if message is not None:

@@ -98,7 +98,6 @@ def test_the_plan_counts_both_networks(ingested):
             "TFE compares the teacher's two",
         ),
         ({"teacher": NO_AUXILIARY, "rdd": RddParams(annealed=True)}, "TFE compares the teacher"),
-        ({"teacher": NO_AUXILIARY, "rdd": RddParams(tfe_length=0)}, "only the student has an aux"),
         ({"methods": MethodsParams(weights={"kdd": {}})}, "no method 'kdd'"),
         ({"methods": MethodsParams(weights={"kd": {"cwd": 1.0}})}, "but its losses are kd"),
         ({"methods": MethodsParams(options={"cwd": {"at": {}}})}, "but its losses are kd, cwd_log"),
@@ -140,8 +139,12 @@ def test_a_method_is_checked_against_the_teacher_that_it_will_have(ingested, giv
     rest = (RECIPE, RddParams(tfe_length=0), MethodsParams(), EvaluationParams(), 0)
     assert make_plan_node("tse_cwd")(ingested, networks, *rest)
     networks["student"]["network"]["auxiliary"] = True
-    with pytest.raises(UserError, match="only the student has an auxiliary head"):
-        make_plan_node("tse_cwd")(ingested, networks, *rest)
+    assert make_plan_node("tse_cwd")(ingested, networks, *rest)  # compared with the main head
+    tfe = (RECIPE, RddParams(tfe_length=2), *rest[2:])
+    with pytest.raises(UserError, match="TFE compares the teacher's two heads"):
+        make_plan_node("tse_cwd")(ingested, networks, *tfe)
+    sure = RddParams(tfe_length=2, confidence="entropy")
+    assert make_plan_node("tse_cwd")(ingested, networks, RECIPE, sure, *rest[2:])
     assert bool(make_plan_node("teacher")(ingested, networks, *rest)) is not given
 
 

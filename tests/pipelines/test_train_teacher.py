@@ -166,7 +166,6 @@ def test_a_teacher_of_other_code_is_planned_taken_up_scored_and_teaches(ingested
         ("feature", "mgd", "compares the networks' `stages`, and the .* logits and feature o"),
         ("", "dsd", r"do without: kd, (\w+, )*dist, bpkd"),
         ("feature", "af_dcd", r"do without: kd, fitnet, at, .*cirkd, dist, .*bpkd"),
-        ("feature", "tse", "only the student has an auxiliary head"),
     ],
 )  # fmt: skip
 def test_what_a_method_lacks_of_a_teacher_is_named_before_anything_starts(

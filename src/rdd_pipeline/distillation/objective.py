@@ -12,7 +12,7 @@ from rdd_pipeline.config import RddParams
 from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.distillation.stages import TaskInputs, stage_shares
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.losses.base import DistillationLoss, LossContext
+from rdd_pipeline.losses.base import DistillationLoss, LossContext, at_size_of
 from rdd_pipeline.losses.cross_entropy import PixelsOfClass, TaskLoss
 from rdd_pipeline.networks import NetworkOutput
 
@@ -80,6 +80,7 @@ class Objective(nn.Module):
         # Not persistent: the weights belong to the label set, not to the training state.
         self.register_buffer("class_weights", class_weights, persistent=False)
         assert context is not None or not method.losses
+        self._at_student = context is not None and context.compare_at == "student"
         # Called `terms` in checkpoints.
         self.terms = nn.ModuleDict(
             {spec.name: spec.module(context) for spec in method.losses if context}
@@ -98,12 +99,23 @@ class Objective(nn.Module):
         teacher: NetworkOutput | None,
         labels: Tensor,
         iteration: int,
+        mirrored_logits: Tensor | None = None,
     ) -> ObjectiveOutput:
-        """Losses of one batch; `labels` is (B, H, W), `iteration` counts from 1."""
+        """Losses of one batch.
+
+        Args:
+            student: Its outputs.
+            teacher: Those of the teacher, if there is one.
+            labels: (B, H, W).
+            iteration: Counts from 1.
+            mirrored_logits: The teacher's of the mirrored images, mirrored back; needed where
+                `looks_at_mirrored`.
+        """
         given = TaskInputs(
             student,
             teacher,
             labels,
+            mirrored_logits=mirrored_logits,
             rdd=self.rdd,
             aux_weight=self.aux_weight,
             class_weights=self.class_weights,
@@ -114,6 +126,8 @@ class Objective(nn.Module):
         )
         task, statistics, of_class = self._task(given, iteration)
         total, parts = task, {"task": task.detach()}
+        if self._at_student and teacher is not None:
+            teacher = at_size_of(teacher, student)
         for spec in self.method.losses:
             assert teacher is not None
             losses = spec.by_name(self.terms[spec.name](student, teacher, labels))
@@ -121,6 +135,14 @@ class Objective(nn.Module):
                 parts[name] = losses[name].detach()
                 total = total + self.weights[name] * losses[name]
         return ObjectiveOutput(total, parts, statistics, of_class)
+
+    def looks_at_mirrored(self, iteration: int) -> bool:
+        """Whether the task loss compares the teacher's logits with those of mirrored images."""
+        shares = stage_shares(self.method.stages, self.rdd, iteration, self.iterations)
+        return any(
+            shares[stage.name] > 0 and stage.looks_at_mirrored(self.rdd)
+            for stage in self.method.stages
+        )
 
     def adversaries(self) -> list[nn.Module]:
         """Modules that learn against the student and have an optimizer of their own."""
@@ -146,33 +168,25 @@ class Objective(nn.Module):
         return TaskLoss(task, statistics, of_class)
 
 
-def check_auxiliary_heads(
-    rdd: RddParams, *, warmup: int, iterations: int, teacher: bool, student: bool
-) -> None:
-    """Refuse a run whose RDD task loss would compare heads that are not there.
+def check_auxiliary_head(rdd: RddParams, *, warmup: int, iterations: int, teacher: bool) -> None:
+    """Refuse a run whose TFE would compare heads that are not there.
 
     Args:
         rdd: Settings of the task loss.
         warmup: First iteration of the TSE stage.
         iterations: Length of the whole run.
         teacher: Whether the teacher has an auxiliary head.
-        student: Whether the student has one.
 
     Raises:
-        UserError: TFE without the teacher's, or TSE with the student's only.
+        UserError: It has none, and TFE is to compare its heads.
     """
-    if teacher:
+    if teacher or rdd.confidence != "heads":
         return
     if warmup > 1 or (rdd.annealed and warmup < iterations):
         raise UserError(
             "TFE compares the teacher's two heads, but the teacher has no auxiliary head. Set "
-            "teacher.network.auxiliary=true, or rdd.tfe_length=0 and rdd.annealed=false."
-        )
-    if student and rdd.mode != "ohem":
-        raise UserError(
-            "TSE compares the student's heads with the teacher's, but only the student has an "
-            "auxiliary head. Set teacher.network.auxiliary=true, student.auxiliary=false or "
-            "rdd.mode=ohem."
+            "rdd.confidence=flip or entropy, teacher.network.auxiliary=true where it is trained "
+            "here, or rdd.tfe_length=0 and rdd.annealed=false."
         )
 
 

@@ -30,13 +30,15 @@ else:  # the table of methods is read by every command, torch is needed by a tra
 class TaskInputs(NamedTuple):
     """What a task loss may look at: a batch, and the settings that all of them share.
 
-    `class_weights` hold for TFE only with `weighted_tfe`; `by_class` asks for the pixels of each
-    class, too.
+    `mirrored_logits` are the teacher's of the mirrored images, mirrored back, where
+    `Stage.looks_at_mirrored`; `class_weights` hold for TFE only with `weighted_tfe`; `by_class`
+    asks for the pixels of each class, too.
     """
 
     student: NetworkOutput
     teacher: NetworkOutput | None
     labels: Tensor
+    mirrored_logits: Tensor | None
     rdd: RddParams
     aux_weight: float
     class_weights: Tensor | None
@@ -57,6 +59,7 @@ class Stage:
             stage lasts to the end of the run.
         settings: Fields of `RddParams` that decide the weights at its end; None: all of them.
         needs_teacher: Whether its loss looks at the teacher.
+        looks_at_mirrored: Whether, by the settings, it looks at the teacher's mirrored logits.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Stage:
     end: Callable[[RddParams, int], int] | None = None
     settings: tuple[str, ...] | None = None
     needs_teacher: bool = True
+    looks_at_mirrored: Callable[[RddParams], bool] = lambda rdd: False
 
 
 def _cross_entropy(given: TaskInputs) -> TaskLoss:
@@ -80,12 +84,11 @@ def _cross_entropy(given: TaskInputs) -> TaskLoss:
 
 def _tfe(given: TaskInputs) -> TaskLoss:
     assert given.teacher is not None
-    assert given.teacher.aux_logits is not None, "checked before the training starts"
     return tfe_loss(
         given.student.logits,
         given.labels,
         teacher_logits=given.teacher.logits,
-        teacher_aux_logits=given.teacher.aux_logits,
+        teacher_aux_logits=_second_opinion(given, given.teacher),
         student_aux_logits=given.student.aux_logits,
         class_weights=given.class_weights if given.weighted_tfe else None,
         aux_weight=given.aux_weight,
@@ -95,14 +98,26 @@ def _tfe(given: TaskInputs) -> TaskLoss:
     )
 
 
+def _second_opinion(given: TaskInputs, teacher: NetworkOutput) -> Tensor | None:
+    """Logits with which those of the teacher have to agree; None: its entropy decides."""
+    if given.rdd.confidence == "entropy":
+        return None
+    second = given.mirrored_logits if given.rdd.confidence == "flip" else teacher.aux_logits
+    assert second is not None, "checked before the training starts"
+    return second
+
+
 def _tse(given: TaskInputs) -> TaskLoss:
-    assert given.teacher is not None
+    teacher = given.teacher
+    assert teacher is not None
+    # The student's auxiliary head has nobody else to be compared with where that one has none.
+    aux_logits = teacher.logits if teacher.aux_logits is None else teacher.aux_logits
     return tse_loss(
         given.student.logits,
         given.labels,
-        teacher_logits=given.teacher.logits,
+        teacher_logits=teacher.logits,
         student_aux_logits=given.student.aux_logits,
-        teacher_aux_logits=given.teacher.aux_logits,
+        teacher_aux_logits=aux_logits,
         mode=given.rdd.mode,
         threshold=given.rdd.threshold,
         min_kept=given.rdd.min_kept,
@@ -120,7 +135,13 @@ PLAIN = (Stage("plain", _cross_entropy, needs_teacher=False),)
 """Cross-entropy on all valid pixels, throughout."""
 
 RDD = (
-    Stage("tfe", _tfe, end=RddParams.warmup_iterations, settings=("tfe_length", "reduction")),
+    Stage(
+        "tfe",
+        _tfe,
+        end=RddParams.warmup_iterations,
+        settings=("tfe_length", "reduction", "confidence"),
+        looks_at_mirrored=lambda rdd: rdd.confidence == "flip",
+    ),
     Stage("tse", _tse),
 )
 """Relative Difficulty Distillation: TFE, then TSE."""

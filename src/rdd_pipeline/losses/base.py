@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import Option
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.maps import resize, size_of
 from rdd_pipeline.networks import NetworkOutput
 
 Losses = Tensor | dict[str, Tensor]
@@ -40,6 +41,7 @@ class LossContext:
         aux_weight: Weight of the auxiliary heads beside the main ones.
         ranks: Processes that share the batches.
         cross_image: Whether images are related to those of all ranks, or of their own only.
+        compare_at: Whose maps are resized; at `student`, `teacher` is of the student's sizes.
     """
 
     student: NetworkOutput
@@ -48,6 +50,7 @@ class LossContext:
     aux_weight: float = 0.4
     ranks: Collectives = ALONE
     cross_image: Literal["global", "local"] = "global"
+    compare_at: Literal["teacher", "student"] = "teacher"
 
     @property
     def related(self) -> Collectives:
@@ -87,6 +90,19 @@ class LossContext:
         """Channels of both backbones' last stages, the student's first."""
         self.require("stages")
         return self.student.stages[1].shape[1], self.teacher.stages[1].shape[1]
+
+
+def at_size_of(teacher: NetworkOutput, student: NetworkOutput) -> NetworkOutput:
+    """The teacher's maps at the sizes of the student's."""
+    pairs = zip(teacher.stages, student.stages, strict=True)
+    early, late = (resize(theirs, size_of(ours)) for theirs, ours in pairs)
+    aux, size = teacher.aux_logits, size_of(student.logits)
+    return NetworkOutput(
+        resize(teacher.logits, size),
+        None if aux is None else resize(aux, size),
+        resize(teacher.feature, size_of(student.feature)),
+        (early, late),
+    )
 
 
 class DistillationLoss(nn.Module):

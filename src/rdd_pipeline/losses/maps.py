@@ -77,7 +77,14 @@ def resize(maps_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize with ``align_corners=True``; the same tensor when it has that size."""
     if tuple(maps_NCHW.shape[-2:]) == tuple(size):
         return maps_NCHW
+    if maps_NCHW.shape[1] == 0:  # which a teacher of other code does not give
+        return maps_NCHW.new_empty((len(maps_NCHW), 0, *size))
     return bilinear(maps_NCHW, size)
+
+
+def size_of(maps_NCHW: Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return maps_NCHW.shape[-2], maps_NCHW.shape[-1]
 
 
 def resize_labels(labels_NHW: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ computing is done in float32 (float64 stays).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -60,7 +61,7 @@ def teacher_confidence(
 
     Args:
         teacher_logits: Main head, (N, C, h, w).
-        teacher_aux_logits: Auxiliary head, (N, C, h, w).
+        teacher_aux_logits: Auxiliary head, (N, C, h, w); or any other second opinion.
         size: (H, W) of the weight map.
 
     Returns:
@@ -81,6 +82,27 @@ def teacher_confidence(
         divergence = F.kl_div(main, aux, reduction="none", log_target=True).sum(1, keepdim=True)
         # Rounding may leave a divergence of -1e-7, a weight above 1.
         return resize(divergence.clamp_(min=0).neg_().exp_(), size).squeeze(1)
+
+
+def entropy_confidence(teacher_logits: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Weight map for a teacher with one head: 1 where it is sure, 0 where all classes are equal.
+
+    ``up(1 - H(p) / log C)`` with the entropy H of its class distribution p; 1 for a single class.
+    Ours, not the paper's. As the published weight it lies between 0 and 1, is 1 where nothing is
+    in doubt, and is taken before the upsampling.
+
+    Args:
+        teacher_logits: (N, C, h, w).
+        size: (H, W) of the weight map.
+
+    Returns:
+        (N, H, W), in [0, 1], without gradient.
+    """
+    with torch.no_grad():
+        log_p = as_float(teacher_logits).log_softmax(1)
+        entropy = -(log_p.exp() * log_p).sum(1, keepdim=True)
+        largest = math.log(max(teacher_logits.shape[1], 2))
+        return resize((1 - entropy / largest).clamp_(0, 1), size).squeeze(1)
 
 
 def selected_pixels(
@@ -107,7 +129,7 @@ def tfe_loss(
     labels: Tensor,
     *,
     teacher_logits: Tensor,
-    teacher_aux_logits: Tensor,
+    teacher_aux_logits: Tensor | None,
     student_aux_logits: Tensor | None = None,
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
@@ -118,15 +140,16 @@ def tfe_loss(
     """Task loss of RDD's first stage: cross-entropy weighted by the teacher's agreement.
 
     ``sum over valid pixels of w * (CE(up logits) + aux_weight * CE(up aux)) / count`` with
-    w = `teacher_confidence`, in nats. One w serves both heads. With class weights c the mean is a
-    weighted one, ``sum w * c * CE / sum c``, as in all other task losses here; the published code
-    weighs the classes in the second stage only.
+    w = `teacher_confidence` (or `entropy_confidence`), in nats. One w serves both heads. With class
+    weights c the mean is a weighted one, ``sum w * c * CE / sum c``, as in all other task losses
+    here; the published code weighs the classes in the second stage only.
 
     Args:
         student_logits: (N, C, h, w).
         labels: (N, H, W), any integer type.
         teacher_logits: (N, C, h', w').
-        teacher_aux_logits: (N, C, h', w').
+        teacher_aux_logits: (N, C, h', w') of its auxiliary head, as published, or another second
+            opinion: its logits of the mirrored image, mirrored back. None: its entropy decides.
         student_aux_logits: (N, C, h, w), or None for a student without auxiliary head.
         aux_weight: Weight of the auxiliary head's loss.
         class_weights: (C,), or None for 1 everywhere.
@@ -152,7 +175,11 @@ def tfe_loss(
     _check_classes(student_logits, teacher_logits)
     pixels = pixel_labels(labels, num_classes=student_logits.shape[1], ignore_index=ignore_index)
     height, width = labels.shape[-2:]
-    confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=(height, width))
+    size = height, width
+    if teacher_aux_logits is None:
+        confidence = entropy_confidence(teacher_logits, size=size)
+    else:
+        confidence = teacher_confidence(teacher_logits, teacher_aux_logits, size=size)
     valid_count = ranks.divisor(pixels.valid.count_nonzero())
     count: Tensor | int = max(1, labels.numel()) if reduction == "paper" else valid_count
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
 
@@ -300,7 +300,8 @@ def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> Netwo
 
     A file of this project brings its own architecture and preprocessing, which win over
     `params.network`. A bare state dict (safetensors or .pth) takes them from `params.network`; a
-    published one is fed as its authors did unless `params.network.preprocessing` says otherwise.
+    published one is fed as its authors did unless `params.network.preprocessing` says otherwise. An
+    `image_scale` other than 1 holds for all of them.
 
     Args:
         params: `weights` or `module` must be given.
@@ -310,6 +311,18 @@ def import_teacher(params: TeacherParams, label_names: tuple[str, ...]) -> Netwo
         UserError: no such file, unreadable, other classes than the label set's, or weights that
             do not fit the network.
     """
+    found = _imported(params, label_names)
+    if (scale := params.network.image_scale) == 1.0:
+        return found
+    header = found.header
+    scaled = {
+        "network": header.network.model_copy(update={"image_scale": scale}),
+        "preprocessing": header.preprocessing.model_copy(update={"scale": scale}),
+    }
+    return replace(found, header=header.model_copy(update=scaled))
+
+
+def _imported(params: TeacherParams, label_names: tuple[str, ...]) -> NetworkCheckpoint:
     if params.module is not None:
         return _import_module(params, params.module, label_names)
     if params.weights is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -103,6 +103,20 @@ class SegmentationNetwork(Network):
         self.stage_channels: tuple[int, int] = backbone.channels
         self.stride: int = backbone.stride
         self._pools_to_one = pools_to_one
+        self._backbone_is_frozen = False
+
+    def freeze_backbone(self) -> None:
+        """Leave the backbone as it is from now on, the statistics of its batch norms included."""
+        self.backbone.requires_grad_(False)
+        self._backbone_is_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self._backbone_is_frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, images_NCHW: Tensor) -> NetworkOutput:
         """Run on normalized images (N, 3, H, W).

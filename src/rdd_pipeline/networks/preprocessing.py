@@ -10,22 +10,29 @@ from pydantic import Field
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from rdd_pipeline.config import Channels, Deviations, NetworkParams, Params
+from rdd_pipeline.config import Channels, Deviations, NetworkParams, Params, Scale
 from rdd_pipeline.networks.network import PAPER_NETWORKS
+from rdd_pipeline.networks.resizing import bilinear
 
 
 class Preprocessing(Params):
-    """(image - mean) / std for each channel, in units of 0 to 255."""
+    """(image - mean) / std for each channel, in units of 0 to 255; the size may change, too."""
+
+    added = ("scale",)
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
     mean: Channels = Field(description="In the network's channel order, 0 to 255.")
     std: Deviations = Field(description="In the network's channel order, 0 to 255.")
+    scale: Scale = Field(1.0, description="Factor by which images are resized.")
 
     def normalize(self, images_NCHW: Tensor) -> Tensor:
         """Images as the network expects them, float32 on the device of the images.
 
         Args:
             images_NCHW: RGB, uint8 or float, 0 to 255, (N, 3, H, W).
+
+        Returns:
+            (N, 3, *self.size((H, W))).
 
         Raises:
             ValueError: the images do not have three channels.
@@ -38,8 +45,16 @@ class Preprocessing(Params):
             red, green, blue = images_NCHW.unbind(dim=1)
             images_NCHW = torch.stack((blue, green, red), dim=1)
         images_NCHW = images_NCHW.to(torch.float32)
+        if self.scale != 1.0:
+            height, width = images_NCHW.shape[-2:]
+            images_NCHW = bilinear(images_NCHW, self.size((height, width)))
         mean, std = (_constant(values, images_NCHW.device) for values in (self.mean, self.std))
         return (images_NCHW - mean) / std
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that the network sees of an image of that size."""
+        height, width = (max(round(side * self.scale), 1) for side in size)
+        return height, width
 
     def mean_rgb(self) -> Channels:
         """The mean in RGB order: what padded pixels hold so that they become zero."""
@@ -72,6 +87,11 @@ class Preprocessing(Params):
         ImageNet's where the backbone starts from random weights. A file that was trained
         otherwise than timm's weights of that name needs `preprocessing` set.
         """
+        found = cls._of_colors(params)
+        return found.model_copy(update={"scale": params.image_scale})
+
+    @classmethod
+    def _of_colors(cls, params: NetworkParams) -> Preprocessing:
         presets = {"imagenet": cls.imagenet, "half": cls.half, "caffe_bgr": cls.caffe_bgr}
         if params.preprocessing != "auto":
             return presets[params.preprocessing]()

@@ -67,7 +67,7 @@ def output_shapes(network: Network, size: tuple[int, int]) -> NetworkOutput:
     """Outputs for one image of that size (height, width), on the meta device: shapes, no values."""
     runnable, image = without_values(network, size)
     with torch.no_grad():
-        logits, aux_logits, feature, (early, late) = runnable(image)
-    aux = None if aux_logits is None else aux_logits.to("meta")
-    stages = early.to("meta"), late.to("meta")
-    return NetworkOutput(logits.to("meta"), aux, feature.to("meta"), stages)
+        output: NetworkOutput = runnable(image)
+    aux = None if output.aux_logits is None else output.aux_logits.to("meta")
+    early, late = (stage.to("meta") for stage in output.stages)
+    return NetworkOutput(output.logits.to("meta"), aux, output.feature.to("meta"), (early, late))

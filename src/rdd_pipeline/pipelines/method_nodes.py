@@ -42,6 +42,7 @@ from rdd_pipeline.networks import (
     Network,
     NetworkCheckpoint,
     NetworkOutput,
+    Preprocessing,
     SegmentationNetwork,
     network_from_params,
 )
@@ -113,12 +114,12 @@ def check_networks(
         role: {
             "network": params.model_dump(mode="json"),
             "given": role == "teacher" and bool(given_teacher),
-            **measure_cost(network, images.input_size),
-            **_stride_and_outputs(network, crop),
+            **measure_cost(network, seen.size(images.input_size)),
+            **_stride_and_outputs(network, seen.size(crop)),
         }
-        for role, params, network in (
-            ("teacher", big_params, big),
-            ("student", small_params, small),
+        for role, params, network, seen in (
+            ("teacher", big_params, big, Preprocessing.for_network(big_params)),
+            ("student", small_params, small, Preprocessing.for_network(small_params)),
         )
     }
     make_plan_node("teacher")(images, plan, teacher_recipe, rdd, methods, EvaluationParams(), 0)
@@ -193,7 +194,7 @@ def _check_pair(job: TrainingJob, labels: LabelSet, teacher: Mapping[str, Any]) 
     def shapes(params: NetworkParams) -> NetworkOutput:
         with torch.device("meta"):  # shapes are enough; the weights were looked at before
             network = network_from_params(params, num_classes=labels.num_classes, pretrained=False)
-        return output_shapes(network, crop)
+        return output_shapes(network, Preprocessing.for_network(params).size(crop))
 
     found = teacher.get("outputs")
     big = _outputs(found) if found else shapes(NetworkParams.model_validate(teacher["network"]))
@@ -370,7 +371,7 @@ def score_network(
             "session": session_text(),
             **about,
         },
-        "cost": measure_cost(network.build(), images.input_size),
+        "cost": measure_cost(network.build(), network.header.preprocessing.size(images.input_size)),
         "splits": scores,
     }
 

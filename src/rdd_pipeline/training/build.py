@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.labels import LabelSet
-from rdd_pipeline.distillation.objective import Objective, check_auxiliary_heads
-from rdd_pipeline.losses.base import LossContext
+from rdd_pipeline.distillation.objective import Objective, check_auxiliary_head
+from rdd_pipeline.losses.base import LossContext, at_size_of
 from rdd_pipeline.networks import Network, NetworkOutput, Preprocessing, network_from_params
 from rdd_pipeline.networks.frozen import freeze
 from rdd_pipeline.networks.probe import output_shapes
@@ -110,6 +110,8 @@ def build(
     student = network_from_params(
         job.network, num_classes=training.images.labels.num_classes, pretrained=pretrained
     )
+    if job.recipe.backbone == "frozen":
+        student.freeze_backbone()
     autocast = torch.bfloat16 if job.precision == "bfloat16" else None
     network = None
     if training.teacher is not None and job.definition.needs_teacher:
@@ -133,7 +135,9 @@ def build(
     against = [p for module in step.objective.adversaries() for p in module.parameters()]
     ids = {id(parameter) for parameter in against}
     optimizer = build_optimizer(
-        job.recipe.optimizer, [p for p in step.parameters() if id(p) not in ids]
+        job.recipe.optimizer,
+        [p for p in step.parameters() if id(p) not in ids],
+        backbone=student.backbone.parameters(),
     )
     adversary_optimizer = build_adversary_optimizer(against)
     if micro_batches.in_all > 1:
@@ -158,20 +162,21 @@ def loss_context(
         UserError: The task loss would compare heads that are not there.
     """
     if job.definition.uses_rdd:
-        check_auxiliary_heads(
+        check_auxiliary_head(
             job.rdd_settings,
             warmup=job.warmup,
             iterations=job.recipe.iterations,
             teacher=teacher.aux_logits is not None,
-            student=student.aux_logits is not None,
         )
+    compare_at = job.methods.compare_at
     return LossContext(
         student=student,
-        teacher=teacher,
+        teacher=at_size_of(teacher, student) if compare_at == "student" else teacher,
         ignore_index=labels.ignore_index,
         aux_weight=job.recipe.aux_weight,
         ranks=ranks,
         cross_image=job.methods.cross_image,
+        compare_at=compare_at,
     )
 
 
@@ -186,7 +191,10 @@ def _objective(
     context = None
     if teacher is not None:
         crop = job.recipe.augment.crop
-        shapes = output_shapes(student, crop), output_shapes(teacher, crop)
+        assert training.teacher is not None
+        theirs = training.teacher.header.preprocessing.size(crop)
+        ours = Preprocessing.for_network(job.network).size(crop)
+        shapes = output_shapes(student, ours), output_shapes(teacher, theirs)
         context = loss_context(job, labels, *shapes, ranks)
     return Objective(
         job.definition,

@@ -49,6 +49,15 @@ class TrainingJob(Params):
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
+    def _frozen_backbone_is_trained(self) -> Self:
+        if self.recipe.backbone == "frozen" and self.network.pretrained is False:
+            raise ValueError(
+                f"recipe.backbone is frozen, but the backbone of {self.network.name} has random "
+                "weights. Give it trained ones (pretrained), or train it."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stage_fits(self) -> Self:
         stages = [stage.name for stage in self.definition.stages]
         if self.stage != "whole" and not self.definition.uses_rdd:
@@ -132,6 +141,8 @@ class TrainingJob(Params):
         # The protocol decides which of the validated weights are the best ones, and nothing else.
         if self.recipe.keep == "best" and protocol != EvaluationParams().protocol():
             facts["evaluation"] = protocol
+        if self.methods.compare_at == "student" and definition.losses:
+            facts["compare_at"] = "student"
         if self.methods.cross_image == "local":
             facts["relations"] = "rank"
         if definition.uses_rdd:

@@ -45,7 +45,7 @@ from rdd_pipeline.training.finite import changed_by_step, total_norm
 from rdd_pipeline.training.profile import Profile, phase
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.reading import Reading
-from rdd_pipeline.training.schedule import learning_rate
+from rdd_pipeline.training.schedule import LR_FACTOR, learning_rate
 from rdd_pipeline.training.state import Best, TrainState, copy_to_cpu
 from rdd_pipeline.training.step import Teacher
 from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
@@ -256,7 +256,7 @@ class Trainer:
         torch.manual_seed(seed)
         _, images, labels = batch
         for group in components.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(LR_FACTOR, 1.0)
         if self.micro_batches.parts > 1:
             with phase("forward and backward in parts"):
                 output = components.step.backward_in_parts(

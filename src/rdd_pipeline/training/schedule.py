@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,15 +38,32 @@ def build_adversary_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim
     )
 
 
+LR_FACTOR = "lr_factor"
+"""Key of a parameter group: its learning rate as a factor of the schedule's; 1 where missing."""
+
+
 def build_optimizer(
-    params: OptimizerParams, parameters: Iterable[nn.Parameter]
+    params: OptimizerParams,
+    parameters: Iterable[nn.Parameter],
+    *,
+    backbone: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """SGD with momentum (the field's recipe) or AdamW over all trainable parameters."""
+    """SGD with momentum (the field's recipe) or AdamW over all trainable parameters.
+
+    With a `backbone_lr_factor` other than 1 those of the backbone are a group of their own.
+    """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     shared = {"lr": params.lr, "weight_decay": params.weight_decay, "fused": fused(trainable)}
+    groups: list[Any] = trainable
+    if params.backbone_lr_factor != 1.0:
+        ids = {id(parameter) for parameter in backbone}
+        own = [p for p in trainable if id(p) in ids]
+        rest = [p for p in trainable if id(p) not in ids]
+        groups = [{"params": rest}, {"params": own, LR_FACTOR: params.backbone_lr_factor}]
+        groups = [group for group in groups if group["params"]]
     if params.name == "sgd":
-        return torch.optim.SGD(trainable, momentum=params.momentum, **shared)  # type: ignore[arg-type]
-    return torch.optim.AdamW(trainable, betas=params.betas, **shared)  # type: ignore[arg-type]
+        return torch.optim.SGD(groups, momentum=params.momentum, **shared)  # type: ignore[arg-type]
+    return torch.optim.AdamW(groups, betas=params.betas, **shared)  # type: ignore[arg-type]
 
 
 def fused(parameters: Sequence[nn.Parameter]) -> bool | None:

@@ -36,7 +36,7 @@ class Teacher:
     ) -> None:
         self.network, self._preprocessing, self._autocast = network, preprocessing, autocast
         self.call: Call = network
-        self._said: dict[tuple[int, int], NetworkOutput] | None = None
+        self._said: dict[tuple[int, int, bool], NetworkOutput] | None = None
 
     def remember(self) -> None:
         """Forget everything; each images that are shown from now on are computed only once.
@@ -46,13 +46,17 @@ class Teacher:
         self._said = {}
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> NetworkOutput:
-        """What it says of (B, 3, H, W) uint8 images; nobody may change it in place."""
+    def __call__(self, images: Tensor, *, mirrored: bool = False) -> NetworkOutput:
+        """What it says of (B, 3, H, W) uint8 images; nobody may change it in place.
+
+        `mirrored`: of the mirrored ones, as it is.
+        """
+        shown = images.flip(-1) if mirrored else images
         if self._said is None:
-            return self._ask(images)
-        place = images.data_ptr(), len(images)
+            return self._ask(shown)
+        place = images.data_ptr(), len(images), mirrored
         if place not in self._said:
-            self._said[place] = self._ask(images)
+            self._said[place] = self._ask(shown)
         return self._said[place]
 
     def _ask(self, images: Tensor) -> NetworkOutput:
@@ -120,10 +124,11 @@ class TrainingStep(nn.Module):
         """
         with phase("teacher"):
             teacher = None if self.teacher is None else self.teacher(images)
+            mirrored = self._mirrored_logits(images, iteration)
         with phase("student"):
             student = self._student_forward(images)
         with phase("losses"):
-            output: ObjectiveOutput = self.objective(student, teacher, labels, iteration)
+            output: ObjectiveOutput = self.objective(student, teacher, labels, iteration, mirrored)
         return output
 
     def backward_in_parts(
@@ -148,9 +153,11 @@ class TrainingStep(nn.Module):
         buffers = [buffer.clone() for buffer in self.student.buffers()]
         outputs: list[NetworkOutput] = []
         teacher_outputs: list[NetworkOutput] = []
+        mirrored: list[Tensor | None] = []
         for number, piece in enumerate(pieces):
             if self.teacher is not None:
                 teacher_outputs.append(self.teacher(piece))
+            mirrored.append(self._mirrored_logits(piece, iteration))
             parts.current = number
             torch.manual_seed(seed)
             with torch.no_grad():
@@ -160,7 +167,9 @@ class TrainingStep(nn.Module):
 
         whole = [tensor.requires_grad_() for tensor in _joined(outputs)]
         teacher = _output(_joined(teacher_outputs)) if teacher_outputs else None
-        result: ObjectiveOutput = self.objective(_output(whole), teacher, labels, iteration)
+        there = [logits for logits in mirrored if logits is not None]
+        second = torch.cat(there) if there else None
+        result: ObjectiveOutput = self.objective(_output(whole), teacher, labels, iteration, second)
         result.total.backward()  # type: ignore[no-untyped-call]
 
         output_grads = [tensor.grad for tensor in whole]
@@ -177,6 +186,12 @@ class TrainingStep(nn.Module):
             ]
             torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
         return result
+
+    def _mirrored_logits(self, images: Tensor, iteration: int) -> Tensor | None:
+        """The teacher's logits of the mirrored images, mirrored back, where they are looked at."""
+        if self.teacher is None or not self.objective.looks_at_mirrored(iteration):
+            return None
+        return self.teacher(images, mirrored=True).logits.flip(-1)
 
     def _student_forward(self, images: Tensor) -> NetworkOutput:
         with torch.autocast(

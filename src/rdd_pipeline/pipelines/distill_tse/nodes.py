@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rdd_pipeline.config import EvaluationParams, RddParams
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.drawing import Drawing
-from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence
+from rdd_pipeline.losses.rdd import entropy_confidence, selected_pixels, teacher_confidence
 from rdd_pipeline.networks import NetworkCheckpoint
 from rdd_pipeline.networks.resizing import bilinear
 from rdd_pipeline.pipelines.method_nodes import Networks, the_only
@@ -65,8 +65,13 @@ def _draw(
             seen = teacher(teacher_input.normalize(inputs))
             given = student(student_input.normalize(inputs))
             confidence = None
-            if seen.aux_logits is not None:
-                confidence = teacher_confidence(seen.logits, seen.aux_logits, size=size)[0]
+            if rdd.confidence == "entropy":
+                confidence = entropy_confidence(seen.logits, size=size)[0]
+            second = seen.aux_logits
+            if rdd.confidence == "flip":
+                second = teacher(teacher_input.normalize(inputs.flip(-1))).logits.flip(-1)
+            if confidence is None and second is not None:
+                confidence = teacher_confidence(seen.logits, second, size=size)[0]
             pixels = selected_pixels(
                 given.logits,
                 seen.logits,
