@@ -35,13 +35,14 @@ ALLOWED = {
     "training": LEAVES | {"distillation", "evaluation"},
     "inference": LEAVES | {"evaluation", "training"},
     "launching": LEAVES | {"distillation", "evaluation", "training"},
+    "export": LEAVES | {"evaluation"},
     "reporting": LEAVES | {"commands", "distillation", "evaluation"},
     "tracking": BASE,
     "datasets": LEAVES | {"training"},
     "hooks": BASE | {"commands", "distillation", "networks", "tracking", "training"},
     "settings": {"config", "hooks", "interruptions"},
     "pipelines": LEAVES
-    | {"commands", "distillation", "evaluation", "inference", "launching", "reporting"}
+    | {"commands", "distillation", "evaluation", "export", "inference", "launching", "reporting"}
     | {"tracking", "training"},
     "pipeline_registry": {"pipelines"},
     "__main__": set(),
@@ -58,6 +59,8 @@ LIBRARIES = {
     "datasets": {"matplotlib"},
     "drawing": {"matplotlib"},
     "pipelines": {"matplotlib"},
+    # The extra `export`, imported where it is used.
+    "export": {"onnx", "onnxruntime", "onnxscript"},
     "losses": {"triton"},
     "networks": {"segmentation_models_pytorch", "transformers"},  # extra `teachers`
 }
@@ -175,6 +178,11 @@ FLOORS = {
         worker
         launch
         __main__ join""",
+    "export": """
+        latency module padding
+        check onnx_file program
+        quantize
+        files""",
     "reporting": """
         comparison figures
         comparison_figures report""",

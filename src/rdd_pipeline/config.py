@@ -552,6 +552,50 @@ class PredictParams(Params):
     )
 
 
+class ExportParams(Params):
+    """Which network leaves the project, in which form, and how far it may deviate from torch."""
+
+    weights: Path | None = Field(
+        None,
+        description="What is exported: a .safetensors file of this project, or a folder of the "
+        "catalog. None: the newest network of `method` of this data set.",
+    )
+    method: str = Field(
+        "tse",
+        description="`teacher`, or the method whose student is exported; best: of all students "
+        "the one with the best mIoU on val.",
+    )
+    seed: Seed | None = Field(None, description="Which of several seeds. None: the first one.")
+    formats: tuple[Literal["onnx", "pt2", "int8"], ...] = Field(
+        ("onnx", "pt2", "int8"),
+        min_length=1,
+        description="onnx: float32; pt2: a torch.export program; int8: ONNX with 8-bit weights and "
+        "activations.",
+    )
+    preprocessing: bool = Field(
+        True,
+        description="Whether the file takes RGB bytes and normalizes them itself. false: it takes "
+        "normalized float32 images.",
+    )
+    output: Literal["mask", "logits", "probabilities"] = Field(
+        "mask", description="What the file returns, at the size of the image."
+    )
+    tolerance: Fraction = Field(
+        0.9999, description="Share of the pixels whose class must be torch's (onnx, pt2)."
+    )
+    int8_tolerance: float = Field(
+        1.0,
+        ge=0.0,
+        le=100.0,
+        description="Points of mIoU that int8 may lose; layers stay float until it does not.",
+    )
+    check_split: str = Field("val", description="Split with the images that files are checked on.")
+    check_images: int = Field(20, gt=0, le=100_000, description="How many of them.")
+    calibration_images: int = Field(
+        32, gt=0, le=100_000, description="Training images that the ranges of int8 come from."
+    )
+
+
 class TrainerParams(Params):
     """How a job runs here. Only `precision` changes what is computed.
 
@@ -720,6 +764,7 @@ class Parameters(Params):
     trainer: TrainerParams
     evaluation: EvaluationParams
     predict: PredictParams = PredictParams()
+    export: ExportParams = ExportParams()
 
     @model_validator(mode="after")
     def _seeds_in_range(self) -> Self:

@@ -31,7 +31,10 @@ NAMES = {
     "ablations",
     "evaluation",
     "predict",
+    "export",
 }
+USES = {"evaluation", "export", "predict"}
+"""Those that work with what others have trained."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_the_main_job_contains_all_that_comes_before_it(pipelines):
         assert nodes < set(pipelines[after].nodes)
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"data_ingestion", "evaluation", "predict"}))
+@pytest.mark.parametrize("name", sorted(NAMES - USES - {"data_ingestion"}))
 def test_every_pipeline_that_trains_ends_with_one_table(pipelines, name):
     nodes = pipelines[name].nodes
     (table,) = [node for node in nodes if "summary" in node.tags]
@@ -98,9 +101,11 @@ def test_pipelines_can_be_run_together(pipelines):
 
 def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
     folders = {"raw_images", "image_cache", "work_folder", "reporting_folder", "trained_metrics"}
-    for name in NAMES - {"evaluation", "predict"}:
+    for name in NAMES - USES:
         inputs = {i for i in pipelines[name].inputs() if not i.startswith("params:")}
         assert inputs <= folders
+    inputs = {i for i in pipelines["export"].inputs() if not i.startswith("params:")}
+    assert inputs <= folders | {"models_folder", "export_folder"}
     assert pipelines["evaluation"].inputs() - {"params:evaluation"} == {
         "trained_metrics",
         "work_folder",
@@ -152,7 +157,8 @@ def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration, cata
 
 def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, catalog):
     # From node to node: in a file another session could put its own there.
-    handed_over = {"inspection", "indexed_images", "given_teacher", "prediction_plan"}
+    handed_over = {"inspection", "indexed_images", "given_teacher"}
+    handed_over |= {"prediction_plan", "exported_network"}
     for pipeline in pipelines.values():
         for dataset in pipeline.datasets():
             if not dataset.startswith(("params:", "plan_", "training_")):

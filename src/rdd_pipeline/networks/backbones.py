@@ -57,7 +57,9 @@ class Backbone(nn.Module):
         if self.resize_to > 1:
             height, width = images_NCHW.shape[-2:]
             size = (_round_up(height, self.resize_to), _round_up(width, self.resize_to))
-            if size != (height, width):
+            # A branch on the size would be frozen in an exported program; resizing to the same size
+            # changes nothing.
+            if torch.compiler.is_exporting() or size != (height, width):
                 images_NCHW = bilinear(images_NCHW, size)
         with repeatable_resizing(images_NCHW.device):
             stages = self.features(images_NCHW)[-2:]
@@ -187,7 +189,8 @@ def load_backbone_weights(
 
 
 def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    # No negative number: ONNX's integer division rounds towards zero.
+    return (size + multiple - 1) // multiple * multiple
 
 
 def _canonical(key: str) -> str:
