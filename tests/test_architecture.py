@@ -166,7 +166,8 @@ FLOORS = {
         coordinator curves preparation step store
         training
         build
-        loop""",
+        loop
+        shared""",
     "inference": """
         files inputs results sources
         frames model

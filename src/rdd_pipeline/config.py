@@ -19,6 +19,7 @@ from pydantic import (
     JsonValue,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    StrictBool,
     model_serializer,
     model_validator,
 )
@@ -660,6 +661,12 @@ class TrainerParams(Params):
         "minutes before the first step, and equal losses but for rounding. auto: where it was "
         "measured to pay, which is nowhere yet.",
     )
+    share_teacher: StrictBool | Few = Field(
+        False,
+        description="Train the students of a run together on one device: images are loaded and "
+        "the teacher is computed once for all that see the same ones (those of one seed). A "
+        "number: at most so many at once. Weights are those of separate trainings.",
+    )
     profile: bool = Field(
         False,
         description="Measure the first steps of each training: a table of the time by phase and a "
@@ -674,6 +681,23 @@ class TrainerParams(Params):
         description="Same weights bit for bit on CUDA too, at some cost in speed; on CPU they "
         "always are.",
     )
+
+    @model_validator(mode="after")
+    def _shared_on_one_device(self) -> Self:
+        if not self.share_teacher:
+            return self
+        for name, value, single in (
+            ("devices", self.devices, self.devices in (1, "auto")),
+            ("nodes", self.nodes, self.nodes == 1),
+            ("profile", self.profile, not self.profile),
+        ):
+            if not single:
+                raise ValueError(
+                    f"share_teacher is {self.share_teacher} and {name} {value}, but students share "
+                    f"a teacher on one device, and are not measured one by one. Leave {name} out, "
+                    "or share_teacher."
+                )
+        return self
 
     @model_validator(mode="after")
     def _machines_meet_somewhere(self) -> Self:

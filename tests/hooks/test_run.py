@@ -55,7 +55,7 @@ def test_each_of_several_seeds_has_a_run_with_equal_keys(tmp_path: Path, namespa
     run.params("kd", "train", {"recipe.iterations": "6", "seed": "0"})
     sink = run.sink("kd")
     for seed in ("0", "1"):
-        sink(1, {"loss": 2.0}, seed)
+        sink(1, {"loss": 2.0}, seed, None)
         run.writer.metrics(run.of("kd", seed), {"val.miou": 0.5})
     run.close("FINISHED", timeout=5.0)
     for seed in ("0", "1"):

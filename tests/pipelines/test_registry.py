@@ -101,6 +101,7 @@ def test_pipelines_can_be_run_together(pipelines):
 
 def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
     folders = {"raw_images", "image_cache", "work_folder", "reporting_folder", "trained_metrics"}
+    folders |= {"run_methods"}
     for name in NAMES - USES:
         inputs = {i for i in pipelines[name].inputs() if not i.startswith("params:")}
         assert inputs <= folders
@@ -156,9 +157,9 @@ def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration, cata
 
 
 def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, catalog):
-    # From node to node: in a file another session could put its own there.
+    # From hook or node to node: in a file another session could put its own there.
     handed_over = {"inspection", "indexed_images", "given_teacher"}
-    handed_over |= {"prediction_plan", "exported_network"}
+    handed_over |= {"prediction_plan", "exported_network", "run_methods"}
     for pipeline in pipelines.values():
         for dataset in pipeline.datasets():
             if not dataset.startswith(("params:", "plan_", "training_")):

@@ -15,7 +15,9 @@ def test_logging_without_a_sink_does_nothing() -> None:
 
 
 def test_logged_points_reach_the_run(client: FakeClient, writer: TrackingWriter) -> None:
-    tracking.set_metric_sink(lambda step, values, seed: writer.metrics("run", values, step=step))
+    tracking.set_metric_sink(
+        lambda step, values, seed, method: writer.metrics("run", values, step=step)
+    )
     for step in (1, 2):
         tracking.log_metrics(step, {"loss": 1.0 / step, "lr": 0.02})
     tracking.set_metric_sink(None)
@@ -27,7 +29,7 @@ def test_logged_points_reach_the_run(client: FakeClient, writer: TrackingWriter)
 def test_sinks_belong_to_a_thread(client: FakeClient, writer: TrackingWriter) -> None:
     def train(run_id: str) -> None:
         tracking.set_metric_sink(
-            lambda step, values, seed: writer.metrics(run_id, values, step=step)
+            lambda step, values, seed, method: writer.metrics(run_id, values, step=step)
         )
         time.sleep(0.01)
         tracking.log_metrics(1, {"loss": float(len(run_id))})

@@ -198,6 +198,31 @@ def check_images(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) 
         images.find()
 
 
+def tell_methods(
+    pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None, runner: str
+) -> None:
+    """Put the methods that this run trains into the entry `run_methods`, for `share_teacher`.
+
+    Args:
+        pipeline: The nodes that will run.
+        catalog: Gets the entry.
+        runner: Class or description of Kedro's runner.
+
+    Raises:
+        UserError: Students shall share a teacher, which one node trains, and nodes run at once.
+    """
+    if catalog is None or "run_methods" not in pipeline.inputs():
+        return
+    trainer = catalog.load("params:trainer")
+    for kind in ("ThreadRunner", "ParallelRunner"):
+        if trainer.share_teacher and kind in runner:
+            raise UserError(
+                f"trainer.share_teacher is {trainer.share_teacher}, but {kind} runs nodes at once: "
+                "each of them would train all students. Leave --runner out, or share_teacher."
+            )
+    catalog.save("run_methods", [n.namespace for n in pipeline.nodes if "training" in n.tags])
+
+
 def check_machine(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
     """Refuse what this machine does not have, and networks that there are not, where some compute.
 

@@ -45,6 +45,7 @@ from rdd_pipeline.hooks.configuration import (
     permit_teacher,
     section,
     session_of,
+    tell_methods,
 )
 from rdd_pipeline.hooks.environments import check_environment
 from rdd_pipeline.hooks.facts import (
@@ -191,6 +192,7 @@ class ExperimentHook:
                 device is not there.
         """
         check_images(pipeline, self._catalog)
+        tell_methods(pipeline, self._catalog, str(run_params.get("runner")))
         check_upstream(pipeline, self._catalog)
         check_machine(pipeline, self._catalog)
         self._process = os.getpid()

@@ -79,9 +79,9 @@ class OpenRun:
             return self._children[namespace, seed]
 
     def sink(self, namespace: str | None) -> MetricSink:
-        """Where the numbers go that a node of this namespace logs."""
-        return lambda step, values, seed: self.writer.metrics(
-            self.of(namespace, seed), values, step=step
+        """Where the numbers go that a node of this namespace logs, or logs for another one."""
+        return lambda step, values, seed, method: self.writer.metrics(
+            self.of(method or namespace, seed), values, step=step
         )
 
     def file_sink(self, namespace: str | None) -> FileSink:

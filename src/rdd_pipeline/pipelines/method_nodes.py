@@ -48,6 +48,7 @@ from rdd_pipeline.networks import (
 )
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.pipelines.paths import local_network
+from rdd_pipeline.pipelines.together import train_students
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.figures import confusion_figure, training_curves
 from rdd_pipeline.training.build import loss_context
@@ -248,7 +249,8 @@ def make_train_node(method: str) -> Callable[..., Any]:
     """Node function that trains what is planned of `method`, or hands on what was given.
 
     Its training states are handed on only where a node goes on from them: Kedro keeps what nobody
-    takes until the run ends, and the queues of some methods are hundreds of megabytes.
+    takes until the run ends, and the queues of some methods are hundreds of megabytes. Where
+    students share a teacher, the first node trains all; the others find theirs done.
     """
 
     def train_networks(
@@ -259,6 +261,7 @@ def make_train_node(method: str) -> Callable[..., Any]:
         teacher_weights: Networks | None = None,
         initial_states: Mapping[str, TrainState] | None = None,
         given: Networks | None = None,
+        run_methods: Sequence[str] = (),
     ) -> tuple[Any, ...]:
         teacher = None if teacher_weights is None else the_only(teacher_weights)
         results = {}
@@ -267,6 +270,8 @@ def make_train_node(method: str) -> Callable[..., Any]:
             training = Training(prepare_job(job, trainer), images, teacher, state)
             told = seed if len(plan) > 1 else None
             training = training.stored_in(work_folder)
+            if trainer.share_teacher:
+                train_students(training, run_methods, trainer, seed=told)
             on_log = partial(tracking.log_metrics, seed=told)
             results[seed] = train(training, trainer, on_log)
             if trainer.profile and training.store is not None:

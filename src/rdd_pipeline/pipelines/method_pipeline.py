@@ -99,6 +99,8 @@ def _trained_from(method: str) -> dict[str, str]:
     upstream = {}
     if definition.needs_teacher:
         upstream["teacher_weights"] = "teacher_weights"
+    if definition.needs_teacher and not definition.stage_before:
+        upstream["run_methods"] = "run_methods"
     if definition.stage_before:
         upstream["initial_states"] = f"state_{definition.stage_before}"
     return upstream

@@ -32,7 +32,8 @@ __all__ = [
     "set_metric_sink",
 ]
 
-MetricSink = Callable[[int, Mapping[str, float], str | None], None]
+MetricSink = Callable[[int, Mapping[str, float], str | None, str | None], None]
+"""Is given step, values, seed and method, see `log_metrics`."""
 
 FileSink = Callable[[Path, str, str | None], None]
 
@@ -40,17 +41,24 @@ _SINK: ContextVar[MetricSink | None] = ContextVar("rdd_pipeline_metric_sink", de
 _FILES: ContextVar[FileSink | None] = ContextVar("rdd_pipeline_file_sink", default=None)
 
 
-def log_metrics(step: int, values: Mapping[str, float], *, seed: str | None = None) -> None:
+def log_metrics(
+    step: int,
+    values: Mapping[str, float],
+    *,
+    seed: str | None = None,
+    method: str | None = None,
+) -> None:
     """Hand named numbers of a training step to this context's sink.
 
     Args:
         step: Iteration the values belong to, counted from 1.
         values: Python floats; a GPU tensor would be synchronized here.
         seed: Of the training, where a node trains several that go by the same names.
+        method: Of the training, where a node trains by others than its own.
     """
     sink = _SINK.get()
     if sink is not None:
-        sink(step, values, seed)
+        sink(step, values, seed, method)
 
 
 def set_metric_sink(sink: MetricSink | None) -> None:

@@ -49,9 +49,9 @@ class RunningMeans:
         """Count a wait for the images of a step."""
         self._waited += seconds
 
-    def resume_clock(self) -> None:
-        """Leave out what was done since the last step: validation, writing checkpoints."""
-        self._mark = time.monotonic()
+    def resume_clock(self, seconds: float = 0.0) -> None:
+        """Leave out what was done since the last step (validation, checkpoints), but `seconds`."""
+        self._mark = time.monotonic() - seconds
 
     def close(self) -> tuple[dict[str, float], int, float, float]:
         """Means, images, seconds, and seconds of waiting for images since the last call.
@@ -102,9 +102,9 @@ class Curves:
         """Count a wait for the images of a step."""
         self._means.waited(seconds)
 
-    def resume_clock(self) -> None:
-        """Leave out what was done since the last step: validation, writing checkpoints."""
-        self._means.resume_clock()
+    def resume_clock(self, seconds: float = 0.0) -> None:
+        """Leave out what was done since the last step (validation, checkpoints), but `seconds`."""
+        self._means.resume_clock(seconds)
 
     def log(self, lr: float) -> None:
         """A point with the means since the last one."""

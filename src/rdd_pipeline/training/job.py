@@ -74,6 +74,11 @@ class TrainingJob(Params):
             )
         return self
 
+    def by(self, method: str) -> Self:
+        """What the same run trains by another method."""
+        values = {"method": method, "stage": find_method(method).trains}
+        return self.model_validate(dict(self) | values)
+
     @property
     def definition(self) -> Method:
         """The method's task loss and distillation losses, with this job's weights and options."""

@@ -418,10 +418,15 @@ class Lockstep:
     Args:
         members: Started trainings.
         title: What people call them.
+
+    Attributes:
+        members: Those that have not ended.
+        iteration: The last one that was begun.
     """
 
     def __init__(self, members: Sequence[Trainer], title: str) -> None:
         self.members, self.title = list(members), title
+        self.iteration = 0
         self._lead = self.members[0]
 
     def run(self, stop: threading.Event | None = None) -> None:
@@ -436,15 +441,17 @@ class Lockstep:
             return
         reset_peak_memory(lead.device)
         with stop_signals(stop) as asked, self.progress(first, last) as bar:
-            for member in self.members:
-                member.open(bar)
+            self.open(bar)
             for batch in self._delivered(lead.batches(first, last, asked)):
                 active = [member for member in self.members if member.is_next(batch.iteration)]
+                self.iteration = batch.iteration
                 self.take(batch, active)
                 stopping = asked.is_set()
-                stopped = [member.keep(stopping) for member in active]
+                stopped = [self.keep(member, stopping) for member in active]
                 if any(stopped):
                     self._stop()
+                if not self.members:
+                    break
             if not all(member.is_over for member in self.members):
                 # A signal came while this rank waited for its loader processes.
                 self._save_alone()
@@ -464,11 +471,20 @@ class Lockstep:
             silent=not self._lead.is_writer,
         )
 
+    def open(self, bar: TrainingProgress) -> None:
+        """The first batch comes next."""
+        for member in self.members:
+            member.open(bar)
+
     def take(self, batch: Batch, active: Sequence[Trainer]) -> None:
         """Give the batch to those whose next one it is."""
         batch = on_device(batch, self._lead)
         for member in active:
             member.step(batch)
+
+    def keep(self, member: Trainer, stop: bool) -> bool:
+        """After its step, see `Trainer.keep`."""
+        return member.keep(stop)
 
     def waited(self, seconds: float) -> None:
         """A batch has come after so many seconds."""
@@ -502,7 +518,8 @@ class Lockstep:
                 member.complete()
         if together:
             lead.coordinator.wait()
-        iteration = max(member.state.iteration for member in self.members)
+        # Not always that of a batch: while the first one is waited for there is none.
+        iteration = max([self.iteration, *(member.state.iteration for member in self.members)])
         raise TrainingInterruptedError(
             f"{self.title} was asked to stop after iteration {iteration} of {self.last}. "
             + (
@@ -529,6 +546,8 @@ def errors_of_torch(members: Sequence[Trainer]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if not members:  # all have ended
+            raise
         lead = members[0]
         job = lead.job
         operation = unrepeatable_operation(error)

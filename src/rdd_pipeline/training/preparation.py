@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from rdd_pipeline.config import NetworkParams, RecipeParams, TrainerParams
 from rdd_pipeline.data.delivery import check_shared_memory
 from rdd_pipeline.data.loading import crop_bytes
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks import network_from_params
 from rdd_pipeline.training.device import (
     check_devices,
@@ -30,12 +32,19 @@ def check_trainer(trainer: TrainerParams, recipes: Sequence[RecipeParams]) -> No
     """Refuse what this machine cannot do, before anything is read.
 
     Raises:
-        UserError: Devices that are not there, or too little shared memory for the loader processes.
+        UserError: Devices that are not there, several where students share a teacher, or too
+            little shared memory for the loader processes.
     """
     check_devices(trainer)
     device = resolve_device(trainer.device)
     for recipe in recipes:
         processes = resolve_devices(trainer, recipe.batch_size)
+        if trainer.share_teacher and (processes > 1 or "RANK" in os.environ):
+            raise UserError(
+                f"trainer.share_teacher is {trainer.share_teacher}, but {processes} devices, or "
+                "processes of torchrun, train each network together. Students share a teacher on "
+                "one device: set trainer.devices=1 and leave torchrun out, or share_teacher."
+            )
         workers = resolve_workers(trainer.workers, device, processes)
         share = -(-recipe.batch_size // (processes * trainer.nodes))
         check_shared_memory(workers, crop_bytes(recipe.augment, share), processes)

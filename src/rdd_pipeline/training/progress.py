@@ -60,10 +60,11 @@ class TrainingProgress:
             rate: Images a second.
             waiting: Share of the time in which the network waited for images; shown from 1 % on.
         """
-        self._iteration = iteration
-        self._facts = f"loss {loss:.3f}  lr {lr:.2g}  {rate:.1f} img/s"
-        if waiting >= 0.01:
-            self._facts += f" ({100 * waiting:.0f} % waiting)"
+        self.tell(iteration, f"loss {loss:.3f}  lr {lr:.2g}  {speed(rate, waiting)}")
+
+    def tell(self, iteration: int, facts: str) -> None:
+        """Show `facts` after `iteration`."""
+        self._iteration, self._facts = iteration, facts
         self._update()
         now = time.monotonic()
         if iteration < self._last and now - self._last_line > LINE_EVERY:
@@ -89,3 +90,8 @@ class TrainingProgress:
             "%s %d/%d  %s%s  %s",
             *(self._title, self._iteration, self._last, self._facts, self._scores, end),
         )
+
+
+def speed(rate: float, waiting: float) -> str:
+    """Images a second, and the share of the time that was spent waiting for them."""
+    return f"{rate:.1f} img/s" + (f" ({100 * waiting:.0f} % waiting)" if waiting >= 0.01 else "")
