@@ -169,7 +169,7 @@ def create_pipeline(**kwargs):
     assert found["statistics"] == ["student_aux_ce", "student_ce"]  # no pixel was selected
     assert found["on the way"] == ["tfe", "tse"]
     takes, gives = next(
-        node for name, node in found["nodes"].items() if name.endswith("train_polish_node")
+        node for name, node in found["nodes"].items() if name.endswith("train_polish")
     )
     assert "state_tse" in takes
     assert "student_polish" in gives

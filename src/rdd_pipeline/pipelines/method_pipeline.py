@@ -36,28 +36,28 @@ def method_pipeline(method: str) -> Pipeline:
     nodes = [
         Node(
             _nodes.make_plan_node.made_with(method, name=f"plan_{method}"),
-            name=f"plan_{method}_node",
+            name=f"plan_{method}",
             inputs=_planned_from(method),
             outputs=f"plan_{method}",
             tags=["checks"],
         ),
         Node(
             _nodes.make_train_node.made_with(method, name=f"train_{method}"),
-            name=f"train_{method}_node",
+            name=f"train_{method}",
             inputs=_run_with(method) | _trained_from(method),
             outputs=outputs,
             tags=["gpu", "training"],
         ),
         Node(
             _nodes.make_evaluate_node.made_with(method, name=f"evaluate_{method}"),
-            name=f"evaluate_{method}_node",
+            name=f"evaluate_{method}",
             inputs=_run_with(method) | evaluated,
             outputs=[f"metrics_{method}", f"confusion_{method}"],
             tags=["gpu", "evaluation"],
         ),
         Node(
             _nodes.draw_history,
-            name=f"draw_{method}_history_node",
+            name=f"draw_{method}_history",
             inputs=f"history_{method}",
             outputs=f"curves_{method}",
             tags=["figures"],

@@ -24,7 +24,7 @@ def summary_pipeline(pipeline: str, methods: Sequence[str], output: str | None =
         [
             Node(
                 _nodes.make_summarize_node.made_with(pipeline, name=f"summarize_{pipeline}"),
-                name=f"summarize_{pipeline}_node",
+                name=f"summarize_{pipeline}",
                 inputs=[
                     "metrics_teacher",
                     "trained_metrics",

@@ -16,7 +16,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 _nodes.inspect_images,
-                name="inspect_images_node",
+                name="inspect_images",
                 inputs={
                     "raw_images": "raw_images",
                     "image_cache": "image_cache",
@@ -27,14 +27,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 _nodes.index_images,
-                name="index_images_node",
+                name="index_images",
                 inputs=["inspection", "params:data"],
                 outputs=["indexed_images", "image_index", "data_tags"],
                 tags=["data"],
             ),
             Node(
                 _nodes.pack_images,
-                name="pack_images_node",
+                name="pack_images",
                 inputs={
                     "indexed_images": "indexed_images",
                     "image_cache": "image_cache",
@@ -45,7 +45,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 _nodes.preview_images,
-                name="preview_images_node",
+                name="preview_images",
                 inputs="images",
                 outputs="data_preview",
                 tags=["data", "figures"],

@@ -22,7 +22,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 _nodes.draw_pixels,
-                name="draw_pixels_node",
+                name="draw_pixels",
                 inputs={
                     "images": "images",
                     "teacher_weights": "teacher_weights",

@@ -16,42 +16,42 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 _nodes.compare_methods,
-                name="compare_methods_node",
+                name="compare_methods",
                 inputs=["trained_metrics", "params:evaluation"],
                 outputs="comparison_table",
                 tags=["evaluation"],
             ),
             Node(
                 _nodes.compare_by_class,
-                name="compare_by_class_node",
+                name="compare_by_class",
                 inputs="trained_metrics",
                 outputs="class_table",
                 tags=["evaluation"],
             ),
             Node(
                 _nodes.draw_comparison,
-                name="draw_comparison_node",
+                name="draw_comparison",
                 inputs="comparison_table",
                 outputs="comparison_figure",
                 tags=["figures"],
             ),
             Node(
                 _nodes.draw_classes,
-                name="draw_classes_node",
+                name="draw_classes",
                 inputs="class_table",
                 outputs="class_figure",
                 tags=["figures"],
             ),
             Node(
                 _nodes.draw_cost,
-                name="draw_cost_node",
+                name="draw_cost",
                 inputs="comparison_table",
                 outputs="cost_figure",
                 tags=["figures"],
             ),
             Node(
                 _nodes.write_report,
-                name="write_report_node",
+                name="write_report",
                 inputs={
                     "trained_metrics": "trained_metrics",
                     "comparison_table": "comparison_table",

@@ -17,14 +17,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 _nodes.choose_network,
-                name="choose_network_node",
+                name="choose_network",
                 inputs=["images", "models_folder", "trained_metrics", "params:export"],
                 outputs="exported_network",
                 tags=["checks"],
             ),
             Node(
                 _nodes.export_network,
-                name="export_network_node",
+                name="export_network",
                 inputs={
                     "exported_network": "exported_network",
                     "images": "images",
@@ -37,7 +37,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 _nodes.refuse_deviations,
-                name="refuse_deviations_node",
+                name="refuse_deviations",
                 inputs="export_verdicts",
                 outputs=None,
                 tags=["export"],

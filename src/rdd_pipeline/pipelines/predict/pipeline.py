@@ -13,7 +13,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 plan_predictions,
-                name="plan_predictions_node",
+                name="plan_predictions",
                 inputs={
                     "predict": "params:predict",
                     "data": "params:data",
@@ -26,7 +26,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 predict_images,
-                name="predict_images_node",
+                name="predict_images",
                 inputs={"plan": "prediction_plan", "predict": "params:predict"},
                 outputs=["prediction_table", "prediction_problems"],
                 tags=["gpu"],

@@ -25,13 +25,13 @@ def teacher_pipeline() -> Pipeline:
         [
             Node(
                 _nodes.import_weights,
-                name="import_weights_node",
+                name="import_weights",
                 inputs={"images": "images", "teacher": "params:teacher"},
                 outputs="given_teacher",
             ),
             Node(
                 _method_nodes.check_networks,
-                name="check_networks_node",
+                name="check_networks",
                 inputs={
                     "images": "images",
                     "given_teacher": "given_teacher",
