@@ -146,7 +146,8 @@ FLOORS = {
         af_dcd cirkdv2 rdd""",
     "networks": """
         files resizing
-        adapters backbones heads
+        adapters backbones decoders
+        heads
         network
         foreign
         cirkd_names frozen preprocessing probe

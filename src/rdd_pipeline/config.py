@@ -235,7 +235,7 @@ class NetworkParams(Params):
         "safetensors or state-dict file in timm's names.",
     )
     width: Many | None = Field(
-        None, description="Channels of the head. None: as published, 128 otherwise."
+        None, description="Channels of the head. None: as published, else the head's own."
     )
     auxiliary: bool | None = Field(
         None, description="Auxiliary head on the last-but-one stage. None: as published, else yes."

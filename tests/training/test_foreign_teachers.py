@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from rdd_pipeline.config import AugmentParams, NetworkParams, TeacherParams
 from rdd_pipeline.errors import UserError
@@ -107,3 +108,13 @@ def _of_five_classes() -> NetworkCheckpoint:
         arguments={"num_classes": 5},
     )
     return import_teacher(params, LABELS.names)
+
+
+@pytest.mark.parametrize("head", ["unet", "fpn", "segformer"])
+def test_a_student_has_a_head_of_segmentation_models_pytorch(make_job, blocks, teacher, head):
+    pytest.importorskip("segmentation_models_pytorch")
+    network = NetworkParams(name=f"{head}_test_efficientnet", width=32)
+    for method in ("tse_cwd", "mgd"):
+        job = make_job(method, network=network, recipe=RECIPE, rdd={"tfe_length": 2})
+        result = train(Training(job, blocks.images, teacher), CPU)
+        assert result.network.build()(torch.zeros(1, 3, 64, 64)).logits.isfinite().all()

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 # The peers' ResNets: three 3x3 convolutions (64, 64, 128) instead of one 7x7.
 DEEP_STEM: dict[str, Any] = {"stem_type": "deep", "stem_width": 64}
 
+PYRAMID = (4, 8, 16, 32)
+"""Strides of the stages that heads with a pyramid take."""
+
 # Two sizes that are no squares and no multiples of a 7 x 7 window.
 _PROBES = ((64, 96), (128, 64))
 
@@ -34,8 +37,9 @@ class Backbone(nn.Module):
     Attributes:
         stride: input size / size of the last stage.
         channels: channels of the last-but-one and of the last stage.
+        pyramid: channels and strides of all stages.
         resize_to: 1, or the multiple the images are resized up to before the backbone sees them,
-            because it works on a fixed grid of patches.
+            because it works on a fixed grid of patches, or what follows on halves of maps.
     """
 
     def __init__(self, features: nn.Module, *, resize_to: int = 1) -> None:
@@ -49,11 +53,17 @@ class Backbone(nn.Module):
             )
         self.channels: tuple[int, int] = (channels[-2], channels[-1])
         self.stride: int = reduction[-1]
+        self.pyramid: list[tuple[int, int]] = list(zip(channels, reduction, strict=True))
         self.resize_to = resize_to
         self._channels_are_last = str(getattr(features, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The last-but-one and the last stage, (N, C3, h3, w3) and (N, C4, h, w)."""
+        early, late = self.stages(images_NCHW, 2)
+        return early, late
+
+    def stages(self, images_NCHW: Tensor, count: int) -> list[Tensor]:
+        """So many of the last stages, (N, C, h, w) each, in order."""
         if self.resize_to > 1:
             height, width = images_NCHW.shape[-2:]
             size = (_round_up(height, self.resize_to), _round_up(width, self.resize_to))
@@ -62,10 +72,10 @@ class Backbone(nn.Module):
             if torch.compiler.is_exporting() or size != (height, width):
                 images_NCHW = bilinear(images_NCHW, size)
         with repeatable_resizing(images_NCHW.device):
-            stages = self.features(images_NCHW)[-2:]
+            stages = list(self.features(images_NCHW)[-count:])
         if self._channels_are_last:
             stages = [stage.permute(0, 3, 1, 2).contiguous() for stage in stages]
-        return stages[0], stages[1]
+        return stages
 
 
 def make_backbone(
@@ -74,6 +84,7 @@ def make_backbone(
     output_stride: int,
     deep_stem: bool = False,
     pretrained: bool | Path = False,
+    pyramid: bool = False,
 ) -> Backbone:
     """A timm model as a backbone, with random or trained weights.
 
@@ -83,10 +94,12 @@ def make_backbone(
             dilated keep their own stride, which is logged and is `Backbone.stride`.
         deep_stem: the published ResNets' stem of three convolutions.
         pretrained: False, True (timm downloads), or a file with timm's names.
+        pyramid: for a head that takes all stages: not dilated, whatever `output_stride` says, and
+            images are resized up to a multiple of its stride.
 
     Raises:
-        UserError: unknown name, a network that takes no images of any size or gives no feature
-            maps, weights that do not fit or cannot be downloaded.
+        UserError: unknown name, a network without the stages of a pyramid, one that takes no images
+            of any size or gives no feature maps, weights that do not fit or cannot be downloaded.
     """
     _check_name(name)
     options: dict[str, Any] = dict(DEEP_STEM) if deep_stem else {}
@@ -103,6 +116,9 @@ def make_backbone(
         {"strict_img_size": False},
         {},
     ]
+    if pyramid:
+        del attempts[0]
+        output_stride = PYRAMID[-1]
     features: nn.Module | None = None
     problems: list[str] = []
     dilated = False
@@ -126,6 +142,13 @@ def make_backbone(
     else:
         backbone = Backbone(features, resize_to=max(features.feature_info.reduction()))  # type: ignore[union-attr, operator]
         _check_any_size(backbone, name)
+    if pyramid and tuple(stride for _, stride in backbone.pyramid[-4:]) != PYRAMID:
+        strides = ", ".join(str(stride) for _, stride in backbone.pyramid)
+        raise UserError(
+            f"timm's {name} has stages of the strides {strides}; this head takes "
+            f"{', '.join(map(str, PYRAMID))}. Choose a backbone with such stages (ResNets, "
+            "EfficientNets, ConvNeXts, PVTs, Swins), or the head fcn, deeplabv3 or pspnet."
+        )
     if backbone.stride != output_stride:
         logger.info(
             "Backbone %s cannot be given output stride %d: its own stride %d is used.",

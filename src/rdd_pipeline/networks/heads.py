@@ -92,16 +92,30 @@ class HeadSpec(NamedTuple):
             module and the number of its channels; None: nothing.
         pools_to_one: whether an image pooling in it leaves one value per image and channel, which
             batch norm cannot train with a single image.
+        decoder: name of the decoder of segmentation_models_pytorch (`pyramid_decoder`) that takes
+            all stages instead, not dilated; None: the head takes the last one.
+        width: channels where nothing is said.
+        stride: input size / size of the logits; None: that of the backbone.
     """
 
     context: Callable[[int, int, int, float], tuple[nn.Module, int]] | None
     pools_to_one: bool
+    decoder: str | None = None
+    width: int = 128
+    stride: int | None = None
 
 
 HEADS: dict[str, HeadSpec] = {
     "deeplabv3": HeadSpec(_aspp, pools_to_one=True),  # torchvision's ASPP
     "pspnet": HeadSpec(_pyramid, pools_to_one=True),
     "fcn": HeadSpec(None, pools_to_one=False),
+    "unet": HeadSpec(None, pools_to_one=False, decoder="unet", width=256, stride=1),
+    "unetplusplus": HeadSpec(None, pools_to_one=False, decoder="unetplusplus", width=256, stride=1),
+    "manet": HeadSpec(None, pools_to_one=False, decoder="manet", width=256, stride=1),
+    "linknet": HeadSpec(None, pools_to_one=False, decoder="linknet", width=32, stride=1),
+    "fpn": HeadSpec(None, pools_to_one=False, decoder="fpn", width=128, stride=4),
+    "upernet": HeadSpec(None, pools_to_one=True, decoder="upernet", width=256, stride=4),
+    "segformer": HeadSpec(None, pools_to_one=False, decoder="segformer", width=256, stride=4),
 }
 """Decode heads by the name that begins a network's (`build_network`)."""
 

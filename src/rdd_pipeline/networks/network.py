@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 from rdd_pipeline.config import NetworkParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks.backbones import Backbone, make_backbone
+from rdd_pipeline.networks.decoders import PyramidDecoder, pyramid_decoder
 from rdd_pipeline.networks.heads import HEADS, initialize, make_auxiliary, make_decode_head
 from rdd_pipeline.networks.resizing import bilinear
-
-DEFAULT_WIDTH = 128
 
 
 class PaperNetwork(NamedTuple):
@@ -92,6 +92,7 @@ class SegmentationNetwork(Network):
         auxiliary: nn.Module | None,
         *,
         pools_to_one: bool,
+        stride: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -101,7 +102,7 @@ class SegmentationNetwork(Network):
         self.num_classes: int = classifier.out_channels
         self.feature_channels: int = classifier.in_channels
         self.stage_channels: tuple[int, int] = backbone.channels
-        self.stride: int = backbone.stride
+        self.stride: int = stride or backbone.stride
         self._pools_to_one = pools_to_one
         self._backbone_is_frozen = False
 
@@ -126,8 +127,13 @@ class SegmentationNetwork(Network):
         """
         if self.training:
             self.check_trainable(images_NCHW.shape[0])
-        c3, c4 = self.backbone(images_NCHW)
-        feature = self.neck(c4)
+        if isinstance(self.neck, nn.Sequential) and isinstance(self.neck[0], PyramidDecoder):
+            stages = self.backbone.stages(images_NCHW, len(self.backbone.pyramid))
+            feature = self.neck(stages)
+            c3, c4 = stages[-2:]
+        else:
+            c3, c4 = self.backbone(images_NCHW)
+            feature = self.neck(c4)
         logits = self.classifier(feature)
         aux_logits = None if self.auxiliary is None else self.auxiliary(c3)
         if aux_logits is not None and c3.shape[-2:] != c4.shape[-2:]:
@@ -178,7 +184,7 @@ def build_network(
             `deeplabv3_resnet18.tv_in1k` (with the plain stem, unlike `deeplabv3_resnet18`).
         num_classes: channels of the logits.
         pretrained: backbone weights: False, True (timm downloads them) or a file.
-        width: channels of the head; None: as published, else 128.
+        width: channels of the head; None: as published, else `HeadSpec.width`.
         auxiliary: auxiliary head; None: as published, else yes.
         output_stride: input size / logits size. A backbone that cannot be dilated keeps its own,
             see `SegmentationNetwork.stride`.
@@ -190,6 +196,7 @@ def build_network(
     if num_classes < 1:
         raise UserError(f"A network with {num_classes} classes was asked for; give 1 or more.")
     definition = _definition(name)
+    head = HEADS[definition.head]
     backbone_name = definition.backbone
     deep_stem = definition.deep_stem
     if pretrained is True and name in PAPER_NETWORKS:
@@ -206,20 +213,29 @@ def build_network(
         output_stride=output_stride,
         deep_stem=deep_stem,
         pretrained=Path(pretrained) if isinstance(pretrained, str) else pretrained,
+        pyramid=head.decoder is not None,
     )
     width = width or definition.width
     auxiliary = definition.auxiliary if auxiliary is None else auxiliary
     c3, c4 = backbone.channels
+    if head.decoder is None:
+        neck = make_decode_head(definition.head, c4, width, stride=backbone.stride, dropout=dropout)
+    else:
+        decoder = pyramid_decoder(head.decoder, backbone.pyramid, width, dropout)
+        width = decoder.out_channels
+        own = 0.0 if head.decoder == "fpn" else dropout
+        neck = nn.Sequential(OrderedDict(decoder=decoder, dropout=nn.Dropout(own)))
     network = SegmentationNetwork(
         backbone,
-        make_decode_head(definition.head, c4, width, stride=backbone.stride, dropout=dropout),
+        neck,
         nn.Conv2d(width, num_classes, 1),
         make_auxiliary(c3, num_classes, dropout=dropout) if auxiliary else None,
-        pools_to_one=HEADS[definition.head].pools_to_one,
+        pools_to_one=head.pools_to_one,
+        stride=head.stride,
     )
-    for head in (network.neck, network.classifier, network.auxiliary):
-        if head is not None:
-            initialize(head)
+    for part in (network.neck, network.classifier, network.auxiliary):
+        if part is not None and not (part is network.neck and head.decoder is not None):
+            initialize(part)
     return network
 
 
@@ -254,7 +270,7 @@ def _definition(name: str) -> PaperNetwork:
         return PAPER_NETWORKS[name]
     head, _, backbone = name.partition("_")
     if head in HEADS and backbone:
-        return PaperNetwork(head, backbone, DEFAULT_WIDTH, True, False, None)
+        return PaperNetwork(head, backbone, HEADS[head].width, True, False, None)
     raise UserError(
         f"Unknown network {name!r}. Choose one of {', '.join(PAPER_NETWORKS)}, or HEAD_BACKBONE "
         f"with HEAD one of {', '.join(HEADS)} and BACKBONE a timm model, such as "
