@@ -142,7 +142,7 @@ FLOORS = {
         kernels maps memory_bank
         base
         at dist dsd fused fused_relations kd layers pixelwise similarity skd
-        bpkd cirkd cross_entropy cwd fitnet ifvd mgd ohem
+        bpkd cirkd cross_entropy cwd dkd fitnet ifvd mgd ohem standardized
         af_dcd cirkdv2 rdd""",
     "networks": """
         files resizing

@@ -20,12 +20,14 @@ from rdd_pipeline.losses.bpkd import bpkd_losses
 from rdd_pipeline.losses.cirkd import cirkd_minibatch_loss
 from rdd_pipeline.losses.cwd import cwd_feature_loss, cwd_loss
 from rdd_pipeline.losses.dist import dist_loss
+from rdd_pipeline.losses.dkd import dkd_losses
 from rdd_pipeline.losses.dsd import csd_loss, psd_loss
 from rdd_pipeline.losses.fitnet import fitnet_loss
 from rdd_pipeline.losses.ifvd import ifvd_loss
 from rdd_pipeline.losses.kd import kd_loss
 from rdd_pipeline.losses.mgd import mgd_loss
 from rdd_pipeline.losses.skd import skd_pairwise_loss
+from rdd_pipeline.losses.standardized import standardized_kd_loss
 from rdd_pipeline.networks import NetworkOutput
 
 from .compare import assert_as_float64, assert_gradient, assert_value
@@ -79,6 +81,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "dist": lambda s, t, _: dist_loss(s, t),
     "bpkd edge": lambda s, t, y: bpkd_losses(s, t, y).edge,
     "bpkd body": lambda s, t, y: bpkd_losses(s, t, y).body,
+    "dkd target": lambda s, t, y: dkd_losses(s, t, y).target,
+    "dkd rest": lambda s, t, y: dkd_losses(s, t, y).rest,
+    "kd standardized": lambda s, t, y: standardized_kd_loss(s, t),
     "csd": lambda s, t, _: csd_loss(s, t),
     "fitnet": lambda s, t, _: fitnet_loss(s, t),
     "at": lambda s, t, _: at_loss(s, t),
@@ -90,7 +95,18 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "skd pairwise": lambda s, t, _: skd_pairwise_loss(s, t),
     "cirkd minibatch": lambda s, t, _: cirkd_minibatch_loss(s, t),
 }
-OF_LOGITS = ("kd", "kd at 4", "cwd logits", "dist", "bpkd edge", "bpkd body", "csd")
+OF_LOGITS = (
+    "kd",
+    "kd at 4",
+    "cwd logits",
+    "dist",
+    "bpkd edge",
+    "bpkd body",
+    "csd",
+    "dkd target",
+    "dkd rest",
+    "kd standardized",
+)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -12,6 +12,7 @@ from rdd_pipeline.losses.cirkd import cirkd_minibatch_loss
 from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
 from rdd_pipeline.losses.cwd import cwd_feature_loss, cwd_loss
 from rdd_pipeline.losses.dist import dist_loss
+from rdd_pipeline.losses.dkd import dkd_losses
 from rdd_pipeline.losses.dsd import csd_loss, psd_loss
 from rdd_pipeline.losses.fitnet import fitnet_loss
 from rdd_pipeline.losses.ifvd import ifvd_loss
@@ -20,6 +21,7 @@ from rdd_pipeline.losses.maps import full_precision, matrix_product
 from rdd_pipeline.losses.mgd import mgd_loss
 from rdd_pipeline.losses.rdd import tfe_loss, tse_loss
 from rdd_pipeline.losses.skd import skd_pairwise_loss
+from rdd_pipeline.losses.standardized import standardized_kd_loss
 
 CLASSES = 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -47,6 +49,8 @@ NONE = {
     "kd": lambda s: kd_loss(s, TEACHER),
     "cwd": lambda s: cwd_loss(s, TEACHER),
     "dist": lambda s: dist_loss(s, TEACHER),
+    "dkd": lambda s: sum(dkd_losses(s, TEACHER, LABELS)),
+    "kd standardized": lambda s: standardized_kd_loss(s, TEACHER),
     "bpkd": lambda s: bpkd_losses(s, TEACHER, LABELS).edge,
 }
 ALL = MATRIX_PRODUCTS | NONE

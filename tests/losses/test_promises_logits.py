@@ -9,7 +9,9 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.bpkd import bpkd_losses
 from rdd_pipeline.losses.cwd import cwd_loss
 from rdd_pipeline.losses.dist import dist_loss
+from rdd_pipeline.losses.dkd import dkd_losses
 from rdd_pipeline.losses.kd import kd_loss
+from rdd_pipeline.losses.standardized import standardized_kd_loss
 from tests.losses.reference import blocks, logits
 
 
@@ -18,7 +20,12 @@ def bpkd_sum(student, teacher, labels=None):
     return 50 * terms.edge + 20 * terms.body
 
 
-ALL = [kd_loss, cwd_loss, dist_loss, bpkd_sum]
+def dkd_sum(student, teacher, labels=None):
+    terms = dkd_losses(student, teacher, blocks() if labels is None else labels, temperature=3)
+    return terms.target + 0.5 * terms.rest
+
+
+ALL = [kd_loss, cwd_loss, dist_loss, bpkd_sum, dkd_sum, standardized_kd_loss]
 
 
 @pytest.mark.parametrize("loss", ALL)
@@ -56,7 +63,7 @@ def test_a_student_of_another_stride_is_resized(loss):
 
 @pytest.mark.parametrize("loss", ALL)
 def test_an_empty_batch_gives_zero(loss):
-    arguments = (blocks()[:0],) if loss is bpkd_sum else ()
+    arguments = (blocks()[:0],) if loss in (bpkd_sum, dkd_sum) else ()
     assert loss(logits(0)[:0], logits(1)[:0], *arguments) == 0
 
 

@@ -116,7 +116,7 @@ def test_typed_parameters_build_the_same_network():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("unet_resnet18", "Unknown network 'unet_resnet18'. Choose one of deeplabv3_resnet101"),
+        ("psp_resnet18", "Unknown network 'psp_resnet18'. Choose one of deeplabv3_resnet101"),
         ("fcn_", "Unknown network"),
         ("fcn_resnet81", "no model 'resnet81'. Close names: .*resnet18"),
         ("fcn_resnet18.bogus", "no weights tag 'bogus'. It has: .*tv_in1k"),

@@ -269,6 +269,21 @@ METHODS: dict[str, Method] = {
         "BPKD",
         (LossSpec("bpkd", loss_files.bpkd.build_bpkd, {"bpkd_edge": 50.0, "bpkd_body": 20.0}),),
     ),
+    # Both in the place of plain KD. Published for whole images: DKD's weights are those of
+    # ImageNet; for standardized logits the weight is that of KD here.
+    "dkd": Method(
+        "DKD", (LossSpec("dkd", loss_files.dkd.build_dkd, {"dkd_target": 1.0, "dkd_rest": 0.5}),)
+    ),
+    "kd_standardized": Method(
+        "KD, standardized logits",
+        (
+            LossSpec(
+                "kd_standardized",
+                compare("logits", loss_files.standardized.standardized_kd_loss),
+                1.0,
+            ),
+        ),
+    ),
     "tfe": Method("RDD, TFE stage", (KD,), RDD, trains="tfe"),
     "tse": Method("RDD", (KD,), RDD, trains="tse"),
 }
