@@ -20,9 +20,15 @@ def _shared_configuration() -> Path:
     atexit.register(shutil.rmtree, folder)
     (folder / "local").mkdir()
     for path in (ROOT / "conf").iterdir():
-        if path.name != "local":
+        if path.name != "local" and not _is_imported(path):
             (folder / path.name).symlink_to(path)
     return folder
+
+
+def _is_imported(path: Path) -> bool:
+    """Whether a user's own data set was imported here."""
+    globals_file = path / "globals.yml"
+    return globals_file.is_file() and globals_file.read_text().startswith("# Made by import_data")
 
 
 CONF = _shared_configuration()

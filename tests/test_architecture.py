@@ -30,6 +30,7 @@ ALLOWED = {
     "data": BASE | {"scenes"},
     "scenes": BASE,
     "networks": BASE,
+    "importing": BASE | {"data"},
     "distillation": LEAVES,
     "evaluation": LEAVES,
     "training": LEAVES | {"distillation", "evaluation"},
@@ -42,8 +43,8 @@ ALLOWED = {
     "hooks": BASE | {"commands", "distillation", "networks", "tracking", "training"},
     "settings": {"config", "hooks", "interruptions"},
     "pipelines": LEAVES
-    | {"commands", "distillation", "evaluation", "export", "inference", "launching", "reporting"}
-    | {"tracking", "training"},
+    | {"commands", "distillation", "evaluation", "export", "inference", "launching"}
+    | {"importing", "reporting", "tracking", "training"},
     "pipeline_registry": {"pipelines"},
     "__main__": set(),
 }
@@ -63,6 +64,7 @@ LIBRARIES = {
     "export": {"onnx", "onnxruntime", "onnxscript"},
     "losses": {"triton"},
     "networks": {"segmentation_models_pytorch", "transformers"},  # extra `teachers`
+    "importing": {"pyarrow"},  # Parquet
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -144,6 +146,12 @@ FLOORS = {
         at dist dsd fused fused_relations kd layers pixelwise similarity skd
         bpkd cirkd cross_entropy cwd dkd fitnet ifvd mgd ohem standardized
         af_dcd cirkdv2 rdd""",
+    "importing": """
+        export folder shapes splits work
+        masks names
+        pairs write
+        coco cvat environment hugging_face label_studio labelme plain roboflow supervisely
+        tools""",
     "networks": """
         files resizing
         adapters backbones decoders

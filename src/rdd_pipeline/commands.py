@@ -45,6 +45,11 @@ def remember_session(session: Session) -> None:
     _session = session
 
 
+def configuration_source() -> str | None:
+    """The running session's ``--conf-source``; None: the project's own folder."""
+    return _session.conf_source
+
+
 def kedro_command(
     pipeline: str | None = None,
     *,

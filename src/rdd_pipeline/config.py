@@ -218,6 +218,68 @@ class DataParams(Params):
         return self
 
 
+class ImportParams(Params):
+    """What a labeling tool wrote, to be made a data set of the layout ``folders``."""
+
+    source: Path | None = Field(
+        None,
+        description="Folder with the tool's export, or with images and masks. `~` is allowed; a "
+        "relative path starts at the project.",
+    )
+    name: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,59}$",
+        description="Name of the data set, its environment (--env) and its folders. None: that of "
+        "the source.",
+    )
+    output: Path | None = Field(None, description="Folder of the data set. None: data/01_raw/NAME.")
+    val: float = Field(
+        0.15, gt=0.0, lt=1.0, description="Share of the images for `val` if it has to be made."
+    )
+    test: float = Field(0.15, ge=0.0, lt=1.0, description="Likewise for `test`; 0: none is made.")
+    seed: Seed = Field(0, description="Decides which images those are.")
+    grouped: bool = Field(
+        True,
+        description="Keep images together whose names differ in their last number only, where "
+        "such names tell the frames of several videos apart.",
+    )
+    images: Literal["copy", "link"] = Field(
+        "copy", description="Copies, or links to the source, which then has to stay."
+    )
+    unlabeled: Literal["auto", "background", "ignore"] = Field(
+        "auto",
+        description="Pixels that nobody labeled: a class of their own (background), or counted "
+        "for nothing (ignore). auto: background, which is what the tools mean.",
+    )
+    classes: tuple[str, ...] = Field(
+        (), description="Other names of the classes, in the order in which they are reported."
+    )
+    pretrained: bool | Literal["auto"] = Field(
+        "auto",
+        description="Whether the environment's networks begin with ImageNet weights; auto: if "
+        "they are here or the server that has them answers.",
+    )
+    skip_bad: bool = Field(
+        False, description="Leave out pictures that something is wrong with, instead of stopping."
+    )
+    overwrite: bool = Field(
+        False, description="Replace the data set of that name that is there already."
+    )
+
+    @model_validator(mode="after")
+    def _training_images_are_left(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(
+                f"val ({self.val}) and test ({self.test}) leave no image for training: their sum "
+                "has to be below 1."
+            )
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the data set that is written, to be digested."""
+        return self.model_dump(mode="json", exclude={"overwrite", "pretrained"})
+
+
 class NetworkParams(Params):
     """One segmentation network: a head on a timm backbone."""
 
@@ -767,7 +829,7 @@ class Parameters(Params):
     (`hooks.parameters`), and a test compares this list with what the pipelines' nodes take.
     """
 
-    added = ("predict",)
+    added = ("predict", "import_data")
 
     seed: Seed = Field(0, strict=True, description="Decides everything random.")
     seeds: int = Field(
@@ -789,6 +851,7 @@ class Parameters(Params):
     evaluation: EvaluationParams
     predict: PredictParams = PredictParams()
     export: ExportParams = ExportParams()
+    import_data: ImportParams = ImportParams()
 
     @model_validator(mode="after")
     def _seeds_in_range(self) -> Self:

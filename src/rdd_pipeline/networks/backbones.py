@@ -293,6 +293,15 @@ def _check_downloadable(name: str) -> str | None:
     return None
 
 
+def are_weights_at_hand(name: str) -> bool:
+    """Whether timm's weights of a backbone are here or their server answers (within seconds)."""
+    try:
+        _check_downloadable(name)
+    except UserError:
+        return False
+    return True
+
+
 def _source(name: str) -> str:
     """Where timm finds the weights: an id of the hub or an address; empty when nowhere."""
     info = get_pretrained_cfg(name)
