@@ -22,6 +22,7 @@ SMALLEST = {
         *("--noise", "0.1", "--seeds", "0", "--methods", "alone", "xor_cwd", "--workers", "1"),
     ],
     "losses.py": ["--rounds", "1"],
+    "predict.py": ["--images", "40", "--side", "2200", "--network", "fcn_test_efficientnet"],
     "relations.py": ["--rounds", "1", "--quick"],
     "soak.py": ["--kills", "1", "--iterations", "15"],
     "step.py": [

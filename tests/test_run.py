@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 from torch.testing import assert_close
 
+import rdd_pipeline
 from rdd_pipeline.config import NetworkParams
 from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.networks import (
@@ -164,6 +167,27 @@ def test_the_student_can_be_used_without_this_project_s_configuration(story):
     assert checkpoint.header.provenance["method"] == "tse"
     logits = checkpoint.build()(torch.zeros(1, 3, 48, 64)).logits
     assert logits.shape[:2] == (1, 11)
+
+
+def test_the_student_predicts_what_it_predicted_when_it_was_scored(story, recorder):
+    images = next((story.project.folder / "data/01_raw/test").rglob("test"))
+    session = recorder.run(story.project, "predict", params={"predict": {"images": str(images)}})
+    assert session.trained == []
+    table = pd.read_csv(story.project.newest("07_model_output/test/prediction_table.csv"))
+    assert len(table) == 2
+    model = rdd_pipeline.load(
+        story.project.folder / "data/06_models/test/student_tse", device="cpu"
+    )
+    folder = story.project.folder / "data/07_model_output/test/predictions"
+    labels, confusion = model.label_names, np.zeros((11, 11), int)
+    for row in table.itertuples():
+        stored = np.asarray(Image.open(folder / row.mask))
+        assert np.array_equal(stored, model(images / row.image))
+        assert row.share_Sky == pytest.approx((stored == labels.index("Sky")).mean(), abs=1e-5)
+        truth = np.asarray(Image.open(images.parent / "testannot" / row.image))
+        np.add.at(confusion, (truth[truth < 11], stored[truth < 11]), 1)
+    scored = story.project.json(f"{METRICS}/tse/0.json")["splits"]["test"]["confusion"]
+    assert confusion.tolist() == scored
 
 
 def test_metrics_hold_scores_of_every_split_cost_and_origin(story):

@@ -21,6 +21,7 @@ PASSES = {
     "flip": {"flip": True},
     "scales": {"scales": (0.75, 1.0, 1.25), "flip": True},
     "logits": {"scales": (1.0, 1.5), "average": "logits"},
+    "windows": {"window": (48, 40), "overlap": 0.5},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -54,6 +56,8 @@ _BYTES_AHEAD = 2**28
 """Decoded images that wait for the network, and results that wait to be written, each."""
 _ITEMS_AHEAD = 256
 _MOST_WORKERS = 16
+_TRIM_EVERY = 2.0
+"""Seconds between two returns of freed memory to the system."""
 _SHOWN = 5
 """Unreadable files in the log."""
 _CITYSCAPES = re.compile(r"([^_/]+_\d{6}_\d{6})(_[^/]*)?")
@@ -253,12 +257,16 @@ class _Run:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="predict")
         try:
             with _Progress(len(sources)) as progress:
+                trimmed = time.monotonic()
                 for batch in self._batches(self._entries(sources, pool), rows, problems, progress):
                     for number, item, mask, row in self._predicted(batch):
                         rows[number] = row
                         self._write(pool, item, mask, row)
                         predicted += 1
                         progress.advance()
+                    if time.monotonic() - trimmed > _TRIM_EVERY:
+                        _trim_memory()
+                        trimmed = time.monotonic()
                 self._await_writes(0)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -361,7 +369,7 @@ class _Run:
                     count -= len(batch)
                     yield batch
                 continue
-            progress.advance()
+            progress.advance(worked=False)
             if isinstance(entry, Finished):
                 rows[number] = entry.row
             else:
@@ -446,7 +454,7 @@ class _Progress:
     def __init__(self, total: int) -> None:
         self._bar = work_bar()
         self._task = self._bar.add_task("predict", total=total)
-        self._total, self._done = total, 0
+        self._total, self._done, self._worked = total, 0, 0
         self._begin = self._last = time.monotonic()
 
     def __enter__(self) -> _Progress:
@@ -456,16 +464,23 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self) -> None:
-        """One image more; of videos there may be more than files."""
+    def advance(self, *, worked: bool = True) -> None:
+        """One image more, which was predicted; of videos there may be more than files."""
         self._done += 1
+        self._worked += worked
         self._total = max(self._total, self._done)
         self._bar.update(self._task, completed=self._done, total=self._total)
         now = time.monotonic()
         if not self._bar.console.is_terminal and now - self._last > LINE_EVERY:
             self._last = now
-            left = (now - self._begin) / self._done * (self._total - self._done)
+            left = (now - self._begin) / max(self._worked, 1) * (self._total - self._done)
             logger.info("predict %d/%d  %.0f s left", self._done, self._total, left)
+
+
+def _trim_memory() -> None:
+    """Let glibc return what is free: images of many sizes leave holes that it would keep."""
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries do so themselves
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _decoded_bytes(path: Path) -> int:
