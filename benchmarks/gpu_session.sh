@@ -2,9 +2,9 @@
 # All that a short loan of a GPU is good for, in order of worth; what is finished is kept:
 #     benchmarks/gpu_session.sh OUTPUT [SECONDS [CAMVID WEIGHTS]]
 # 1. the tests for it; 2. the training step against a plain loop, with every method and a profile, at the
-# size of the Cityscapes recipes; 3. the same for small networks at CamVid's size; 4. with CamVid
-# and a folder of ImageNet weights: as many of its trainings as fit. Nothing is begun after SECONDS (840).
-# Called again with the same OUTPUT, step 4 goes on where it stopped.
+# size of the Cityscapes recipes; 3. the same for small networks at CamVid's size; 4. eight students under one
+# teacher against one by one; 5. with CamVid and a folder of ImageNet weights: as many of its trainings
+# as fit. Nothing is begun after SECONDS (840). Called again with the same OUTPUT, step 5 goes on where it stopped.
 set -uo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 out="$(mkdir -p "${1:?folder for the results}" && cd "$1" && pwd)"
@@ -34,6 +34,7 @@ step step_large 90 "$PYTHON" benchmarks/step.py --methods all --profile --output
 step step_small 60 "$PYTHON" benchmarks/step.py --size 360 360 --output "$out" \
     --teacher deeplabv3_tf_efficientnet_lite2 --student deeplabv3_mobilenetv2_100
 step step_compiled 120 "$PYTHON" benchmarks/step.py --compile --output "$out/compiled"
+step shared_teacher 60 "$PYTHON" benchmarks/shared_teacher.py --iterations 20 --output "$out"
 if [ -n "$camvid" ] && [ -n "$weights" ] && [ "$(left)" -gt 60 ]; then
     step camvid 60 "$PYTHON" benchmarks/camvid.py --data "$camvid" --weights "$weights" \
         --output "$out/camvid" --limit-s "$(($(left) - 20))"

@@ -24,6 +24,9 @@ SMALLEST = {
     "losses.py": ["--rounds", "1"],
     "predict.py": ["--images", "40", "--side", "2200", "--network", "fcn_test_efficientnet"],
     "relations.py": ["--rounds", "1", "--quick"],
+    "shared_teacher.py": [
+        *("--iterations", "2", "--rounds", "1", "--methods", "kd", "tse", "--output", "OUTPUT")
+    ],
     "soak.py": ["--kills", "1", "--iterations", "15"],
     "step.py": [
         *("--size", "64", "64", "--batch", "2", "--iterations", "1", "--warm-up", "0"),
