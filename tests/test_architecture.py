@@ -38,7 +38,8 @@ ALLOWED = {
     "launching": LEAVES | {"distillation", "evaluation", "training"},
     "export": LEAVES | {"evaluation"},
     "reporting": LEAVES | {"commands", "distillation", "evaluation"},
-    "tracking": BASE,
+    "serving": BASE | {"inference"},
+    "tracking": BASE | {"serving"},
     "datasets": LEAVES | {"training"},
     "hooks": BASE | {"commands", "distillation", "networks", "tracking", "training"},
     "settings": {"config", "hooks", "interruptions"},
@@ -49,7 +50,8 @@ ALLOWED = {
     "__main__": set(),
 }
 RIM = {
-    "pipelines", "datasets", "hooks", "tracking", "settings", "pipeline_registry", "__main__",
+    "pipelines", "datasets", "hooks", "serving", "tracking", "settings", "pipeline_registry",
+    "__main__",
 }  # fmt: skip
 RIM_LIBRARIES = {"kedro", "kedro_datasets", "kedro_mlflow", "mlflow", "pandas", "fsspec", "jinja2"}
 EVERYWHERE = {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich", "numpy", "PIL"}
@@ -196,10 +198,12 @@ FLOORS = {
     "reporting": """
         comparison figures
         comparison_figures report""",
+    "serving": """
+        folder loader""",
     "tracking": """
         addresses
         records
-        database journal
+        database journal registry
         sender
         delivery
         __main__ writer

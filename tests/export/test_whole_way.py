@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
+from kedro.framework.session import KedroSession
+from mlflow import MlflowClient
+from numpy.testing import assert_array_equal
 
+import rdd_pipeline
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import from_checked_json
-from tests.kedro_project import Project, bootstrap
+from rdd_pipeline.tracking.delivery import send_file
+from tests.kedro_project import CONF, Project, bootstrap
 from tests.mlflow_store import new_store
 
 pytestmark = pytest.mark.slow
@@ -48,6 +56,29 @@ def test_export_writes_files_with_verdicts_and_fails_where_one_deviates(project,
     with pytest.raises(UserError, match=r"baseline_0\.int8\.onnx loses 0\.50 points"):
         project.run("export", params={"export": strict})
     assert len(project.versions("08_reporting/test/export_verdicts.json")) == len(verdicts) + 1
+
+
+def test_a_student_is_registered_under_the_data_set_s_name(project, tmp_path):
+    """As everywhere but in conf/test, where it would take seconds of every test."""
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "test" / "catalog.yml").unlink()
+    with KedroSession.create(
+        project_path=project.folder, conf_source=str(conf), env="test", save_on_close=False
+    ) as session:
+        session.run(pipeline_names=["distill_baselines"], to_outputs=["metrics_baseline"])
+    left = list((project.folder / "data/07_model_output/untracked").glob("*.jsonl"))
+    assert [send_file(path) for path in left] == [0] * len(left)  # what a busy machine has left
+    client = MlflowClient()
+    version = client.get_model_version_by_alias("test", "best")
+    run = client.get_run(version.run_id)
+    assert version.tags["method"] == run.data.tags["method"] == "baseline"
+    miou = project.json("07_model_output/test/metrics/baseline/0.json")["splits"]["val"]["miou"]
+    assert float(version.tags["val_miou"]) == miou == run.data.metrics["val.miou"]
+    model = mlflow.pyfunc.load_model("models:/test@best")
+    image = np.zeros((1, 48, 64, 3), np.uint8)
+    weights = project.newest("06_models/test/student_baseline/0.safetensors")
+    assert_array_equal(model.predict(image), rdd_pipeline.load(weights)(image))
 
 
 def test_the_verdicts_are_json_that_anybody_reads(project):

@@ -60,7 +60,14 @@ from rdd_pipeline.hooks.plugins import only_shows_runs
 from rdd_pipeline.hooks.run import OpenRun
 from rdd_pipeline.interruptions import Signals, interruption
 from rdd_pipeline.lazy import Lazy
-from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, calm_mlflow, send_left
+from rdd_pipeline.tracking import (
+    Experiment,
+    Network,
+    Sender,
+    TrackingWriter,
+    calm_mlflow,
+    send_left,
+)
 from rdd_pipeline.tracking.addresses import (
     hide_secrets_in_logs,
     remember_secrets,
@@ -284,8 +291,9 @@ class ExperimentHook:
         """Mirror a saved dataset as its `metadata.mlflow` says.
 
         `metrics: true` logs the numbers of a nested dict, `metrics: by_seed` those of one for each
-        seed, `artifact_path: FOLDER` uploads the file or folder, `tags: true` tags all runs with
-        the items of a flat dict.
+        seed, beside it `models: DATASET` registers the networks that were scored, which lie in
+        that one, `artifact_path: FOLDER` uploads the file or folder, `tags: true` tags all runs
+        with the items of a flat dict.
         """
         with self._guard(f"log {dataset_name}") as run:
             dataset = self._dataset(dataset_name)
@@ -297,6 +305,8 @@ class ExperimentHook:
                     numbers = numeric_leaves({"cost": metrics["cost"], **metrics["splits"]})
                     own = run.of(node.namespace, seed if len(data) > 1 else None)
                     run.writer.metrics(own, numbers)
+                if options.get("models"):
+                    self._log_models(run, node, self._dataset(str(options["models"])), data)
             elif options.get("metrics"):
                 run.writer.metrics(run.of(node.namespace), numeric_leaves(data))
             path = _saved_path(dataset) if "artifact_path" in options else None
@@ -374,6 +384,31 @@ class ExperimentHook:
                 logger.warning(
                     "Tracking could not %s (%s). The run goes on.", what, first_line(error)
                 )
+
+    def _log_models(
+        self, run: OpenRun, node: Node, networks: Any, scored: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Have the networks of finished students registered under the data set's name."""
+        from rdd_pipeline.distillation.methods import find_method
+
+        if not find_method(str(node.namespace)).finishes:
+            return  # weights on the way to the next stage
+        folder = _saved_path(networks)
+        name = str(self._globals.get("dataset"))
+        for seed, metrics in scored.items():
+            path = None if folder is None else folder / f"{seed}{networks.suffix}"
+            if path is None or not path.is_file():
+                continue
+            about, splits = metrics["about"], metrics["splits"]
+            facts = {key: str(about.get(key, "")) for key in ("method", "seed", "network")}
+            network = Network(
+                str(path),
+                score=splits.get("val", {}).get("miou"),
+                scored_on=str(about.get("data_digest", "")),
+                metrics=numeric_leaves({n: {"miou": s["miou"]} for n, s in splits.items()}),
+                facts=facts,
+            )
+            run.model(node.namespace, seed if len(scored) > 1 else None, name, network)
 
     def _run_tags(self, run_params: Mapping[str, Any]) -> dict[str, str]:
         commit, dirty = git_state(self._project)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rdd_pipeline.tracking import Experiment, FileSink, MetricSink, TrackingWriter
+from rdd_pipeline.tracking import Experiment, FileSink, MetricSink, Network, TrackingWriter
 
 
 class OpenRun:
@@ -47,6 +47,7 @@ class OpenRun:
         self._nested = len(namespaces) > 1
         self._children: dict[tuple[str | None, str | None], str] = {}
         self._params: dict[str, dict[str, str]] = {}
+        self._models: list[tuple[str, str, Network]] = []
         self._lock = threading.RLock()
         self._owned = given is None
         # One namespace needs no child, its name belongs on the run itself.
@@ -110,6 +111,10 @@ class OpenRun:
             for run_id in (self.id, *self._children.values()):
                 self.writer.tags(run_id, values)
 
+    def model(self, namespace: str | None, seed: str | None, name: str, network: Network) -> None:
+        """Have a trained network registered under a name when the runs are closed."""
+        self._models.append((self.of(namespace, seed), name, network))
+
     def node_done(self, namespace: str | None) -> None:
         """Count a finished node: a namespace is complete when all of its nodes are."""
         if namespace is not None:
@@ -142,4 +147,7 @@ class OpenRun:
         self.writer.tags(self.id, problem or {})
         if self._owned:
             self.writer.status(self.id, status)
+        # Last: they take seconds each, and nothing else is to wait for them.
+        for run_id, name, network in self._models:
+            self.writer.model(run_id, name, network)
         self.writer.close(timeout)

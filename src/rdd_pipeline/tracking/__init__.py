@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from rdd_pipeline.tracking.delivery import send_left
-from rdd_pipeline.tracking.records import Experiment
+from rdd_pipeline.tracking.records import Experiment, Network
 from rdd_pipeline.tracking.sender import Sender, calm_mlflow
 from rdd_pipeline.tracking.writer import TrackingWriter
 
@@ -22,6 +22,7 @@ __all__ = [
     "Experiment",
     "FileSink",
     "MetricSink",
+    "Network",
     "Sender",
     "TrackingWriter",
     "calm_mlflow",

@@ -18,7 +18,7 @@ from rdd_pipeline.tracking.addresses import without_secrets
 LONGEST_NAME = 250
 """Characters that MLflow takes for the name of a metric, parameter or tag."""
 
-Kind = Literal["run", "param", "tag", "metric", "artifact", "status"]
+Kind = Literal["run", "param", "tag", "metric", "artifact", "status", "model"]
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
@@ -76,6 +76,44 @@ class Request:
         return request
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The value of a `model` record: a trained network to be registered.
+
+    Attributes:
+        path: Its safetensors file.
+        score: mIoU on val in [0, 1], by which the best one is known; None: not evaluated there.
+        scored_on: Digest of what it was scored on; scores on other things are not compared.
+        metrics: Of the network.
+        facts: What a registered version says of it.
+    """
+
+    path: str
+    score: float | None
+    scored_on: str
+    metrics: Mapping[str, float]
+    facts: Mapping[str, str]
+
+    def written(self) -> str:
+        """As `read` takes it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Inverse of `written`.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is no such text.
+        """
+        network = cls(**json.loads(text))
+        _expect_texts(network.path, network.scored_on)
+        _expect_texts(*network.facts, *dict(network.facts).values(), *network.metrics)
+        for value in (network.score or 0.0, *dict(network.metrics).values()):
+            if type(value) not in (int, float):
+                raise TypeError(f"{value!r} is no number")
+        return network
+
+
 def read_record(fields: Mapping[str, Any]) -> Record:
     """A record of its fields, as they were found in a file.
 
@@ -95,6 +133,8 @@ def read_record(fields: Mapping[str, Any]) -> Record:
     _expect_texts(record.value)
     if record.kind == "run":
         Request.read(str(record.value))
+    if record.kind == "model":
+        Network.read(str(record.value))
     if record.kind == "artifact" and not _is_path(record.key):
         raise ValueError(f"{record.key!r} is no folder of artifacts")
     if record.kind == "status" and record.value not in STATUSES:

@@ -11,7 +11,15 @@ from urllib.parse import unquote
 
 from rdd_pipeline.tracking.addresses import remember_secrets
 from rdd_pipeline.tracking.database import is_damage, make_database
-from rdd_pipeline.tracking.records import Experiment, Record, Request, database_path, first_line
+from rdd_pipeline.tracking.records import (
+    Experiment,
+    Network,
+    Record,
+    Request,
+    database_path,
+    first_line,
+)
+from rdd_pipeline.tracking.registry import register
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +33,8 @@ LOCAL_ID = "local_id"
 # sent; the others may be about one record of many.
 _HOPELESS_RUN = {"RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"}
 _HOPELESS = {*_HOPELESS_RUN, "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
+# An MLflow without a registry answers so.
+_HOPELESS |= {"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
 
 
 def calm_mlflow() -> None:
@@ -146,10 +156,12 @@ class Sender:
             self._create(client, first)
         elif first.kind == "status":
             client.set_terminated(run_id, str(first.value), first.timestamp)
+        elif first.kind == "model":
+            self._allow(Path(Network.read(str(first.value)).path))
+            register(client, run_id, first)
         elif first.kind == "artifact":
             path = Path(str(first.value))
-            if self._below is not None and not is_below(path, self._below):
-                raise ValueError(f"outside of the project (--artifacts FOLDER allows it): {path}")
+            self._allow(path)
             log = client.log_artifacts if path.is_dir() else client.log_artifact
             log(run_id, str(path), first.key)
         else:
@@ -160,6 +172,11 @@ class Sender:
                 params=[Param(r.key, str(r.value)) for r in batch if r.kind == "param"],
                 tags=[RunTag(r.key, str(r.value)) for r in batch if r.kind == "tag"],
             )
+
+    def _allow(self, path: Path) -> None:
+        """Refuse files that a stranger's records name."""
+        if self._below is not None and not is_below(path, self._below):
+            raise ValueError(f"outside of the project (--artifacts FOLDER allows it): {path}")
 
     def _create(self, client: MlflowClient, record: Record) -> None:
         request = Request.read(str(record.value))

@@ -15,7 +15,15 @@ from rdd_pipeline.tracking.addresses import without_secrets
 from rdd_pipeline.tracking.database import explain
 from rdd_pipeline.tracking.delivery import ship
 from rdd_pipeline.tracking.journal import Journal
-from rdd_pipeline.tracking.records import Experiment, Record, Request, clean, clean_name, now
+from rdd_pipeline.tracking.records import (
+    Experiment,
+    Network,
+    Record,
+    Request,
+    clean,
+    clean_name,
+    now,
+)
 from rdd_pipeline.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -99,6 +107,10 @@ class TrackingWriter:
         if as_it_is and path.is_file():
             path = self._journal.keep(path)
         self.add([Record(run_id, "artifact", folder, str(path))])
+
+    def model(self, run_id: str, name: str, network: Network) -> None:
+        """Have a trained network logged as a model of the run and registered under a name."""
+        self.add([Record(run_id, "model", name, network.written(), timestamp=now())])
 
     def status(self, run_id: str, status: str) -> None:
         """Write the end of a run: FINISHED, FAILED or KILLED, with the time of this call."""
