@@ -65,9 +65,23 @@ def test_the_camvid_study_runs_goes_on_and_makes_a_table(tmp_path):
     ]
 
 
+@pytest.mark.slow
+def test_the_study_of_exports_runs_and_makes_a_table(tmp_path):
+    pytest.importorskip("onnxruntime")
+    write_scenes(tmp_path / "data", SceneParams(train=4, val=2, test=2, height=48, width=64))
+    output = ["--output", str(tmp_path / "out")]
+    words = ["--data", str(tmp_path / "data"), *output, "--networks", "fcn_test_efficientnet"]
+    words += ["--images", "2", "--calibration", "2", "--iterations", "2", "--crop", "32"]
+    _run("export.py", *words, "--formats", "onnx", "pt2")
+    table = _run("export.py", *output, "--table").splitlines()
+    assert [line.split(" | ")[:2] for line in table[-2:]] == [
+        *(["| fcn_test_efficientnet", "onnx"], ["| fcn_test_efficientnet", "pt2"])
+    ]
+
+
 def test_every_script_is_looked_at():
     found = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
-    assert found == {*SMALLEST, "camvid.py", "structure.py", "siege.py"}
+    assert found == {*SMALLEST, "camvid.py", "export.py", "structure.py", "siege.py"}
 
 
 def _run(name: str, *words: str) -> str:
