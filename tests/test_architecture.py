@@ -156,8 +156,8 @@ FLOORS = {
         tools""",
     "networks": """
         files resizing
-        adapters backbones decoders
-        heads
+        adapters backbones heads
+        decoders
         network
         foreign
         cirkd_names frozen preprocessing probe

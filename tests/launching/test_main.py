@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rdd_pipeline.config import TrainerParams
+from rdd_pipeline.config import TeacherParams, TrainerParams
 from rdd_pipeline.data.index import to_rows
 from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.launching import __main__ as command
 from rdd_pipeline.launching.__main__ import run_job_file
-from rdd_pipeline.networks import load_checkpoint, save_checkpoint
+from rdd_pipeline.networks import foreign, import_teacher, load_checkpoint, save_checkpoint
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.store import RunStore
@@ -225,3 +225,19 @@ def test_a_signal_at_any_moment_ends_the_command_in_one_line(write_job, tmp_path
     assert done.returncode == 143
     assert "Traceback" not in done.stderr
     assert sum("topped by SIG" in line for line in done.stderr.splitlines()) == 1
+
+
+def test_the_code_of_a_teacher_runs_only_if_the_command_names_it(
+    write_job, make_job, tmp_path, monkeypatch, capsys
+):
+    reference = "tests.networks.modules:plain"
+    monkeypatch.setattr(foreign, "_permitted", {})
+    path = write_job(make_job("kd", recipe={"iterations": 1, "validate_every": 1}))
+    params = TeacherParams(network=STUDENT, module=reference)
+    save_checkpoint(import_teacher(params, LABELS.names), tmp_path / "teacher.safetensors")
+    foreign._permitted.clear()
+    monkeypatch.setattr(sys, "argv", ["launching", str(path)])
+    assert command.main() == 2
+    assert f"or --teacher-module {reference} of" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["launching", str(path), "--teacher-module", reference])
+    assert command.main() == 0

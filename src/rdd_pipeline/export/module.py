@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import without_auxiliary
 from rdd_pipeline.networks.checkpoint import NetworkCheckpoint
 from rdd_pipeline.networks.resizing import bilinear
@@ -29,6 +30,9 @@ class ExportedNetwork(nn.Module):
             float32.
         output: ``mask`` (N, H, W) uint8, positions in the label names (int32 for more than 256);
             ``logits`` or ``probabilities`` (N, C, H, W) float32.
+
+    Raises:
+        UserError: The network sees images of another size.
     """
 
     mean: Tensor
@@ -39,6 +43,11 @@ class ExportedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         how = checkpoint.header.preprocessing
+        if how.scale != 1.0:
+            raise UserError(
+                f"This network sees images resized by {how.scale:g} (image_scale), which an "
+                "exported file does not do. Export a student with image_scale 1."
+            )
         self.network = without_auxiliary(checkpoint.build())
         self.preprocessing = preprocessing
         self.output: Output = output

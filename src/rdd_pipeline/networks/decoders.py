@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.networks.heads import adaptive_average
 
 
 class PyramidDecoder(nn.Module):
@@ -37,6 +38,26 @@ class PyramidDecoder(nn.Module):
         ]
         feature: Tensor = self.decoder([*missing, *stages])
         return feature
+
+
+class _AdaptiveAverage(nn.Module):
+    """`nn.AdaptiveAvgPool2d` that can be exported with free height and width."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return adaptive_average(x_NCHW, self.bins)
+
+
+def _make_exportable(decoder: nn.Module) -> None:
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            size = module.output_size
+            bins = size[0] if isinstance(size, tuple) else size
+            if bins is not None and bins > 1:
+                decoder.set_submodule(name, _AdaptiveAverage(bins))
 
 
 def pyramid_decoder(
@@ -99,4 +120,5 @@ def pyramid_decoder(
             f"The head {name} cannot have the width {width}: {error}. Choose another, such as 64."
         ) from error
     initialization.initialize_decoder(decoder)
+    _make_exportable(decoder)
     return PyramidDecoder(decoder, stages[0][1], result)
