@@ -146,7 +146,7 @@ FLOORS = {
         kernels maps memory_bank
         base
         at dist dsd fused fused_relations kd layers pixelwise similarity skd
-        bpkd cirkd cross_entropy cwd dkd fitnet ifvd mgd ohem standardized
+        bpkd cirkd cross_entropy cwd dkd fitnet ifvd mgd ohem region standardized
         af_dcd cirkdv2 rdd""",
     "importing": """
         export folder shapes splits work

@@ -434,10 +434,30 @@ class AugmentParams(Params):
         return self
 
 
+class TaskLossParams(Params):
+    """What the task loss is beside plain cross-entropy, for the teacher as for the students.
+
+    RDD's weights and choice of pixels hold for all of it, but for Lovasz in the TFE stage, whose
+    weights it does not know.
+    """
+
+    focal_gamma: Annotated[float, Field(ge=0.0, le=20.0)] = Field(
+        0.0,
+        description="Focal loss: each pixel's cross-entropy times (1 - p)**gamma, p the "
+        "probability of its label; 2 is usual. 0: cross-entropy.",
+    )
+    dice: NotNegative = Field(
+        0.0, description="Weight of the soft Dice loss of the main head, beside the rest. 0: off."
+    )
+    lovasz: NotNegative = Field(
+        0.0, description="Weight of the Lovasz-softmax loss of the main head. 0: off."
+    )
+
+
 class RecipeParams(Params):
     """How one network is trained. Every method of a comparison shares one recipe."""
 
-    added = ("gradient_accumulation_steps", "backbone")
+    added = ("gradient_accumulation_steps", "backbone", "task_loss")
     renamed: ClassVar[Mapping[str, str]] = {"accumulate": "gradient_accumulation_steps"}
 
     iterations: PositiveCount = Field(40_000, description="Optimizer steps, not epochs.")
@@ -450,6 +470,7 @@ class RecipeParams(Params):
     optimizer: OptimizerParams = OptimizerParams()
     augment: AugmentParams = AugmentParams()
     aux_weight: NotNegative = Field(0.4, description="Weight of the auxiliary head's loss.")
+    task_loss: TaskLossParams = TaskLossParams()
     class_weights: bool = Field(
         False, description="Weigh the task loss with the label set's class weights, in all methods."
     )

@@ -365,7 +365,7 @@ def test_no_gradient_reaches_the_teacher(loss):
 
 def test_tse_statistics_count_what_the_masks_hold():
     case = Case()
-    loss, statistics, _ = tse_loss(
+    loss, statistics, *_ = tse_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,
@@ -447,7 +447,7 @@ def _weighted_tfe(case, reduction):
 def test_tfe_with_class_weights_is_a_weighted_mean(reduction):
     case = Case()
     assert len(WEIGHTS) == case.student.shape[1]
-    loss, statistics, _ = tfe_loss(
+    loss, statistics, *_ = tfe_loss(
         case.student,
         case.labels,
         teacher_logits=case.teacher,

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from rdd_pipeline.collectives import ALONE, Collectives
-from rdd_pipeline.config import RddParams
+from rdd_pipeline.config import RddParams, TaskLossParams
 from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.distillation.stages import TaskInputs, stage_shares
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.base import DistillationLoss, LossContext, at_size_of
 from rdd_pipeline.losses.cross_entropy import PixelsOfClass, TaskLoss
+from rdd_pipeline.losses.region import dice_loss, lovasz_loss
 from rdd_pipeline.networks import NetworkOutput
 
 
@@ -50,6 +51,7 @@ class Objective(nn.Module):
         ignore_index: Label that is not looked at.
         context: What the distillation losses are built for; None: the method has none.
         scale_by_positions: Whether `LossSpec.scales` are on top of the weights.
+        task_loss: Focal, Dice and Lovasz.
         ranks: Processes that share the batches.
 
     Raises:
@@ -67,6 +69,7 @@ class Objective(nn.Module):
         ignore_index: int,
         context: LossContext | None = None,
         scale_by_positions: bool = True,
+        task_loss: TaskLossParams = TaskLossParams(),  # noqa: B008 - immutable
         ranks: Collectives = ALONE,
     ) -> None:
         super().__init__()
@@ -75,6 +78,15 @@ class Objective(nn.Module):
         self.rdd = rdd
         self.iterations = iterations
         self.aux_weight = aux_weight
+        self.focal_gamma = task_loss.focal_gamma
+        self._regions = [
+            (name, weight, loss)
+            for name, weight, loss in (
+                ("dice", task_loss.dice, dice_loss),
+                ("lovasz", task_loss.lovasz, lovasz_loss),
+            )
+            if weight > 0
+        ]
         self.ignore_index = ignore_index
         self.class_weights: Tensor | None
         # Not persistent: the weights belong to the label set, not to the training state.
@@ -123,8 +135,9 @@ class Objective(nn.Module):
             ignore_index=self.ignore_index,
             ranks=self.ranks,
             by_class=iteration % COUNT_EVERY == 0,
+            focal_gamma=self.focal_gamma,
         )
-        task, statistics, of_class = self._task(given, iteration)
+        task, statistics, of_class, _ = self._task(given, iteration)
         total, parts = task, {"task": task.detach()}
         if self._at_student and teacher is not None:
             teacher = at_size_of(teacher, student)
@@ -162,10 +175,38 @@ class Objective(nn.Module):
         for stage in self.method.stages:
             if shares[stage.name] > 0.0:
                 found = stage.loss(given)
-                task = task + shares[stage.name] * found.loss
+                loss = found.loss
+                for name, weight, region_loss in self._regions:
+                    of_region = region_loss(
+                        given.student.logits,
+                        given.labels,
+                        found.pixel_weights,
+                        ignore_index=self.ignore_index,
+                    )
+                    loss = loss + weight * of_region
+                    statistics[name] = of_region.detach()
+                task = task + shares[stage.name] * loss
                 statistics |= found.statistics
                 of_class = found.pixels_of_class or of_class
         return TaskLoss(task, statistics, of_class)
+
+
+def check_task_loss(task_loss: TaskLossParams, rdd: RddParams, *, warmup: int) -> None:
+    """Refuse a task loss that is not defined for one of RDD's stages.
+
+    Args:
+        task_loss: Its settings.
+        rdd: Settings of RDD, which the method uses.
+        warmup: First iteration of the TSE stage.
+
+    Raises:
+        UserError: Lovasz in the TFE stage.
+    """
+    if task_loss.lovasz > 0 and (warmup > 1 or rdd.annealed):
+        raise UserError(
+            "recipe.task_loss.lovasz is set, but the Lovasz loss knows no weights of pixels, which "
+            "TFE gives. Set rdd.tfe_length=0 and rdd.annealed=false, or take recipe.task_loss.dice."
+        )
 
 
 def check_auxiliary_head(rdd: RddParams, *, warmup: int, iterations: int, teacher: bool) -> None:

@@ -46,6 +46,7 @@ class TaskInputs(NamedTuple):
     ignore_index: int
     ranks: Collectives
     by_class: bool
+    focal_gamma: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def _cross_entropy(given: TaskInputs) -> TaskLoss:
         student_aux_logits=given.student.aux_logits,
         class_weights=given.class_weights,
         aux_weight=given.aux_weight,
+        focal_gamma=given.focal_gamma,
         ignore_index=given.ignore_index,
         ranks=given.ranks,
     )
@@ -92,6 +94,7 @@ def _tfe(given: TaskInputs) -> TaskLoss:
         student_aux_logits=given.student.aux_logits,
         class_weights=given.class_weights if given.weighted_tfe else None,
         aux_weight=given.aux_weight,
+        focal_gamma=given.focal_gamma,
         reduction=given.rdd.reduction,
         ignore_index=given.ignore_index,
         ranks=given.ranks,
@@ -124,6 +127,7 @@ def _tse(given: TaskInputs) -> TaskLoss:
         class_floor=given.rdd.class_floor,
         class_weights=given.class_weights,
         aux_weight=given.aux_weight,
+        focal_gamma=given.focal_gamma,
         ignore_index=given.ignore_index,
         ranks=given.ranks,
         scope=given.rdd.min_kept_scope,

@@ -36,11 +36,14 @@ class TaskLoss(NamedTuple):
         loss: Scalar with gradient.
         statistics: Detached 0-dim tensors by name, on the loss's device.
         pixels_of_class: Of TSE where it was asked for.
+        pixel_weights: (N, H, W), how much of each pixel it looks at, class weights left out; 0 for
+            ignored pixels. Without gradient; for the main head.
     """
 
     loss: Tensor
     statistics: dict[str, Tensor]
     pixels_of_class: PixelsOfClass | None = None
+    pixel_weights: Tensor | None = None
 
 
 def cross_entropy_loss(
@@ -50,6 +53,7 @@ def cross_entropy_loss(
     student_aux_logits: Tensor | None = None,
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
+    focal_gamma: float = 0.0,
     ignore_index: int = 255,
     ranks: Collectives = ALONE,
 ) -> TaskLoss:
@@ -65,6 +69,7 @@ def cross_entropy_loss(
         student_aux_logits: (N, C, h, w), or None for a student without auxiliary head.
         class_weights: (C,), or None for 1 everywhere.
         aux_weight: Weight of the auxiliary head's loss.
+        focal_gamma: See `focal`; 0: cross-entropy.
         ignore_index: Label of ignored pixels.
         ranks: Processes that share the batch: the means are those of all ranks' pixels.
 
@@ -79,13 +84,27 @@ def cross_entropy_loss(
     log_p = log_prob_of_label(student_logits, pixels)
     total = ranks.share(weight.sum())
     valid_count = ranks.divisor(pixels.valid.count_nonzero())
-    loss = weighted_mean_ce(log_p, weight, total)
+    loss = weighted_mean_ce(focal(log_p, focal_gamma), weight, total)
     statistics = {"student_ce": -log_p.detach().sum() / valid_count}
     if student_aux_logits is not None:
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
-        loss = loss + aux_weight * weighted_mean_ce(aux_log_p, weight, total)
+        loss = loss + aux_weight * weighted_mean_ce(focal(aux_log_p, focal_gamma), weight, total)
         statistics["student_aux_ce"] = -aux_log_p.detach().sum() / valid_count
-    return TaskLoss(loss, statistics)
+    return TaskLoss(loss, statistics, pixel_weights=as_float(pixels.valid))
+
+
+def focal(log_p: Tensor, gamma: float) -> Tensor:
+    """``(1 - p)**gamma * log p``: pixels that are certain weigh less. Lin et al., ICCV 2017.
+
+    Args:
+        log_p: Log-probabilities of the labels, of any shape; 0 or less.
+        gamma: 0: as they are.
+    """
+    if gamma == 0:
+        return log_p
+    # Below 1 the power has no slope at 0, where ignored pixels lie.
+    wrong = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+    return wrong**gamma * log_p
 
 
 def class_weight_map(

@@ -26,6 +26,7 @@ from rdd_pipeline.losses.cross_entropy import (
     PixelsOfClass,
     TaskLoss,
     class_weight_map,
+    focal,
     weighted_mean_ce,
 )
 from rdd_pipeline.losses.maps import as_float, resize
@@ -134,6 +135,7 @@ def tfe_loss(
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
     reduction: Reduction = "paper",
+    focal_gamma: float = 0.0,
     ignore_index: int = 255,
     ranks: Collectives = ALONE,
 ) -> TaskLoss:
@@ -156,6 +158,7 @@ def tfe_loss(
         reduction: The count is that of all pixels, ignored ones too (`paper`, as published), or of
             the valid ones (`valid`), which does not shrink with padding. With class weights
             ignored pixels count with the mean weight of the valid ones.
+        focal_gamma: See `cross_entropy.focal`; RDD's weight comes on top.
         ignore_index: Label of ignored pixels.
         ranks: Processes that share the batch: the means are those of all ranks' pixels.
 
@@ -192,16 +195,16 @@ def tfe_loss(
         weight = confidence * of_class
         mean_weight = ranks.share(of_class.sum()).to(log_p.dtype) / valid_count
         count = torch.where(mean_weight > 0, count * mean_weight, 1)
-    loss = -(weight * log_p).sum() / count
+    loss = -(weight * focal(log_p, focal_gamma)).sum() / count
     statistics = {
         "student_ce": -log_p.detach().sum() / valid_count,
         "teacher_confidence": confidence.sum() / valid_count,
     }
     if student_aux_logits is not None:
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
-        loss = loss - aux_weight * (weight * aux_log_p).sum() / count
+        loss = loss - aux_weight * (weight * focal(aux_log_p, focal_gamma)).sum() / count
         statistics["student_aux_ce"] = -aux_log_p.detach().sum() / valid_count
-    return TaskLoss(loss, statistics)
+    return TaskLoss(loss, statistics, pixel_weights=confidence)
 
 
 def tse_loss(
@@ -217,6 +220,7 @@ def tse_loss(
     class_floor: float = 0.0,
     class_weights: Tensor | None = None,
     aux_weight: float = 0.4,
+    focal_gamma: float = 0.0,
     ignore_index: int = 255,
     ranks: Collectives = ALONE,
     scope: Scope = "local",
@@ -250,6 +254,7 @@ def tse_loss(
         class_floor: Share of each class's pixels that is selected at least, see above; 0: off.
         class_weights: (C,), or None for 1 everywhere.
         aux_weight: Weight of the auxiliary head's loss.
+        focal_gamma: See `cross_entropy.focal`; which pixels are hard does not depend on it.
         ignore_index: Label of ignored pixels.
         ranks: Processes that share the batch: the mean is that of all ranks' selected pixels. A
             `class_floor` counts each rank's own pixels.
@@ -318,14 +323,15 @@ def tse_loss(
             masks = [pixels.valid, hard_student.mask, teachers, selected]
             found = ranks.total(torch.stack(_counts_of_class(masks, pixels, classes)))
             of_class = PixelsOfClass(*found)
-        return TaskLoss(weighted_mean_ce(log_p, weight, total), named, of_class)
+        mean = weighted_mean_ce(focal(log_p, focal_gamma), weight, total)
+        return TaskLoss(mean, named, of_class, as_float(selected))
 
-    loss, statistics, of_class = head(student_logits, teacher_logits, "")
+    loss, statistics, of_class, selected = head(student_logits, teacher_logits, "")
     if student_aux_logits is not None:
         aux = head(student_aux_logits, teacher_aux_logits, "aux_")
         loss = loss + aux_weight * aux.loss
         statistics |= aux.statistics
-    return TaskLoss(loss, statistics, of_class)
+    return TaskLoss(loss, statistics, of_class, selected)
 
 
 def _selector(mode: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -278,7 +278,9 @@ def is_loss(name: str) -> bool:
     That is the total, the task loss, a method's distillation loss, or a cross-entropy that is
     watched. What else a training says of its pixels is a share.
     """
-    return name in {"loss", "task"} | _distillation_losses() or name.endswith("_ce")
+    return name in {"loss", "task", "dice", "lovasz"} | _distillation_losses() or name.endswith(
+        "_ce"
+    )
 
 
 def colorize(label: Tensor, labels: LabelSet) -> NDArray[np.uint8]:

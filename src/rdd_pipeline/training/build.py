@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.labels import LabelSet
-from rdd_pipeline.distillation.objective import Objective, check_auxiliary_head
+from rdd_pipeline.distillation.objective import Objective, check_auxiliary_head, check_task_loss
 from rdd_pipeline.losses.base import LossContext, at_size_of
 from rdd_pipeline.networks import Network, NetworkOutput, Preprocessing, network_from_params
 from rdd_pipeline.networks.frozen import freeze
@@ -162,6 +162,7 @@ def loss_context(
         UserError: The task loss would compare heads that are not there.
     """
     if job.definition.uses_rdd:
+        check_task_loss(job.recipe.task_loss, job.rdd_settings, warmup=job.warmup)
         check_auxiliary_head(
             job.rdd_settings,
             warmup=job.warmup,
@@ -205,6 +206,7 @@ def _objective(
         ignore_index=labels.ignore_index,
         context=context,
         scale_by_positions=job.methods.scale_by_positions,
+        task_loss=job.recipe.task_loss,
         ranks=ranks,
     )
 
