@@ -54,6 +54,7 @@ def _stop_at_three(step, values, *, seed=None, method=None):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_students_have_the_weights_of_separate_runs(tmp_path, client, asked, monkeypatch):
     """Four baselines and RDD with its two stages, stopped once on their way."""
     alone, together = Project(tmp_path / "alone"), Project(tmp_path / "together")
