@@ -325,6 +325,29 @@ def hugging_face(root: Path) -> None:
     write_json(root / "id2label.json", {str(n): name for n, name in enumerate(NAMES)})
 
 
+def hugging_face_arrow(root: Path) -> None:
+    """`save_to_disk` of the package datasets."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image), ("annotation", image), ("scene", pa.string())])
+    for split, part in (("train", scenes()[:4]), ("validation", scenes()[4:])):
+        rows = {
+            "image": [{"bytes": png(s.pixels), "path": None} for s in part],
+            "annotation": [{"bytes": png(s.truth), "path": None} for s in part],
+            "scene": ["kitchen" for _ in part],
+        }
+        place = root / split
+        place.mkdir(parents=True)
+        table = pa.table(rows, schema=schema)
+        with (
+            pa.OSFile(str(place / "data-00000-of-00001.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, schema) as stream,
+        ):
+            stream.write_table(table, max_chunksize=3)
+        write_json(place / "state.json", {"_data_files": []})
+        write_json(place / "dataset_info.json", {"features": {}})
+    (root / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
+
+
 def hugging_face_folder(root: Path) -> None:
     for number, scene in enumerate(scenes()):
         place = root / ("train" if number < 4 else "validation")
@@ -357,6 +380,7 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "label_studio_png": (label_studio_png, "Label Studio (PNG)"),
     "supervisely": (supervisely, "Supervisely"),
     "hugging_face": (hugging_face, "Hugging Face"),
+    "hugging_face_arrow": (hugging_face_arrow, "Hugging Face"),
     "hugging_face_folder": (hugging_face_folder, "Hugging Face"),
     "plain": (plain, "images and masks"),
 }

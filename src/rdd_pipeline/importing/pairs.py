@@ -32,6 +32,8 @@ _FEW = 24
 """So many values may all be classes, however rare."""
 _MOST_SOFT = 0.1
 """Share of all pixels that soft edges have at most."""
+_MOST_COLORS = 100_000
+"""Of all masks together."""
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 Value = TypeVar("Value")
@@ -53,13 +55,14 @@ def export_of(tool: str, pairs: Sequence[Pair], names: Names, remarks: list[str]
     Raises:
         DataProblem: A mask cannot be read, or what they hold cannot be classes.
     """
-    found = list(in_threads(lambda p: survey(p.mask(), Path(p.source)), pairs, "Looking at masks"))
+    tally = _Tally()
+    looks = in_threads(lambda p: survey(p.mask(), Path(p.source)), pairs, "Looking at masks")
+    for pair, values in zip(pairs, looks, strict=True):
+        tally.add(values, pair.source)
     if names.file:
         remarks.append(f"Names of the classes are those of {names.file}.")
-    if all(values.indices is not None for values in found):
-        categories, lookup, unlabeled = _of_values(found, names, remarks)
-    else:
-        categories, lookup, unlabeled = _of_colors(pairs, found, names, remarks)
+    found = _of_colors if tally.colored else _of_values
+    categories, lookup, unlabeled = found(tally, names, remarks)
     check_count(len(categories))
     if len(categories) < 2:
         held = categories[0].name if categories else "nothing"
@@ -73,17 +76,45 @@ def export_of(tool: str, pairs: Sequence[Pair], names: Names, remarks: list[str]
     return Export(tool, categories, pictures, background, unlabeled, remarks)
 
 
+class _Tally:
+    """What all masks together hold."""
+
+    def __init__(self) -> None:
+        self.indices: Counter[int] = Counter()
+        self.colors: Counter[Color] = Counter()
+        """Those of palettes, too, and of gray."""
+        self.palette: dict[int, Color] = {}
+        self.colored = False
+        """Whether one of them holds colors, not numbers."""
+
+    def add(self, values: Values, source: str) -> None:
+        """Count one mask more.
+
+        Raises:
+            DataProblem: There are too many colors for masks.
+        """
+        if values.indices is not None:
+            self.indices.update(values.indices)
+            self.palette = {**values.palette, **self.palette}
+            for value, count in values.indices.items():
+                self.colors[values.palette.get(value, (value, value, value))] += count
+            return
+        self.colored = True
+        self.colors.update(values.colors or {})
+        if values.colors is None or len(self.colors) > _MOST_COLORS:
+            raise DataProblem(
+                f"{source} holds thousands of colors, so it is no mask, or was saved with soft "
+                "edges or loss: export masks as PNG without smoothing."
+            )
+
+
 # ---- numbers
 
 
 def _of_values(
-    found: Sequence[Values], names: Names, remarks: list[str]
+    tally: _Tally, names: Names, remarks: list[str]
 ) -> tuple[list[Category], Lookup, str]:
-    counts: Counter[int] = Counter()
-    palette: dict[int, Color] = {}
-    for values in found:
-        counts.update(values.indices or {})
-        palette = {**values.palette, **palette}
+    counts, palette = tally.indices, tally.palette
     if names.colors and palette:  # the table is of colors, and so is the palette
         names = names._replace(
             values={v: names.colors[c] for v, c in palette.items() if c in names.colors}
@@ -125,20 +156,9 @@ def _names_of_values(counts: Mapping[int, int], names: Names) -> dict[int, str]:
 
 
 def _of_colors(
-    pairs: Sequence[Pair], found: Sequence[Values], names: Names, remarks: list[str]
+    tally: _Tally, names: Names, remarks: list[str]
 ) -> tuple[list[Category], Lookup, str]:
-    counts: Counter[Color] = Counter()
-    for pair, values in zip(pairs, found, strict=True):
-        if values.indices is None and values.colors is None:
-            raise DataProblem(
-                f"{pair.source} holds thousands of colors, so it is no mask, or was saved with "
-                "soft edges or loss: export masks as PNG without smoothing."
-            )
-        if values.colors is not None:
-            counts.update(values.colors)
-        else:
-            for value, count in (values.indices or {}).items():
-                counts[values.palette.get(value, (value, value, value))] += count
+    counts = tally.colors
     if all(red == green == blue for red, green, blue in counts) and not names.colors:
         return _of_gray_colors(counts, names, remarks)
     called = {c: names.colors[c] for c in counts if c in names.colors}
@@ -173,8 +193,9 @@ def _of_gray_colors(
     counts: Mapping[Color, int], names: Names, remarks: list[str]
 ) -> tuple[list[Category], Lookup, str]:
     """Numbers that were saved as gray with three channels."""
-    values = Values({color[0]: count for color, count in counts.items()}, None, {})
-    categories, lookup, unlabeled = _of_values([values], names, remarks)
+    tally = _Tally()
+    tally.add(Values({color[0]: count for color, count in counts.items()}, None, {}), "")
+    categories, lookup, unlabeled = _of_values(tally, names, remarks)
     ids = {(v, v, v): n for v, n in enumerate(lookup) if isinstance(n, int) and n >= 0}
     ignored = tuple(color for color, n in ids.items() if n == IGNORED)
     classes = {color: n for color, n in ids.items() if n != IGNORED}

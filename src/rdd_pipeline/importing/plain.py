@@ -93,7 +93,18 @@ def _sides(folder: Folder) -> tuple[list[str], list[str]]:
         path = PurePosixPath(file)
         said = frozenset({*words(path.stem)} & (_OF_MASKS | _NO_CLASSES | _OF_IMAGES))
         groups[_parent(file), path.suffix.lower(), said].append(file)
-    are_masks = {group: _are_masks(folder, files) for group, files in groups.items()}
+    are_masks: dict[tuple[str, str, frozenset[str]], bool] = {}
+    for (place, suffix, said), files in list(groups.items()):
+        group = (place, suffix, said)
+        verdict = _are_masks(folder, files)
+        if verdict is not None:
+            are_masks[group] = verdict
+            continue
+        # No word of the names tells them apart: look at each.
+        for file in groups.pop(group):
+            one = (file, suffix, said)
+            groups[one] = [file]
+            are_masks[one] = bool(looks_like_a_mask(folder.bytes(file)))
     if len({*are_masks.values()}) == 1:  # drawn images look like masks: go by names
         by_name = {group: _says_mask(group) for group in groups}
         if len({*by_name.values()}) == 2 and all(are_masks.values()):
@@ -107,11 +118,12 @@ def _sides(folder: Folder) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(masks)
 
 
-def _are_masks(folder: Folder, files: Sequence[str]) -> bool:
+def _are_masks(folder: Folder, files: Sequence[str]) -> bool | None:
+    """What the first, the last and some between them are; None: some are and some are not."""
     step = max(1, len(files) // SAMPLED)
-    seen = [looks_like_a_mask(folder.bytes(file)) for file in files[::step][:SAMPLED]]
-    known = [found for found in seen if found is not None]
-    return sum(known) * 2 > len(known)
+    chosen = dict.fromkeys([*files[::step][:SAMPLED], *files[1:2], files[-1]])
+    seen = {looks_like_a_mask(folder.bytes(file)) for file in chosen} - {None}
+    return None if len(seen) > 1 else seen == {True}
 
 
 def _says_mask(group: tuple[str, str, frozenset[str]]) -> bool:
@@ -139,7 +151,7 @@ def _match(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
     Raises:
         DataProblem: An image has several masks.
     """
-    ways = [_by_path, _by_words, _by_differences]
+    ways = [_by_exact_path, _by_path, _by_words, _by_differences]
     best: dict[str, str] = {}
     several: list[tuple[str, list[str]]] = []
     for way in ways:
@@ -165,6 +177,16 @@ def _match(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
 
 
 Keys = tuple[list[Key], list[Key]]
+
+
+def _by_exact_path(images: Sequence[str], masks: Sequence[str]) -> Keys:
+    """The same name, upper and lower case told apart, in folders that say what is in them."""
+
+    def key(file: str) -> Key:
+        path = PurePosixPath(file)
+        return (*_of_folders(path), path.stem)
+
+    return [key(file) for file in images], [key(file) for file in masks]
 
 
 def _by_path(images: Sequence[str], masks: Sequence[str]) -> Keys:

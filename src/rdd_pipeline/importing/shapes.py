@@ -119,6 +119,8 @@ def coco_runs(rle: Any, size: Size, source: str) -> Mask:
                 f"{size[1]} x {size[0]}."
             )
         runs = _numbers(counts) if isinstance(counts, str) else [int(n) for n in counts]
+    except DataProblem:
+        raise
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataProblem(f"{source} holds run lengths that cannot be read.") from error
     if any(run < 0 for run in runs) or sum(runs) != height * width:

@@ -78,8 +78,8 @@ class _Drawn(NamedTuple):
     digest: str
     size: tuple[int, int]
     file: str
-    counts: NDArray[np.int64]
-    """Pixels of each value 0..255."""
+    counts: dict[int, int]
+    """Pixels of each value."""
 
 
 def write_data(export: Export, folder: Folder, place: Path, choices: Choices) -> Written:
@@ -106,7 +106,7 @@ def write_data(export: Export, folder: Folder, place: Path, choices: Choices) ->
     found = [d for d in drawn if isinstance(d, _Drawn)]
     entries = [
         Entry(export.pictures[n].name, d.digest, export.pictures[n].split,
-              frozenset(np.flatnonzero(d.counts[:IGNORED]).tolist()))
+              frozenset(d.counts.keys() - {IGNORED}))
         for n, d in zip(good, found, strict=True)
     ]  # fmt: skip
     splits, how = split_pictures(entries, choices.shares, remarks)
@@ -119,7 +119,9 @@ def write_data(export: Export, folder: Folder, place: Path, choices: Choices) ->
     for split in counted:
         lines = [name for name, _, s in kept if s == split]
         (place / "splits" / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    counts = np.sum([d.counts for _, d, _ in kept], axis=0)
+    counts = np.zeros(256, np.int64)
+    for _, d, _ in kept:
+        counts[list(d.counts)] += list(d.counts.values())
     classes, weighted = _write_labels(export, choices, colors, counts, place, remarks)
     order = [split for split in ("train", "val", "test") if counted[split]]
     return Written(
@@ -210,7 +212,9 @@ def _written(
         target.write_bytes(data)
     (place / "masks" / f"{name}.png").write_bytes(_png(mask, colors))
     digest = content_digest(pixels.permute(1, 2, 0).numpy().tobytes() + f"{height}".encode())
-    return _Drawn(digest, sizes.upright, file, np.bincount(mask.ravel(), minlength=256))
+    counts = np.bincount(mask.ravel(), minlength=256)
+    held = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return _Drawn(digest, sizes.upright, file, held)
 
 
 def _upright(mask: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
