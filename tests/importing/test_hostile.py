@@ -64,6 +64,9 @@ HOSTILE: dict[str, tuple[str, str, tuple[Any, ...], Any, str]] = {
     "coco row": (
         "coco", "instances_train2017.json", ("images", 0), 7, "an entry of images has no file_name",
     ),
+    "coco form": (
+        "coco", "instances_train2017.json", ("annotations", 0, "image_id"), {}, "another form",
+    ),
     "labelme size": (
         "labelme", "*.json", ("imageWidth",), 2**40, "about an image of",
     ),

@@ -26,6 +26,7 @@ LAYOUTS = {
     "a folder each": ("{n}/img.png", "{n}/label.png"),
     "padded": ("Frames/frame{n}.png", "Truth/truth_0{n}.png"),
     "nested": ("A/day1/{n}.png", "B/day1/{n}_seg.png"),
+    "VOC": ("JPEGImages/{n}.png", "SegmentationClass/{n}.png"),
     "upper case": ("JPG/IMG_{n}.PNG", "PNG/img_{n}.png"),
 }
 
@@ -181,7 +182,9 @@ def zipped(root: Path) -> None:
 def lossy(root: Path) -> None:
     write(root, "suffix")
     for path in (root / "all").glob("*_mask.png"):
-        Image.open(path).convert("RGB").save(path, "JPEG")
+        with Image.open(path) as picture:
+            picture.convert("RGB").save(path.with_suffix(".jpg"), "JPEG")
+        path.unlink()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +198,7 @@ def lossy(root: Path) -> None:
         (other_size, "has 64 x 40 pixels, its image all/005.png has 64 x 48"),
         (own_layout, "needs no import"),
         (zipped, r"Unpack export\.zip first"),
-        (lossy, "images only, no masks"),
+        (lossy, "looks like a mask, but is a JPEG file"),
     ],
 )
 def test_what_is_no_data_set_ends_in_one_line(make, message, tmp_path):

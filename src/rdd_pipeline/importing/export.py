@@ -41,6 +41,10 @@ Draw = Callable[[Sizes], NDArray[np.uint8]]
 """Class numbers and `IGNORED`, (height, width) of either of the sizes."""
 
 
+MALFORMED = (TypeError, KeyError, AttributeError, IndexError, OverflowError)
+"""What reading JSON raises that has other types or keys in it than its format says."""
+
+
 class Category(NamedTuple):
     """A class as the tool knows it."""
 

@@ -13,6 +13,7 @@ from rdd_pipeline.importing.masks import looks_like_a_mask
 from rdd_pipeline.importing.names import find_names
 from rdd_pipeline.importing.pairs import Pair, export_of
 
+_LOSSY = (".jpg", ".jpeg")
 SAMPLED = 5
 """Files of a group that are looked at."""
 _OF_MASKS = {
@@ -114,6 +115,14 @@ def _sides(folder: Folder) -> tuple[list[str], list[str]]:
     if not masks or not images:
         kind = "images only, no masks of few colors" if images else "masks only, no images"
         example = (images or masks)[0]
+        lossy = [
+            f for g, files in groups.items() if _says_mask(g) and g[1] in _LOSSY for f in files
+        ]
+        if lossy and not masks:
+            raise DataProblem(
+                f"{lossy[0]} looks like a mask, but is a JPEG file, whose compression changes "
+                "class numbers and colors: export masks as PNG."
+            )
         raise DataProblem(f"import_data.source holds {kind} ({example}).")
     return sorted(images), sorted(masks)
 
@@ -135,11 +144,16 @@ def _says_mask(group: tuple[str, str, frozenset[str]]) -> bool:
 
 def _best_masks(masks: Sequence[str], remarks: list[str]) -> list[str]:
     """Without previews, instances and the like, if other masks are left."""
-    good = [m for m in masks if not {*words(m)} & _NO_CLASSES]
+    good = [m for m in masks if not _said(m) & _NO_CLASSES]
     if good and len(good) < len(masks):
         example = next(m for m in masks if m not in set(good))
         remarks.append(f"{len(masks) - len(good)} other masks are left out ({example}).")
     return good or list(masks)
+
+
+def _said(file: str) -> set[str]:
+    """Words of a path, those of its folders joined as well: `SegmentationObject`."""
+    return {*words(file), *(part.lower() for part in PurePosixPath(file).parent.parts)}
 
 
 # ---- which mask belongs to which image
@@ -226,9 +240,10 @@ def _of_folders(path: PurePosixPath) -> list[str]:
     """Words of the folders; a split as part of a word (`trainannot`) counts as the split."""
     said = _OF_MASKS | _OF_IMAGES | _NO_CLASSES
     found = []
-    for word in words(path.parent.as_posix()):
-        if word not in said:
-            found.append(split_of(word) or word)
+    for part in path.parent.parts:
+        for word in words(part) if part.lower() not in said else ():
+            if word not in said:
+                found.append(split_of(word) or word)
     return found
 
 

@@ -16,7 +16,7 @@ from rdd_pipeline.importing import (
     roboflow,
     supervisely,
 )
-from rdd_pipeline.importing.export import Export
+from rdd_pipeline.importing.export import MALFORMED, Export
 from rdd_pipeline.importing.folder import Folder
 
 
@@ -46,9 +46,15 @@ def read_export(folder: Folder) -> Export:
     Raises:
         DataProblem: It is none of these, or something in it is wrong.
     """
-    for tool in TOOLS.values():
-        if tool.recognises(folder):
-            return tool.read(folder)
+    for name, tool in TOOLS.items():
+        try:
+            if tool.recognises(folder):
+                return tool.read(folder)
+        except MALFORMED as error:
+            raise DataProblem(
+                f"import_data.source looks like an export of {name}, but an entry has another form "
+                f"than that format's ({type(error).__name__}: {str(error)[:100]})."
+            ) from error
     archives = folder.ending(".zip", ".tar", ".gz", ".7z", ".rar")
     hint = f" Unpack {archives[0]} first." if archives else ""
     raise DataProblem(

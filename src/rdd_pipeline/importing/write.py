@@ -24,7 +24,7 @@ from rdd_pipeline.data.layouts.folders import folders_layout
 from rdd_pipeline.data.reading import inspect_image
 from rdd_pipeline.errors import DataProblem, printable
 from rdd_pipeline.files import content_digest
-from rdd_pipeline.importing.export import IGNORED, Export, Picture, Sizes
+from rdd_pipeline.importing.export import IGNORED, MALFORMED, Export, Picture, Sizes
 from rdd_pipeline.importing.folder import Folder
 from rdd_pipeline.importing.splits import Entry, Shares, split_pictures
 from rdd_pipeline.importing.work import in_threads
@@ -185,6 +185,9 @@ def _write_picture(
         return _written(folder, place, colors, link, picture, name)
     except DataProblem as problem:
         return problem
+    except MALFORMED as error:
+        reason = f"{type(error).__name__}: {str(error)[:100]}"
+        return DataProblem(f"{picture.source} has an entry of another form ({reason}).")
 
 
 def _written(
