@@ -194,10 +194,10 @@ FLOORS = {
         latency module padding
         check onnx_file program
         quantize
-        files""",
+        files speed""",
     "reporting": """
         comparison figures
-        comparison_figures report""",
+        comparison_figures pareto report""",
     "serving": """
         folder loader""",
     "tracking": """

@@ -680,6 +680,23 @@ class ExportParams(Params):
     )
 
 
+class BenchmarkParams(Params):
+    """How networks are timed, pipeline ``benchmark``."""
+
+    runtimes: tuple[Literal["eager", "compiled", "onnx", "int8"], ...] = Field(
+        ("eager", "onnx", "int8"),
+        min_length=1,
+        description="Ways to run a network; compiled (torch.compile) takes minutes for each.",
+    )
+    image_size: Size | None = Field(
+        None, description="(height, width) of the images; None: as the networks see them here."
+    )
+    runs: int = Field(20, ge=3, le=100_000, description="Timed runs of one image, at most.")
+    warm_up: int = Field(3, ge=0, le=10_000, description="Runs before those.")
+    seconds: Seconds = Field(10.0, description="Limit of each measurement after 3 runs.")
+    batch_size: Many = Field(4, description="Images at once, for the throughput.")
+
+
 class TrainerParams(Params):
     """How a job runs here. Only `precision` changes what is computed.
 
@@ -872,6 +889,7 @@ class Parameters(Params):
     evaluation: EvaluationParams
     predict: PredictParams = PredictParams()
     export: ExportParams = ExportParams()
+    benchmark: BenchmarkParams = BenchmarkParams()
     import_data: ImportParams = ImportParams()
 
     @model_validator(mode="after")

@@ -32,8 +32,9 @@ NAMES = {
     "evaluation",
     "predict",
     "export",
+    "benchmark",
 }
-USES = {"evaluation", "export", "predict"}
+USES = {"benchmark", "evaluation", "export", "predict"}
 """Those that work with what others have trained."""
 
 
