@@ -17,14 +17,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 _nodes.measure_networks,
-                name="measure_networks_node",
+                name="measure_networks",
                 inputs=["images", "models_folder", "trained_metrics", "params:benchmark"],
                 outputs="speed_table",
                 tags=["benchmark"],
             ),
             Node(
                 _nodes.draw_pareto,
-                name="draw_pareto_node",
+                name="draw_pareto",
                 inputs="speed_table",
                 outputs="pareto_figure",
                 tags=["figures"],
