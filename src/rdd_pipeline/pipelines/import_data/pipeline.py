@@ -16,14 +16,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 _nodes.recognize_export,
-                name="recognize_export_node",
+                name="recognize_export",
                 inputs={"raw_folder": "raw_folder", "import_data": "params:import_data"},
                 outputs="found_export",
                 tags=["data"],
             ),
             Node(
                 _nodes.write_images,
-                name="write_images_node",
+                name="write_images",
                 inputs={
                     "found": "found_export",
                     "environments_folder": "environments_folder",
@@ -34,7 +34,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 _nodes.write_environment,
-                name="write_environment_node",
+                name="write_environment",
                 inputs={
                     "imported": "imported_data",
                     "environments_folder": "environments_folder",

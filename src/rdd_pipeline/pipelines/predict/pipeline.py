@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
-from .nodes import plan_predictions, predict_images
+from rdd_pipeline.lazy import Lazy
+from rdd_pipeline.pipelines.node import Node
+
+_nodes = Lazy("rdd_pipeline.pipelines.predict.nodes")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -12,7 +15,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                plan_predictions,
+                _nodes.plan_predictions,
                 name="plan_predictions",
                 inputs={
                     "predict": "params:predict",
@@ -25,7 +28,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 tags=["checks"],
             ),
             Node(
-                predict_images,
+                _nodes.predict_images,
                 name="predict_images",
                 inputs={"plan": "prediction_plan", "predict": "params:predict"},
                 outputs=["prediction_table", "prediction_problems"],
