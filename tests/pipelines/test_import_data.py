@@ -155,7 +155,7 @@ def test_what_was_imported_is_distilled(tmp_path, monkeypatch):
     """Both commands, as Kedro runs them, in a project of the test's own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     bootstrap()
-    project = tmp_path / "project"
+    project = tmp_path  # as the fixture says
     shutil.copytree(CONF, project / "conf")
     plain(tmp_path / "source")
     short = {"iterations": 2, "batch_size": 2, "validate_every": 2}
