@@ -20,6 +20,7 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     StrictBool,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -252,7 +253,9 @@ class ImportParams(Params):
         "for nothing (ignore). auto: background, which is what the tools mean.",
     )
     classes: tuple[str, ...] = Field(
-        (), description="Other names of the classes, in the order in which they are reported."
+        (),
+        description="Other names of the classes, in the order in which they are reported: a list, "
+        "or NAME/NAME/NAME.",
     )
     pretrained: bool | Literal["auto"] = Field(
         "auto",
@@ -265,6 +268,12 @@ class ImportParams(Params):
     overwrite: bool = Field(
         False, description="Replace the data set of that name that is there already."
     )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _in_one_word(cls, value: Any) -> Any:
+        # A list cannot be typed into --params.
+        return [name.strip() for name in value.split("/")] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _training_images_are_left(self) -> Self:

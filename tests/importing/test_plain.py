@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rdd_pipeline.config import ImportParams
 from rdd_pipeline.errors import DataProblem
 from tests.importing.exports import colored, counts, save, scenes
 from tests.importing.test_exports import imported, pixels_by_class
@@ -128,6 +129,11 @@ def test_an_image_that_was_turned_gets_a_mask_that_was_not(tmp_path):
             with Image.open(root / "d" / "masks" / "0.png") as mask:
                 wanted = np.rot90(scenes()[0].truth, -1 if orientation == 6 else 1)
                 assert (np.asarray(mask) == wanted).all()
+
+
+def test_names_may_be_given_in_one_word():
+    assert ImportParams(classes="sky/red apple/box").classes == ("sky", "red apple", "box")
+    assert ImportParams(classes=["sky", "box"]).classes == ("sky", "box")
 
 
 def test_what_cannot_be_paired_is_said_in_one_line(tmp_path):

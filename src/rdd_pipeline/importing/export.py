@@ -82,6 +82,7 @@ class Export:
         background: Class of the pixels that nobody labeled; None: there are none.
         unlabeled: What the tool's unlabeled pixels have become, one clause.
         remarks: What was left out or decided, a sentence each.
+        named: Whether people have named the classes.
     """
 
     tool: str
@@ -90,6 +91,7 @@ class Export:
     background: int | None = None
     unlabeled: str = ""
     remarks: list[str] = field(default_factory=list)
+    named: bool = True
 
 
 def is_unlabeled(name: str) -> bool:

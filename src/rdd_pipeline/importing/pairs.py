@@ -73,7 +73,9 @@ def export_of(tool: str, pairs: Sequence[Pair], names: Names, remarks: list[str]
         for pair in pairs
     ]  # fmt: skip
     background = next((n for n, c in enumerate(categories) if is_background(c.name)), None)
-    return Export(tool, categories, pictures, background, unlabeled, remarks)
+    return Export(
+        tool, categories, pictures, background, unlabeled, remarks, named=bool(names.file)
+    )
 
 
 class _Tally:

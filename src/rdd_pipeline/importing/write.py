@@ -97,6 +97,11 @@ def write_data(export: Export, folder: Folder, place: Path, choices: Choices) ->
         in_threads(work, list(zip(export.pictures, names, strict=True)), "Importing")
     )
     remarks = list(export.remarks)
+    if not export.named and not choices.names:
+        remarks.append(
+            "The masks say no names: import_data.classes=NAME/NAME/... gives them in this order "
+            "(again with import_data.overwrite=true), or labels.yaml."
+        )
     problems = [d for d in drawn if isinstance(d, DataProblem)]
     if problems and (not choices.skip or len(problems) == len(drawn)):
         raise DataProblem(_all_of(problems, len(drawn)))
