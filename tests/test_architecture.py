@@ -180,8 +180,8 @@ FLOORS = {
         loop
         shared""",
     "inference": """
-        files inputs results sources
-        frames model
+        files inputs results
+        frames model sources
         folder""",
     "launching": """
         channel

@@ -37,6 +37,8 @@ _FORMER_ASIDE = re.compile(
 )
 """As earlier versions of this project named it."""
 _VERSION = re.compile(r"\d{4}-\d\d-\d\dT\d\d\.\d\d\.\d\d\.\d{3}Z")
+_LONGEST_NAME = 255
+"""Bytes of a name on nearly every disk."""
 _ABANDONED = 86_400.0
 """Seconds after which something half-written whose writer cannot be asked is taken for left."""
 _EMPTY = 3600.0
@@ -196,7 +198,11 @@ def _age(path: Path) -> float:
 
 
 def _aside_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_HOST}-{secrets.token_hex(4)}{TEMPORARY}")
+    ending = f".{_HOST}-{secrets.token_hex(4)}{TEMPORARY}"
+    room = _LONGEST_NAME - len(ending) - 1
+    # A name that the disk just takes would be too long with more in front and behind.
+    name = os.fsencode(path.name)[:room].decode(errors="ignore")
+    return path.with_name(f".{name}{ending}")
 
 
 def _open_aside(path: Path) -> tuple[Path, BinaryIO]:

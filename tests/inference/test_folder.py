@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
@@ -270,6 +271,29 @@ def test_a_link_does_not_lead_out_of_the_output_folder(model, photos, tmp_path):
     (out / "masks" / "1.png").symlink_to(tmp_path / "precious")
     run(model, photos, out)
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".lock", "manifest.jsonl", "masks"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "circle"])
+def test_what_stands_in_the_place_of_a_result_is_named(model, photos, tmp_path, name, kind):
+    place = tmp_path / "out" / name
+    place.parent.mkdir()
+    if kind == "folder" and name != "masks":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(place.name)
+    with pytest.raises(UserError, match=name):
+        run(model, photos, tmp_path / "out")
+
+
+@pytest.mark.parametrize("letter", ["x", "山"])
+def test_the_longest_names_of_files_have_masks(model, tmp_path, letter):
+    name = letter * (251 // len(letter.encode()))
+    make(tmp_path / "photos" / f"{name}.png")
+    assert run(model, tmp_path / "photos", tmp_path / "out").predicted == 1
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == [f"{name}.png"]
 
 
 def test_results_in_the_folder_of_the_images_are_no_images(model, photos):

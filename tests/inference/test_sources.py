@@ -27,6 +27,12 @@ def test_a_folder_gives_images_and_videos_below_it_in_order(tmp_path):
     assert found == [("a/c.JPG", "a/c"), ("a/d.mp4", "a/d"), ("b.png", "b")]
 
 
+def test_masks_of_another_output_folder_are_no_images(tmp_path):
+    touch(tmp_path, "a.png", "masks/b.png", "out/manifest.jsonl", "out/classes.json")
+    touch(tmp_path, "out/masks/a.png", "out/overlays/a.jpg", "out/c.png")
+    assert names(tmp_path) == [("a.png", "a"), ("masks/b.png", "masks/b"), ("out/c.png", "out/c")]
+
+
 def test_a_glob_a_list_and_a_file(tmp_path):
     root = touch(tmp_path / "x [1]", "day/1.png", "day/2.png", "night/1.png")
     assert names(tmp_path / "x*" / "*" / "1.png") == [
@@ -82,6 +88,7 @@ def test_names_that_some_disks_take_for_one_are_told_apart():
         ("binary.txt", "cannot be read"),
         ("twice.txt", "twice. Remove one"),
         ("home.txt", "what is no path"),
+        ("x" * 5000, "File name too long"),
     ],
 )
 def test_what_gives_no_images_is_refused(tmp_path, given, message):

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rdd_pipeline.errors import UserError, printable
-from rdd_pipeline.files import remove_leftovers, write_atomically, written_whole
+from rdd_pipeline.files import not_a_file, remove_leftovers, write_atomically, written_whole
 
+LOCK = ".lock"
 MANIFEST = "manifest.jsonl"
 TABLE = "predictions.csv"
 PROBLEMS = "problems.json"
@@ -54,12 +55,20 @@ class Results:
         """Lock the folder and read what is finished.
 
         Raises:
-            UserError: Another command writes to it, or the folder cannot be written.
+            UserError: Another command writes to it, the folder cannot be written, or something
+                that is no file stands where the lock or the manifest has its place.
         """
-        if not (self.folder / ".lock").exists():
+        for name in (LOCK, MANIFEST):
+            instead = not_a_file(self.folder / name)
+            if instead not in (None, "does not exist"):
+                raise UserError(
+                    f"{self.folder / name} {instead}; expected a file of earlier predictions. "
+                    "Remove it, or set another predict.output."
+                )
+        if not (self.folder / LOCK).exists():
             # Makes the folder, too, or says why it cannot be made.
-            write_atomically(self.folder / ".lock", b"", durable=False)
-        lock = self._stack.enter_context((self.folder / ".lock").open("ab"))
+            write_atomically(self.folder / LOCK, b"", durable=False)
+        lock = self._stack.enter_context((self.folder / LOCK).open("ab"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -104,7 +113,7 @@ class Results:
             UserError: A link leads out of the folder, or the disk is full.
         """
         path = self.folder / name
-        place = path.parent.resolve()
+        place = Path(os.path.realpath(path.parent))  # also of links that lead in a circle
         if not place.is_relative_to(self.folder.resolve()):
             raise UserError(
                 f"{path.parent} is a link to {place}, outside of {self.folder}. Remove the link, "

@@ -12,6 +12,7 @@ from pathlib import Path
 from rdd_pipeline.data.layouts.base import IMAGE_SUFFIXES
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import content_digest, not_a_file, require_regular_file
+from rdd_pipeline.inference.results import CLASSES, MANIFEST, MASKS, OVERLAYS
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 LIST_SUFFIXES = (".txt", ".lst")
@@ -43,14 +44,15 @@ def find_sources(given: Path, leave_out: Sequence[Path] = ()) -> list[Source]:
     """The files that are meant, in the order of their names; those of a list in its order.
 
     Args:
-        given: A folder (all images and videos below it; links to folders are not followed), a glob,
-            a text file with a path in each line, an image or a video. Absolute.
-        leave_out: Folders whose files do not count: the results of earlier runs.
+        given: A folder (all images and videos below it, but no masks and overlays of earlier runs;
+            links to folders are not followed), a glob, a text file with a path in each line, an
+            image or a video. Absolute.
+        leave_out: Folders whose files do not count: where this run writes.
 
     Raises:
         UserError: There is nothing, or no image in it.
     """
-    if given.is_dir():
+    if os.path.isdir(given):  # of what is no path at all, too, `not_a_file` says why
         root, paths = given, sorted(_below(given, leave_out))
         if not paths:
             raise UserError(
@@ -58,7 +60,7 @@ def find_sources(given: Path, leave_out: Sequence[Path] = ()) -> list[Source]:
                 f"{', '.join((*IMAGE_SUFFIXES, '.gif', *VIDEO_SUFFIXES))}."
             )
         return _named(paths, root)
-    if glob.has_magic(str(given)) and not given.exists():
+    if glob.has_magic(str(given)) and not os.path.exists(given):
         paths = [Path(path) for path in sorted(glob.glob(str(given), recursive=True))]
         paths = [path for path in paths if not path.is_dir() and not _is_in(path, leave_out)]
         if not paths:
@@ -79,12 +81,16 @@ def find_sources(given: Path, leave_out: Sequence[Path] = ()) -> list[Source]:
 
 def _below(root: Path, leave_out: Sequence[Path]) -> Iterator[Path]:
     suffixes = (*IMAGE_SUFFIXES, ".gif", *VIDEO_SUFFIXES)
-    skipped = {path.resolve() for path in leave_out}
+    skipped = {os.path.realpath(path) for path in leave_out}
     for place, folders, files in os.walk(root):
+        # Not the masks of an earlier run with another output folder either.
+        results = (MASKS, OVERLAYS) if {MANIFEST, CLASSES} <= set(files) else ()
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and Path(place, name).resolve() not in skipped
+            if not name.startswith(".")
+            and name not in results
+            and os.path.realpath(os.path.join(place, name)) not in skipped
         ]
         for name in files:
             if not name.startswith(".") and name.lower().endswith(suffixes):
@@ -92,7 +98,8 @@ def _below(root: Path, leave_out: Sequence[Path]) -> Iterator[Path]:
 
 
 def _is_in(path: Path, folders: Sequence[Path]) -> bool:
-    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+    place = Path(os.path.realpath(path))
+    return any(place.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 def _listed(path: Path) -> list[Path]:
