@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_a_window_as_large_as_the_image_is_the_image(model, image):
         assert np.array_equal(found.probabilities, whole.probabilities)
 
 
+def test_what_else_may_be_wrong_is_one_line_too(model, file):
+    with pytest.raises(UserError, match="precision is 'float16', expected auto"):
+        load(file, device="cpu", precision="float16")
+    with pytest.raises(UserError, match="does not exist"):
+        load("~nobody of that name/x")
+    with pytest.raises(UserError, match="nobody"):
+        model("~nobody of that name/x.png")
+    with pytest.raises(UserError, match="holds no image"):
+        model(np.zeros((0, 4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="expected 0..255"):
+        model(torch.zeros(3, 4, 4, dtype=torch.bfloat16))
+
+
 def test_only_large_images_get_a_window_by_themselves():
     assert window_for((1024, 2048), "auto") is None
     assert window_for((6000, 6000), "auto") == AUTO_WINDOW
@@ -85,7 +99,19 @@ def test_only_large_images_get_a_window_by_themselves():
         window_for((5, 5), 0)
 
 
-@pytest.mark.parametrize("given", [{"overlap": 1.0}, {"scales": ()}, {"scales": (0.0,)}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"overlap": 1.0},
+        {"scales": ()},
+        {"scales": (0.0,)},
+        {"scales": (math.nan,)},
+        {"scales": (math.inf,)},
+        {"window": 1.5},
+        {"window": "x"},
+        {"window": (1, 2, 3)},
+    ],
+)
 def test_arguments_out_of_range_are_refused(model, image, given):
     with pytest.raises(UserError, match=next(iter(given))):
         model.predict(image, **given)

@@ -42,7 +42,7 @@ def as_rgb(image: ImageLike, *, bits: int = FULL_BITS) -> Tensor:
         UserError: It is no image, or has other numbers than 0..255 (16-bit integers: 0..65535).
     """
     if isinstance(image, str | os.PathLike):
-        path = Path(image).expanduser()
+        path = Path(os.path.expanduser(image))
         return decode(read_bytes(path), path, bits=bits)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(bytes(image), _IN_MEMORY, bits=bits)
@@ -50,7 +50,7 @@ def as_rgb(image: ImageLike, *, bits: int = FULL_BITS) -> Tensor:
         return torch.from_numpy(_decoded(image, bits)).permute(2, 0, 1)
     if isinstance(image, Tensor):
         if image.ndim == 2 or (image.ndim == 3 and image.shape[0] in (1, 3, 4)):
-            return _three(_bytes(image.detach().cpu().numpy()), channels=0)
+            return _three(_bytes(_array(image)), channels=0)
         raise _shape(image, "(3, H, W), (1, H, W) or (H, W)")
     if isinstance(image, np.ndarray):
         if image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4)):
@@ -93,6 +93,11 @@ def _decoded(image: Image.Image, bits: int) -> NDArray[np.uint8]:
         raise DataProblem(
             f"The image cannot be decoded ({reason[:200]}). Copy or download its file again."
         ) from error
+
+
+def _array(image: Tensor) -> NDArray[Any]:
+    image = image.detach().cpu()
+    return (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # NumPy has none
 
 
 def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, overload
@@ -108,8 +109,10 @@ class Model:
         """See `load`.
 
         Raises:
-            UserError: No such device, or the weights are not those of the header's network.
+            UserError: No such device or precision, or the weights are not those of the header's network.
         """
+        if precision not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"precision is {precision!r}, expected auto, float32 or bfloat16.")
         self.device = resolve_device(device)
         chosen = resolve_precision(precision, self.device)
         self.precision = torch.bfloat16 if chosen == "bfloat16" else None
@@ -152,7 +155,11 @@ class Model:
         if not is_batch(images):
             return _joined(self.strips(self._rgb(images)[None]))  # type: ignore[arg-type]
         masks = [_joined(self.strips(self._rgb(image)[None])) for image in _each(images)]
-        return masks if isinstance(images, list | tuple) else np.stack(masks)
+        if isinstance(images, list | tuple):
+            return masks
+        if not masks:
+            raise UserError(f"A batch of shape {tuple(images.shape)} holds no image.")  # type: ignore[union-attr]
+        return np.stack(masks)
 
     def predict(
         self,
@@ -225,7 +232,7 @@ class Model:
         """
         if not 0 <= overlap < 1:
             raise UserError(f"overlap is {overlap}, expected 0 up to below 1.")
-        if not scales or min(scales) <= 0:
+        if not scales or not all(0 < scale < math.inf for scale in scales):
             raise UserError(
                 f"scales are {tuple(scales)}, expected factors above 0, such as (1.0,)."
             )
@@ -283,13 +290,18 @@ def window_for(size: tuple[int, int], window: Window) -> tuple[int, int] | None:
     `auto`: whole up to `WHOLE_UP_TO` pixels, `AUTO_WINDOW` beyond.
 
     Raises:
-        UserError: The window has no pixels.
+        UserError: The window has no pixels, or is no window.
     """
     if window == "auto":
         return AUTO_WINDOW if size[0] * size[1] > WHOLE_UP_TO else None
     if window is None:
         return None
-    rows, columns = (window, window) if isinstance(window, int) else window
+    sides = (window, window) if isinstance(window, int) else window
+    if not isinstance(sides, tuple | list) or [type(side) for side in sides] != [int, int]:
+        raise UserError(
+            f"window is {window!r}, expected 'auto', None, a side in pixels or (rows, columns)."
+        )
+    rows, columns = sides
     if rows < 1 or columns < 1:
         raise UserError(f"window is {rows} x {columns} pixels, expected at least 1 x 1.")
     return rows, columns

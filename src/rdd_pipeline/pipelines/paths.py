@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kedro.utils import find_kedro_project
@@ -11,7 +12,7 @@ from rdd_pipeline.config import DataParams, NetworkParams
 
 def from_project(path: Path) -> Path:
     """Make a user's path absolute: `~` is expanded, a relative one starts at the project."""
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     return path if path.is_absolute() else (find_kedro_project(Path.cwd()) or Path.cwd()) / path
 
 
