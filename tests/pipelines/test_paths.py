@@ -17,6 +17,7 @@ def test_paths_of_users_start_at_the_project_and_know_the_home_folder(tmp_path, 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert from_project(Path("weights/x.pth")) == tmp_path / "weights/x.pth"
     assert from_project(Path("~/x.pth")) == tmp_path / "home/x.pth"
+    assert not from_project(Path("~nobody of that name/x")).exists()
     assert from_project(tmp_path / "x") == tmp_path / "x"
     assert (
         images_root(tmp_path / "raw", DataParams(layout="camvid", path=Path("mine")))

@@ -25,7 +25,7 @@ def find_network(path: str | os.PathLike[str], seed: int | str | None = None) ->
     Raises:
         UserError: There is nothing, no network in the folder, or none of that seed.
     """
-    place = Path(os.path.expanduser(path))  # of an unknown user, too: it does not exist
+    place = Path(os.path.expanduser(path))
     if not place.is_dir():
         return require_regular_file(place, "Network")
     for folder in _folders(place):

@@ -109,7 +109,8 @@ class Model:
         """See `load`.
 
         Raises:
-            UserError: No such device or precision, or the weights are not those of the header's network.
+            UserError: No such device or precision, or the weights are not those of the header's
+                network.
         """
         if precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"precision is {precision!r}, expected auto, float32 or bfloat16.")
