@@ -50,6 +50,24 @@ def failing(num_classes: int) -> nn.Module:
     raise OSError("the disk is gone\nand more")
 
 
+def leaving(num_classes: int) -> nn.Module:
+    raise SystemExit(3)
+
+
+def unfinished(num_classes: int, kind: str) -> nn.Module:
+    if kind == "lazy":
+        return nn.LazyConv2d(num_classes, 1)
+    if kind == "meta":
+        return nn.Conv2d(3, num_classes, 1, device="meta")
+    module = Plain(num_classes)
+    module.preprocessing = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 0.0, 1.0)}
+    return module
+
+
+def of_16_bits(num_classes: int) -> nn.Module:
+    return Plain(num_classes).half()
+
+
 class _Wrong(nn.Module):
     def __init__(self, found: object) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ from tests.networks.modules import Plain
 
 NAMES = ("road", "grass", "sky")
 PLAIN = "tests.networks.modules:plain"
+UNFINISHED = "tests.networks.modules:unfinished"
 UNUSED = NetworkParams(name="deeplabv3_resnet101")
 """An environment always names one; a module takes its place."""
 IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -93,6 +94,11 @@ def test_names_of_classes_are_put_in_the_order_of_the_label_set_and_others_left_
         ({"arguments": {"num_classes": 5}}, "gives logits of 5 classes, the label set has 3"),
         ({"arguments": {"depth": 5}}, "failed with TypeError: .*depth.* num_classes=3, depth=5"),
         ({"module": "tests.networks.modules:failing"}, "failed with OSError: the disk is gone. It"),
+        ({"module": "tests.networks.modules:leaving"}, "failed with SystemExit: 3"),
+        ({"module": UNFINISHED, "arguments": {"kind": "lazy"}}, "without values in weight, bias"),
+        ({"module": UNFINISHED, "arguments": {"kind": "meta"}}, "without values in"),
+        ({"module": UNFINISHED, "arguments": {"kind": "fed"}}, "preprocessing` .* in std.1: Input"),
+        ({"module": "~nobody of that name/x.py:f"}, "nobody of that name/x.py does not exist"),
         ({"module": "tests.networks.modules:no_module"}, "returned str; expected an nn.Module"),
         ({"module": "tests.networks.modules:nothing"}, "has no function 'nothing'"),
         ({"module": "tests.networks.nowhere:plain"}, "cannot be imported .ModuleNotFoundError"),
@@ -103,6 +109,20 @@ def test_names_of_classes_are_put_in_the_order_of_the_label_set_and_others_left_
 def test_what_does_not_fit_is_named(fields, message):
     with pytest.raises(UserError, match=message):
         outputs(teacher(**fields))
+
+
+def test_weights_of_16_bits_are_computed_with_in_32():
+    logits = outputs(teacher("tests.networks.modules:of_16_bits")).logits
+    assert logits.dtype == torch.float32
+    assert_close(logits, outputs(teacher()).logits, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 3, 0, 4)])
+def test_maps_of_fewer_images_or_without_positions_are_named(shape):
+    network = teacher().build()
+    network.module.forward = lambda _: torch.zeros(shape)
+    with pytest.raises(UserError, match="for 2 images; expected maps"):
+        network(IMAGES)
 
 
 @pytest.mark.parametrize(

@@ -381,7 +381,15 @@ def _import_module(
     elif params.network.preprocessing == "auto":
         preprocessing = Preprocessing.imagenet()
         if isinstance(own, Mapping):
-            preprocessing = Preprocessing.model_validate(own)
+            try:
+                preprocessing = Preprocessing.model_validate(own)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                raise UserError(
+                    f"The attribute `preprocessing` of what {reference} makes is wrong in "
+                    f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}. Correct it, or say "
+                    "teacher.mean and teacher.std."
+                ) from error
     return NetworkCheckpoint.from_foreign(
         network,
         NetworkHeader(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from pydantic import Field, JsonValue
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rdd_pipeline.config import REFERENCE, Params
 from rdd_pipeline.errors import UserError
@@ -72,7 +74,7 @@ class ForeignNetwork(Network):
             UserError: The module gives something else than was promised.
         """
         found = self.module(images_NCHW)
-        given = _Given(found, self._name)
+        given = _Given(found, self._name, len(images_NCHW))
         logits = given.map("logits")
         if logits is None:
             raise UserError(
@@ -111,8 +113,8 @@ class ForeignNetwork(Network):
 class _Given:
     """What a module returned."""
 
-    def __init__(self, found: object, name: str) -> None:
-        self._found, self._name = found, name
+    def __init__(self, found: object, name: str, images: int) -> None:
+        self._found, self._name, self._images = found, name, images
 
     def _value(self, key: str) -> object:
         if isinstance(self._found, Tensor):
@@ -152,6 +154,11 @@ class _Given:
             raise UserError(
                 f"{self._name} gives `{key}` as {shown}; expected floating-point maps "
                 "(N, channels, h, w)."
+            )
+        if len(value) != self._images or 0 in value.shape:
+            raise UserError(
+                f"{self._name} gives `{key}` of the shape {tuple(value.shape)} for {self._images} "
+                "images; expected maps (N, channels, h, w), as many as images."
             )
         return value
 
@@ -196,7 +203,7 @@ def make_network(spec: ModuleSpec, num_classes: int) -> ForeignNetwork:
             module = function(**{"num_classes": spec.channels, **spec.arguments})
     except UserError:
         raise
-    except Exception as error:  # whatever other code raises
+    except (Exception, SystemExit) as error:  # whatever other code raises
         raise UserError(
             f"{spec.reference} failed with {type(error).__name__}: {_line(error)}. It is called "
             f"with num_classes={spec.channels}"
@@ -207,7 +214,18 @@ def make_network(spec: ModuleSpec, num_classes: int) -> ForeignNetwork:
         raise UserError(
             f"{spec.reference} returned {type(module).__name__}; expected an nn.Module."
         )
-    return ForeignNetwork(module, spec, num_classes).eval()
+    empty = [
+        name
+        for name, value in module.state_dict(keep_vars=True).items()
+        if is_lazy(value) or value.is_meta
+    ]
+    if empty:
+        raise UserError(
+            f"{spec.reference} returned a module without values in {some(empty)}. Let it make them "
+            "on the CPU; lazy modules have to be called once."
+        )
+    # Weights of 16 bits, too, are computed with as `trainer.precision` says.
+    return ForeignNetwork(module.float(), spec, num_classes).eval()
 
 
 def code_of(reference: str) -> str | None:
@@ -298,7 +316,7 @@ def _find(reference: str) -> tuple[Any, str | None]:
         module = importlib.import_module(place) if path is None else _run_file(path, str(code))
     except UserError:
         raise
-    except Exception as error:  # whatever other code raises
+    except (Exception, SystemExit) as error:  # whatever other code raises
         raise UserError(
             f"teacher.module is {reference}, but {place} cannot be imported "
             f"({type(error).__name__}: {_line(error)})."
@@ -316,7 +334,7 @@ def _file(reference: str) -> Path | None:
         return None
     here = Path.cwd()
     project = next((f for f in (here, *here.parents) if (f / "pyproject.toml").is_file()), here)
-    return require_regular_file(project / Path(place).expanduser(), "The file of teacher.module")
+    return require_regular_file(project / os.path.expanduser(place), "The file of teacher.module")
 
 
 def _run_file(path: Path, code: str) -> object:
@@ -348,6 +366,6 @@ def _with_prefix(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> di
     return given
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else "no message"
