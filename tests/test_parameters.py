@@ -193,6 +193,7 @@ def test_parameters_that_other_files_take_are_allowed(tmp_path):
                 "evaluation.batch_size",
                 "teacher_recipe.batch_size",
                 "predict.batch_size",
+                "benchmark.batch_size",
             ],
         ),
         ("nonsense", []),

@@ -331,7 +331,7 @@ def test_an_image_that_no_memory_is_left_for_is_a_problem(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(reading.ImageOps, "exif_transpose", fail)
+    monkeypatch.setattr(reading, "picture_pixels", fail)
     assert "cannot be decoded (MemoryError)" in checked(tmp_path).problems[0].text
 
 

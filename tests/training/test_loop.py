@@ -544,7 +544,9 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            build, "build_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]
+            build,
+            "build_optimizer",
+            lambda *a, **k: optimizers.append(make(*a, **k)) or optimizers[-1],
         )
         patch.setattr(FunctionalLoss, "forward", spoiled)
         with pytest.raises(
@@ -623,8 +625,8 @@ def test_a_step_that_spoils_what_it_leaves_behind_is_caught_and_nothing_of_it_ke
     whole = run(job)
     make = build.build_optimizer
 
-    def spoiling(*args):
-        optimizer, steps = make(*args), []
+    def spoiling(*args, **options):
+        optimizer, steps = make(*args, **options), []
         step = optimizer.step
 
         def spoil():

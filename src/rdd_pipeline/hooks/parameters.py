@@ -19,7 +19,7 @@ from rdd_pipeline.config import Params
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.hooks.configuration import section
 
-SUGGESTIONS = 4
+SUGGESTIONS = 5
 """Names offered for one that does not exist."""
 
 
