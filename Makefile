@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check format bench docs viz ui lock
+.PHONY: help setup run test test-all check format bench docs viz ui serve lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,13 @@ viz: setup ## see the pipelines on 127.0.0.1:4141
 
 ui: setup ## compare the runs on 127.0.0.1:5000
 	$(BIN)/kedro mlflow ui --host 127.0.0.1
+
+MODEL ?= models:/scenes@best
+PORT ?= 5001
+
+serve: setup ## answer requests with the best student on 127.0.0.1:5001 (MODEL=models:/scenes@best, PORT)
+	PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
+		$(BIN)/mlflow models serve -m $(MODEL) --env-manager local --host 127.0.0.1 --port $(PORT)
 
 lock: setup ## new pins from pyproject.toml (omegaconf 2.4 makes Kedro warn at every start)
 	echo 'omegaconf<2.4' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
