@@ -61,13 +61,18 @@ def pareto_figure(rows: Rows) -> Figure:
                     fontsize=SMALL,
                 )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
         axes.set_title(place, fontsize=NORMAL, loc="left")
         axes.set_ylabel(f"{plain(str(chosen[0]['split']))} mIoU in %", fontsize=NORMAL)
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=SMALL, length=2)
+        axes.tick_params(labelsize=SMALL, length=2, which="both")
     panels[0].legend(fontsize=SMALL, frameon=False)
-    panels[-1].set_xlabel("ms an image, median and quartiles (less is better)", fontsize=NORMAL)
+    panels[-1].set_xlabel(
+        "ms an image, median and quartiles (less is better); int8 at the float network's mIoU",
+        fontsize=NORMAL,
+    )
     return figure
 
 
