@@ -133,8 +133,9 @@ class Folder:
         Raises:
             DataProblem: It cannot be read.
         """
+        content = self.bytes(file, LARGEST_JSON)
         try:
-            return json.loads(self.bytes(file, LARGEST_JSON))
+            return json.loads(content)
         except RecursionError as error:
             raise DataProblem(f"{file} cannot be read: it is nested too deeply.") from error
         except (ValueError, MemoryError) as error:
