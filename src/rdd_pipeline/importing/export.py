@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,3 +167,34 @@ def canvas_size(declared: tuple[int, int] | None, sizes: Sizes, source: str) -> 
         f"{source} is about an image of {declared[1]} x {declared[0]} pixels, but the image has "
         f"{sizes.upright[1]} x {sizes.upright[0]}."
     )
+
+
+def draw_objects(
+    objects: Sequence[Mapping[str, Any]],
+    pixels: Callable[[Mapping[str, Any], tuple[int, int], str], NDArray[np.bool_]],
+    ids: Mapping[str, int],
+    label: str,
+    background: int,
+    declared: tuple[int, int] | None,
+    source: str,
+) -> Draw:
+    """Objects one over the other, in the order of the file.
+
+    Args:
+        objects: As the tool writes them.
+        pixels: Those of an object on a canvas of a size; the last argument is `source`.
+        ids: Class by name.
+        label: Field of an object that names its class.
+        background: Class of all other pixels.
+        declared: (height, width) that the labels were made for, see `canvas_size`.
+        source: The file, for messages.
+    """
+
+    def draw(sizes: Sizes) -> NDArray[np.uint8]:
+        size = canvas_size(declared, sizes, source)
+        mask = np.full(size, background, np.uint8)
+        for item in objects:
+            mask[pixels(item, size, source)] = ids[str(item.get(label))]
+        return mask
+
+    return draw

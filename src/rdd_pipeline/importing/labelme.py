@@ -12,18 +12,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.importing.export import (
     IGNORED,
     Category,
-    Draw,
     Export,
     Picture,
-    Sizes,
-    canvas_size,
+    draw_objects,
     is_unlabeled,
     split_of,
     with_background,
@@ -71,7 +66,9 @@ def read(folder: Folder) -> Export:
         if image is None:
             missing.append(file)
             continue
-        draw = _draw([s for s in found if _is_drawn(s)], ids, background, declared, file)
+        draw = draw_objects(
+            [s for s in found if _is_drawn(s)], _pixels, ids, "label", background, declared, file
+        )
         pictures.append(Picture(stem(image), image, draw, split_of(file), file))
     if not pictures:
         raise DataProblem(f"None of the {len(shapes)} JSON files of labelme has its image.")
@@ -101,23 +98,6 @@ def _is_ours(content: Any) -> bool:
 
 def _is_drawn(shape: Mapping[str, Any]) -> bool:
     return shape.get("shape_type", "polygon") in _DRAWN
-
-
-def _draw(
-    shapes: list[Mapping[str, Any]],
-    ids: Mapping[str, int],
-    background: int,
-    declared: tuple[int, int] | None,
-    source: str,
-) -> Draw:
-    def draw(sizes: Sizes) -> NDArray[np.uint8]:
-        size = canvas_size(declared, sizes, source)
-        mask = np.full(size, background, np.uint8)
-        for shape in shapes:
-            mask[_pixels(shape, size, source)] = ids[str(shape.get("label"))]
-        return mask
-
-    return draw
 
 
 def _pixels(shape: Mapping[str, Any], size: tuple[int, int], source: str) -> Mask:

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from rdd_pipeline.data.labels import Color
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.importing.export import (
     IGNORED,
     Category,
-    Draw,
     Export,
     Picture,
-    Sizes,
-    canvas_size,
+    draw_objects,
     is_unlabeled,
     split_of,
     with_background,
@@ -72,7 +67,7 @@ def read(folder: Folder) -> Export:
         kinds.update(str(o.get("geometryType")) for o in content["objects"] if o not in drawn)
         size = content.get("size") or {}
         declared = (size["height"], size["width"]) if {"height", "width"} <= {*size} else None
-        draw = _draw(drawn, ids, background, declared, file)
+        draw = draw_objects(drawn, _pixels, ids, "classTitle", background, declared, file)
         pictures.append(
             Picture(stem(image).replace("/img/", "/"), image, draw, split_of(file), file)
         )
@@ -118,23 +113,6 @@ def _image(folder: Folder, file: str) -> str | None:
     place = (path.parent.parent / "img" / path.stem).as_posix()
     found = folder.by_stem.get(stem(place))
     return found if found == place else folder.by_stem.get(place)
-
-
-def _draw(
-    objects: Sequence[Mapping[str, Any]],
-    ids: Mapping[str, int],
-    background: int,
-    declared: tuple[int, int] | None,
-    source: str,
-) -> Draw:
-    def draw(sizes: Sizes) -> NDArray[np.uint8]:
-        size = canvas_size(declared, sizes, source)
-        mask = np.full(size, background, np.uint8)
-        for item in objects:
-            mask[_pixels(item, size, source)] = ids[str(item.get("classTitle"))]
-        return mask
-
-    return draw
 
 
 def _pixels(item: Mapping[str, Any], size: tuple[int, int], source: str) -> Mask:
