@@ -196,7 +196,7 @@ FLOORS = {
         quantize
         files speed""",
     "reporting": """
-        comparison figures
+        caption comparison figures
         comparison_figures pareto report""",
     "serving": """
         folder loader""",

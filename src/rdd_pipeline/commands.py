@@ -37,12 +37,23 @@ class Session:
 
 # No context variable: ThreadRunner's threads would not see it.
 _session = Session()
+_environment = ""
 
 
-def remember_session(session: Session) -> None:
-    """Make it the session that commands are written for, until the next one starts."""
-    global _session
-    _session = session
+def remember_session(session: Session, environment: str | None = None) -> None:
+    """Make it the session that commands are written for, until the next one starts.
+
+    Args:
+        session: What it was started with.
+        environment: What it reads; None: what it was started with.
+    """
+    global _session, _environment
+    _session, _environment = session, environment or session.env or ""
+
+
+def environment() -> str:
+    """The environment the running session reads, given or not; empty where there is no session."""
+    return _environment
 
 
 def configuration_source() -> str | None:

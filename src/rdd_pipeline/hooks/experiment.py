@@ -136,12 +136,12 @@ class ExperimentHook:
         hide_secrets_in_logs()
         check_environment(context)
         check_pipelines(context)
-        remember_session(session_of(context))
+        self._env = context.env or getattr(context.config_loader, "default_run_env", None)
+        remember_session(session_of(context), self._env)
         if self._parameters is not None and not only_shows_runs():
             check_parameters(context, self._parameters)
         permit_teacher(context)
         self._project = Path(context.project_path)
-        self._env = context.env or getattr(context.config_loader, "default_run_env", None)
         self._globals = dict(section(context, "globals"))
         self._config = self._client = None
         if os.environ.get("RANK", "0") != "0":
