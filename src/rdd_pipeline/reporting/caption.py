@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rdd_pipeline.commands import environment
 
 FONT_SIZE, COLOR = 6.5, "#666666"
-_WIDTH = 0.58
+_WIDTH = 0.64
 """Of a character, on average, in font sizes."""
 
 
