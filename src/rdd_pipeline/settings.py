@@ -9,10 +9,12 @@ from rdd_pipeline.hooks.plugins import (
     keep_viz_offline,
     load_mlflow_commands_when_used,
 )
+from rdd_pipeline.hooks.viz import keep_plumbing_inside
 from rdd_pipeline.interruptions import leaves_at_signals
 
 find_own_programs()
 keep_viz_offline()
+keep_plumbing_inside()
 load_mlflow_commands_when_used()
 if leaves_at_signals():
     show_user_errors_as_one_line()  # those of the command line, which is read next

@@ -70,7 +70,7 @@ def test_bad_images_stop_the_run_after_the_report_or_are_left_out(tmp_path, imag
 
 def test_a_run_that_begins_after_ingestion_needs_the_images_of_its_parameters(tmp_path, client):
     project = Project(tmp_path)
-    later = {"from_nodes": ["import_weights"], "to_nodes": ["check_networks"]}
+    later = {"from_nodes": ["teacher.import_weights"], "to_nodes": ["teacher.check_networks"]}
     with pytest.raises(UserError, match=r"No images have been ingested yet .* data_ingestion"):
         project.run("train_teacher", **later)
     project.run("data_ingestion")

@@ -236,7 +236,7 @@ class ExperimentHook:
                 writer,
                 Experiment(config.experiment.name, location),
                 name,
-                namespaces=Counter(node.namespace for node in pipeline.nodes if node.namespace),
+                namespaces=Counter(filter(None, map(_method, pipeline.nodes))),
                 tags=self._run_tags(run_params),
                 own_tags={"kedro_command": command(run_params, names)},
                 given=config.run.id or os.environ.get("MLFLOW_RUN_ID"),
@@ -264,7 +264,7 @@ class ExperimentHook:
         tracking.set_file_sink(None)
         with self._guard("count a node") as run:
             if run is not None:
-                run.node_done(node.namespace)
+                run.node_done(_method(node))
 
     @hook_impl
     def on_node_error(self, node: Node) -> None:
@@ -303,17 +303,17 @@ class ExperimentHook:
             if options.get("metrics") == "by_seed":
                 for seed, metrics in data.items():
                     numbers = numeric_leaves({"cost": metrics["cost"], **metrics["splits"]})
-                    own = run.of(node.namespace, seed if len(data) > 1 else None)
+                    own = run.of(_method(node), seed if len(data) > 1 else None)
                     run.writer.metrics(own, numbers)
                 if options.get("models"):
                     self._log_models(run, node, self._dataset(str(options["models"])), data)
             elif options.get("metrics"):
-                run.writer.metrics(run.of(node.namespace), numeric_leaves(data))
+                run.writer.metrics(run.of(_method(node)), numeric_leaves(data))
             path = _saved_path(dataset) if "artifact_path" in options else None
             if path is not None:
                 versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version
                 run.writer.artifact(
-                    run.of(node.namespace),
+                    run.of(_method(node)),
                     path,
                     str(options["artifact_path"]),
                     as_it_is=not versioned,
@@ -360,7 +360,7 @@ class ExperimentHook:
             run.close(
                 status,
                 problem=problem,
-                failed=node.namespace if node is not None else None,
+                failed=_method(node) if node is not None else None,
                 timeout=RUN_END_SECONDS,
             )
 
@@ -453,9 +453,14 @@ def _within(seconds: float, work: Callable[[], None]) -> None:
         raise problems[0]
 
 
+def _method(node: Node) -> str | None:
+    """Namespace with a run of its own; what all methods share belongs to the run itself."""
+    return None if "shared" in node.tags else node.namespace
+
+
 def _namespace(node: Node) -> str | None:
     """Of the run that a node logs in: what is only checked so far has none of its own yet."""
-    return None if "checks" in node.tags else node.namespace
+    return None if "checks" in node.tags else _method(node)
 
 
 def _params_of(node: Node, inputs: Mapping[str, Any]) -> dict[str, str]:

@@ -34,5 +34,8 @@ def summary_pipeline(pipeline: str, methods: Sequence[str], output: str | None =
                 outputs=output or f"summary_{pipeline}",
                 tags=["evaluation", "summary"],
             )
-        ]
+        ],
+        namespace="results",
+        prefix_datasets_with_namespace=False,
+        tags=["shared"],
     )

@@ -50,5 +50,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 outputs="data_preview",
                 tags=["data", "figures"],
             ),
-        ]
+        ],
+        namespace="data",
+        prefix_datasets_with_namespace=False,
+        tags=["shared"],
     )

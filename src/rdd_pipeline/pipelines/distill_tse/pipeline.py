@@ -33,7 +33,10 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 outputs="pixels_tse",
                 tags=["figures"],
             ),
-        ]
+        ],
+        namespace="results",
+        prefix_datasets_with_namespace=False,
+        tags=["shared"],
     )
     return (
         distill_tfe.tfe_pipeline()

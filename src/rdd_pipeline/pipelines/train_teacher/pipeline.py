@@ -45,6 +45,9 @@ def teacher_pipeline() -> Pipeline:
                 outputs="network_plan",
                 tags=["checks"],
             ),
-        ]
+        ],
+        namespace="teacher",
+        prefix_datasets_with_namespace=False,
+        tags=["shared"],
     )
     return data_ingestion.create_pipeline() + networks + method_pipeline("teacher")
