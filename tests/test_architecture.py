@@ -172,8 +172,8 @@ FLOORS = {
         predict
         scoring""",
     "training": """
-        compiling device difficulty finite job profile progress reading schedule state stopping \
-        synchronized
+        compiling device difficulty ema finite job profile progress reading schedule state \
+            stopping synchronized
         coordinator curves preparation step store
         training
         build

@@ -463,10 +463,20 @@ class TaskLossParams(Params):
     )
 
 
+class EmaParams(Params):
+    """Exponential moving average of the network's weights: it is validated, kept and handed on."""
+
+    decay: Momentum = Field(
+        0.999,
+        description="Share of the average that a step leaves as it was, after a warm-up of "
+        "(1 + t) / (10 + t) in iteration t.",
+    )
+
+
 class RecipeParams(Params):
     """How one network is trained. Every method of a comparison shares one recipe."""
 
-    added = ("gradient_accumulation_steps", "backbone", "task_loss")
+    added = ("gradient_accumulation_steps", "backbone", "task_loss", "ema")
     renamed: ClassVar[Mapping[str, str]] = {"accumulate": "gradient_accumulation_steps"}
 
     iterations: PositiveCount = Field(40_000, description="Optimizer steps, not epochs.")
@@ -489,6 +499,12 @@ class RecipeParams(Params):
         "trained",
         description="frozen: the pretrained weights of the backbone, and the statistics of its "
         "batch norms, stay as they are.",
+    )
+    ema: EmaParams | None = Field(
+        None,
+        description="Average the weights over the steps (batch norm's statistics, too) and "
+        "validate, keep and hand on the average; training goes on with the plain weights, and "
+        "RDD's difficulty looks at them. {}: with its defaults. None: off.",
     )
     keep: Literal["best", "last"] = Field(
         "best", description="Weights handed on: of the best validation mIoU, or of the last step."

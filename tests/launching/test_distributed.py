@@ -19,7 +19,7 @@ from tests.training.test_methods import CNN, OPTIONS, TRANSFORMER
 
 pytestmark = pytest.mark.timeout(290)
 
-SPREAD = {"batch_size": 4}
+SPREAD = {"batch_size": 4, "ema": {"decay": 0.7}}
 EVERY = CPU.model_copy(update={"log_every": 1})
 LARGE = ("skd", "af_dcd")  # their maps need a crop of 128
 METHODS_OF_BATCH = [name for name in METHODS if name != "tfe"]
@@ -43,7 +43,7 @@ def same(make_job):
 
     return {
         **{name: job(name) for name in METHODS_OF_BATCH},
-        "tse_cwd": job("tse_cwd"),
+        "tse_cwd": job("tse_cwd", recipe={"ema": {"decay": 0.7}}),
         "transformer": job("tse", TRANSFORMER),
         "valid pixels, class weights": job(
             "tse", rdd={"reduction": "valid"}, recipe={"class_weights": True}
@@ -74,6 +74,7 @@ def test_both_ranks_end_equal(ranks):
     assert trained == 8
     assert_close(one["student"], other["student"], rtol=0, atol=0)
     assert_close(network, other_network, rtol=0, atol=0)
+    assert_close(one["ema"], other["ema"], rtol=0, atol=0)
     assert one["best"]["miou"] == other["best"]["miou"]
     assert one["history"] == other["history"]
     assert one["cost"]["images"] == 32
@@ -149,7 +150,7 @@ def test_a_batch_in_parts_comes_to_the_same(method, ranks, same, blocks, teacher
 
 
 def _equal(one, alone) -> None:
-    for part in ("student", "objective"):
+    for part in {"student", "objective", "ema"} & alone.keys():
         assert_close(one[part], alone[part], rtol=1e-6, atol=1e-8)
     for row, row_alone in zip(one["history"], alone["history"], strict=True):
         assert row == pytest.approx(row_alone, rel=1e-6)

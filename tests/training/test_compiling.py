@@ -35,7 +35,7 @@ def cache(monkeypatch, tmp_path):
 def test_a_compiled_training_is_the_same_but_for_rounding(
     blocks, teacher, make_job, cache, monkeypatch, backend
 ):
-    training = Training(make_job("tse"), blocks.images, teacher)
+    training = Training(make_job("tse", recipe={"ema": {}}), blocks.images, teacher)
     plain = train(training, CPU)
     made, compile_ = [], torch.compile
 
@@ -53,6 +53,8 @@ def test_a_compiled_training_is_the_same_but_for_rounding(
         assert {k: ours[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-3)
     for name, tensor in plain.state.student.items():
         assert_close(result.state.student[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+    for name, tensor in plain.state.ema.items():
+        assert_close(result.state.ema[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_what_torch_cannot_compile_is_one_line(monkeypatch, cache):

@@ -16,10 +16,17 @@ from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.objective import Objective, check_auxiliary_head, check_task_loss
 from rdd_pipeline.losses.base import LossContext, at_size_of
-from rdd_pipeline.networks import Network, NetworkOutput, Preprocessing, network_from_params
+from rdd_pipeline.networks import (
+    Network,
+    NetworkOutput,
+    Preprocessing,
+    SegmentationNetwork,
+    network_from_params,
+)
 from rdd_pipeline.networks.frozen import freeze
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.training.device import memory_format
+from rdd_pipeline.training.ema import AveragedNetwork
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.schedule import build_adversary_optimizer, build_optimizer
 from rdd_pipeline.training.state import TrainState, copy_to_cpu
@@ -37,12 +44,19 @@ class Components:
         wrapped: The step as it is called: for several ranks, in `DistributedDataParallel`.
         optimizer: Over all that learns but adversaries.
         adversary_optimizer: Over modules that learn against the student; None: there are none.
+        ema: Average of the student; None: the recipe asks for none.
     """
 
     step: TrainingStep
     wrapped: nn.Module
     optimizer: Optimizer
     adversary_optimizer: Optimizer | None
+    ema: AveragedNetwork | None = None
+
+    @property
+    def network(self) -> SegmentationNetwork:
+        """What is validated and handed on: the student, or its average."""
+        return self.step.student if self.ema is None else self.ema.network
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -63,6 +77,8 @@ class Components:
     def load(self, state: TrainState) -> None:
         """Go on from the tensors of a state, which stay as they are."""
         self.step.student.load_state_dict(state.student)
+        if self.ema is not None:
+            self.ema.network.load_state_dict(state.ema or state.student)
         self.step.objective.load_state_dict(state.objective)
         # A copy: an optimizer writes into the tensors it is given.
         _load_optimizer(self.optimizer, state.optimizer)
@@ -75,6 +91,7 @@ class Components:
         return replace(
             state,
             student=copy_to_cpu(self.step.student.state_dict()),
+            ema=copy_to_cpu(self.ema.network.state_dict()) if self.ema else None,
             objective=copy_to_cpu(self.step.objective.state_dict()),
             optimizer=copy_to_cpu(self.optimizer.state_dict()),
             adversary_optimizer=copy_to_cpu(adversary.state_dict()) if adversary else None,
@@ -140,13 +157,15 @@ def build(
         backbone=student.backbone.parameters(),
     )
     adversary_optimizer = build_adversary_optimizer(against)
+    # Before layers are converted to such as know of other processes: those are for training only.
+    ema = None if job.recipe.ema is None else AveragedNetwork(student, job.recipe.ema)
     if micro_batches.in_all > 1:
         convert_sync_layers(step, micro_batches, device)
     if trainer.compile is True:
         # Layers that speak to other processes or count parts of a batch are no single graph.
         step.compile_networks(student=micro_batches.in_all == 1)
     wrapped = _distributed(step, device, micro_batches)
-    return Components(step, wrapped, optimizer, adversary_optimizer)
+    return Components(step, wrapped, optimizer, adversary_optimizer, ema)
 
 
 def loss_context(

@@ -297,6 +297,9 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
             # Looked at with the numbers of the next step, or when something is made of the weights.
             self._size = total_norm(changed_by_step(components.step, components.optimizers))
+        if components.ema is not None:
+            with phase("moving average"):
+                components.ema.update(batch.iteration)
 
     def _read(self, *, but: int) -> None:
         """Check and count the steps whose numbers were not read yet, but for the last `but`."""
@@ -325,7 +328,7 @@ class Trainer:
             # NaN (no labeled pixel) is never the best; of older work it may stand there.
             best = math.nan if state.best is None else state.best.miou
             if scores.miou > best or (math.isnan(best) and not math.isnan(scores.miou)):
-                weights = copy_to_cpu(self.components.step.student.state_dict())
+                weights = copy_to_cpu(self.components.network.state_dict())
                 state.best = Best(scores.miou, state.iteration, weights)
             self.curves.validated(scores)
             self.curves.resume_clock()
@@ -338,7 +341,7 @@ class Trainer:
             Loader(rank=self.ranks.rank, world_size=self.ranks.size),
         )
         matrix = evaluate(
-            self.components.step.student,
+            self.components.network,
             Preprocessing.for_network(job.network),
             batches,
             num_classes=labels.num_classes,

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 MAGIC = b"RDDSTATE1\n"
 _HEADER = len(MAGIC) + 32
+_ADDED = ("ema",)
+"""Fields of `TrainState` that are left out of files while they are None: they came later."""
 
 
 class DamagedStateError(UserError):
@@ -56,6 +58,7 @@ class TrainState:
     Attributes:
         iteration: Iterations done; they count from 1.
         student: Tensors of the network.
+        ema: Tensors of its average; None where the recipe averages nothing.
         objective: Tensors of the losses: what they train and remember.
         optimizer: As torch's optimizers say it, and so is `adversary_optimizer`.
         best: None before the first validation with a score.
@@ -69,6 +72,7 @@ class TrainState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     adversary_optimizer: dict[str, Any] | None = None
     best: Best | None = None
+    ema: dict[str, Tensor] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     fingerprint: str = ""
@@ -81,13 +85,13 @@ class TrainState:
             DamagedStateError: Something is missing.
         """
         names = [known.name for known in fields(cls)]
-        missing = [name for name in names if name not in values]
+        missing = [name for name in names if name not in values and name not in _ADDED]
         if missing:
             raise DamagedStateError(
                 f"{source} holds no {', '.join(missing)}. Delete it; training goes on from an "
                 "older state or from the start."
             )
-        state = cls(**{name: values[name] for name in names})
+        state = cls(**{name: values[name] for name in names if name in values})
         state.best = None if values["best"] is None else Best(**values["best"])
         state.cost = Cost(**values["cost"])
         return state
@@ -95,7 +99,11 @@ class TrainState:
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts of tensors and plain values, sharing the tensors: what a file holds."""
         best = None if self.best is None else dict(vars(self.best))
-        return {**vars(self), "best": best, "cost": dict(vars(self.cost))}
+        values = {**vars(self), "best": best, "cost": dict(vars(self.cost))}
+        for name in _ADDED:
+            if values[name] is None:
+                del values[name]
+        return values
 
     def without_tensors(self, fingerprint: str) -> TrainState:
         """A copy for a training that goes on from here; its tensors are those of the networks."""

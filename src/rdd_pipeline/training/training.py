@@ -118,8 +118,9 @@ class Training:
     def network(self, state: TrainState) -> NetworkCheckpoint:
         """The weights a state hands on, with all that is needed to use them elsewhere.
 
-        Of the best validation if the job keeps the best and the run is over, else the last ones;
-        where every validation score is NaN there is no best one.
+        Of the best validation if the job keeps the best and the run is over, else the last ones,
+        of the average where the recipe has one; where every validation score is NaN there is no
+        best one.
         """
         job, best, labels = self.job, state.best, self.images.labels
         over = state.iteration >= job.recipe.iterations
@@ -139,7 +140,8 @@ class Training:
                 "iteration": str(state.iteration if best is None else best.iteration),
             },
         )
-        return NetworkCheckpoint(state.student if best is None else best.tensors, header)
+        last = state.student if state.ema is None else state.ema
+        return NetworkCheckpoint(last if best is None else best.tensors, header)
 
     def _check_teacher(self) -> None:
         job, labels = self.job, self.images.labels
