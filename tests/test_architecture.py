@@ -168,7 +168,8 @@ FLOORS = {
         methods
         objective""",
     "evaluation": """
-        confusion cost
+        boundaries calibration cost
+        confusion
         predict
         scoring""",
     "training": """

@@ -590,7 +590,8 @@ class EvaluationParams(Params):
     figure_images: int = Field(3, ge=0, le=1000, description="Images shown in the figure.")
     metric: str = Field(
         "miou",
-        description="What the evaluation pipeline compares: miou, pixel_accuracy or mean_accuracy.",
+        description="What the evaluation pipeline compares: miou, pixel_accuracy, mean_accuracy or "
+        "boundary_miou.",
     )
 
     def protocol(self) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import make_lookup
 from rdd_pipeline.data.layouts.camvid import CAMVID
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.evaluation.boundaries import boundary_counts, boundary_iou
+from rdd_pipeline.evaluation.confusion import Scores, confusion_matrix
+from rdd_pipeline.evaluation.predict import predict_labels
 from rdd_pipeline.networks import NetworkCheckpoint, network_from_params
 from rdd_pipeline.pipelines import method_nodes
 from rdd_pipeline.pipelines.data_ingestion.nodes import (
@@ -243,6 +246,27 @@ def _scoring(folder: Path) -> dict[str, object]:
         "about": {},
         "work_folder": folder / "work",
     }
+
+
+def test_scores_of_a_split_are_those_of_its_images_one_by_one(images, ingested, teacher, tmp_path):
+    scores = score_network(teacher, ingested, **_scoring(tmp_path))["splits"]["val"]
+    network, preprocessing = teacher.build(), teacher.header.preprocessing
+    total, edges = 0, 0
+    for sample, (name, miou) in zip(ingested.split("val").samples, scores["images"], strict=True):
+        image, label = ingested.read(sample)
+        (prediction,) = predict_labels(network, preprocessing, image[None], sizes=[label.shape])
+        matrix = confusion_matrix(prediction, label, 11)
+        total, edges = total + matrix, edges + boundary_counts(prediction, label, 11, 255)
+        assert name == sample.name
+        assert miou == pytest.approx(Scores.from_matrix(matrix).miou, abs=1e-6)
+    assert scores["confusion"] == total.tolist()
+    found = boundary_iou(edges).tolist()
+    assert [v for v in scores["boundary_iou"].values() if v is not None] == [
+        value for value in found if value == value
+    ]
+    assert sum(pixels for pixels, _, _ in scores["calibration"]) == int(total.sum())
+    gaps = (n * abs(ours - right) for n, ours, right in scores["calibration"] if n)
+    assert scores["calibration_error"] == pytest.approx(sum(gaps) / int(total.sum()))
 
 
 def test_scores_are_computed_once_and_looked_up_then(

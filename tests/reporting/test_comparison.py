@@ -135,6 +135,15 @@ def test_any_metric_can_be_compared(metric, title):
     assert metric_title(rows.values()) == title
 
 
+def test_results_of_before_a_metric_was_there_have_none_of_it():
+    old, new = _result("baseline", 0.1), _result("kd", 0.2)
+    new["splits"]["val"]["boundary_miou"] = 0.3
+    rows = {row["method"]: row for row in compare([old, new], "boundary_miou")}
+    assert rows["kd"]["val_score"] == pytest.approx(30)
+    assert math.isnan(rows["baseline"]["val_score"])
+    assert math.isnan(rows["kd"]["val_gain"])
+
+
 def test_nothing_gives_no_rows():
     assert compare([]) == []
 

@@ -5,6 +5,7 @@ Suffixes: B images, H rows, W columns, C classes. Rows of a matrix are labels, c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rdd_pipeline.errors import DataProblem
+from rdd_pipeline.evaluation.boundaries import boundary_iou
+from rdd_pipeline.evaluation.calibration import expected_calibration_error
 
 
 def confusion_matrix(
@@ -62,11 +65,11 @@ def confusion_matrix(
 
 
 def sum_over_ranks(matrix: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sum a confusion matrix over the processes of a group, exactly (int64).
+    """Sum counts over the processes of a group; of integers exactly.
 
     Args:
-        matrix: (C, C) int64 counts of this rank's images, each image on one rank only.
-        group: None: the matrix is returned as it is.
+        matrix: Counts of this rank's images, each image on one rank only.
+        group: None: the counts are returned as they are.
 
     Returns:
         The sum, the same on every rank, on the device it came from.
@@ -91,6 +94,11 @@ class Scores:
         pixel_accuracy: Share of the valid pixels that are right; NaN without a valid pixel.
         mean_accuracy: Mean recall of the classes that occur among the labels.
         pixels: Number of valid pixels.
+        boundary_miou: Mean of `boundary_iou` over the classes that occur near an edge; NaN also
+            where boundaries were not counted.
+        boundary_iou: One value per class, see `boundaries`; empty where not counted.
+        calibration_error: Expected calibration error, see `calibration`; NaN where not counted.
+            Less is better.
     """
 
     miou: float
@@ -99,10 +107,21 @@ class Scores:
     pixel_accuracy: float
     mean_accuracy: float
     pixels: int
+    boundary_miou: float = math.nan
+    boundary_iou: tuple[float, ...] = ()
+    calibration_error: float = math.nan
 
     @classmethod
-    def from_matrix(cls, matrix: Tensor) -> Scores:
-        """Scores of a (C, C) matrix with labels in rows and predictions in columns."""
+    def from_matrix(
+        cls, matrix: Tensor, boundary: Tensor | None = None, calibration: Tensor | None = None
+    ) -> Scores:
+        """Scores of counts over a split.
+
+        Args:
+            matrix: (C, C) pixels, labels in rows and predictions in columns.
+            boundary: Sum of `boundaries.boundary_counts`.
+            calibration: Sum of `calibration.calibration_counts`.
+        """
         counts = matrix.detach().cpu().double()  # in this order: MPS has no float64
         hits = counts.diagonal()
         labeled, predicted = counts.sum(1), counts.sum(0)
@@ -110,6 +129,7 @@ class Scores:
         iou = hits / (labeled + predicted - hits)
         recall = hits / labeled
         present = iou.isfinite()
+        edges = torch.zeros(0) if boundary is None else boundary_iou(boundary)
         return cls(
             miou=iou[present].mean().item(),
             iou=tuple(iou.tolist()),
@@ -117,12 +137,20 @@ class Scores:
             pixel_accuracy=(hits.sum() / counts.sum()).item(),
             mean_accuracy=recall[recall.isfinite()].mean().item(),
             pixels=int(matrix.sum()),
+            boundary_miou=edges[edges.isfinite()].mean().item(),
+            boundary_iou=tuple(edges.tolist()),
+            calibration_error=(
+                math.nan if calibration is None else expected_calibration_error(calibration)
+            ),
         )
 
 
+NUMBERS = tuple(field.name for field in fields(Scores) if field.type == "float")
+"""The numbers in `Scores`."""
+
 METRICS = {
-    field.name: {"miou": "mIoU"}.get(field.name, field.name.replace("_", " "))
-    for field in fields(Scores)
-    if field.type == "float"
+    name: {"miou": "mIoU", "boundary_miou": "boundary mIoU"}.get(name, name.replace("_", " "))
+    for name in NUMBERS
+    if name != "calibration_error"  # a gain would be a loss
 }
-"""What tables and figures may be about, with its name in words: the numbers in `Scores`."""
+"""What tables and figures may be about, with its name in words: the more, the better."""

@@ -34,7 +34,7 @@ from rdd_pipeline.distillation.objective import check_losses
 from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
-from rdd_pipeline.evaluation.scoring import score_splits
+from rdd_pipeline.evaluation.scoring import SCORES_FORMAT, score_splits
 from rdd_pipeline.files import file_digest, json_digest
 from rdd_pipeline.launching.launch import train
 from rdd_pipeline.losses.base import LossContext, TeacherLacksError
@@ -358,7 +358,7 @@ def score_network(
         about: What the metrics say of it besides what is known here.
     """
     weights, scored = network.digest(), data_digest(images, evaluation)
-    key = json_digest([weights, scored, evaluation.splits])
+    key = json_digest([weights, scored, evaluation.splits, SCORES_FORMAT])
     provenance = network.header.provenance
     named = provenance.get("fingerprint", "")
     store = RunStore(work_folder, named if is_fingerprint(named) else f"imported-{weights[:8]}")

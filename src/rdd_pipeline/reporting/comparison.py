@@ -360,9 +360,9 @@ def _rows(groups: _Groups, metric: str) -> list[Row]:
         }
         for split in dict.fromkeys(name for r in by_seed.values() for name in r["splits"]):
             found = {s: by_seed[s]["splits"][split] for s in seeds if split in by_seed[s]["splits"]}
-            values = {seed: _percent(scores[metric]) for seed, scores in found.items()}
+            values = {seed: _percent(scores.get(metric)) for seed, scores in found.items()}
             gains = [
-                value - _percent(alone[seed]["splits"][split][metric])
+                value - _percent(alone[seed]["splits"][split].get(metric))
                 for seed, value in values.items()
                 if seed in alone and split in alone[seed]["splits"]
             ]
