@@ -198,7 +198,8 @@ FLOORS = {
         files speed""",
     "reporting": """
         caption comparison figures
-        comparison_figures pareto report""",
+        comparison_figures curves palette pareto report
+        pixels preview""",
     "serving": """
         folder loader""",
     "tracking": """

@@ -29,7 +29,8 @@ from rdd_pipeline.data.statistics import label_statistics
 from rdd_pipeline.errors import UserError, printable
 from rdd_pipeline.pipelines.data_ingestion.report import ingestion_report
 from rdd_pipeline.reporting.comparison_figures import as_svg
-from rdd_pipeline.reporting.figures import confusion_figure, dataset_preview
+from rdd_pipeline.reporting.figures import confusion_figure
+from rdd_pipeline.reporting.preview import dataset_preview
 
 from .files import encoded, noise, save
 

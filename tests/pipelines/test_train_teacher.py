@@ -21,7 +21,7 @@ from rdd_pipeline.networks import NetworkCheckpoint, network_from_params, save_c
 from rdd_pipeline.pipelines import method_nodes
 from rdd_pipeline.pipelines.method_nodes import (
     check_networks,
-    draw_history,
+    make_draw_node,
     make_evaluate_node,
     make_plan_node,
     make_train_node,
@@ -119,7 +119,8 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
     assert metrics["about"]["method"] == "teacher"
     assert set(metrics["splits"]) == {"val", "test"}
     history.to_csv(tmp_path / "history.csv", index=False)
-    assert isinstance(draw_history(pd.read_csv(tmp_path / "history.csv")).draw(), Figure)
+    drawing = make_draw_node("teacher")(pd.read_csv(tmp_path / "history.csv"), jobs, ingested)
+    assert isinstance(drawing.draw(), Figure)
 
 
 # ---- a teacher of other code

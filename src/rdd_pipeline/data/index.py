@@ -217,6 +217,12 @@ def of_split(samples: Iterable[Sample], split: str) -> tuple[Sample, ...]:
     return tuple(sample for sample in samples if sample.split == split)
 
 
+def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most `count` of them, evenly spaced: neighbors are often alike."""
+    count = min(count, len(samples))
+    return [samples[(2 * n + 1) * len(samples) // (2 * count)] for n in range(count)]
+
+
 def to_rows(samples: Iterable[Sample]) -> list[dict[str, Any]]:
     """One dictionary for each sample, for tables."""
     return [sample._asdict() for sample in samples]

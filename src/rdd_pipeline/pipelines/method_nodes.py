@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,6 +32,7 @@ from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import METHODS, check_changes, find_method, method_title
 from rdd_pipeline.distillation.objective import check_losses
+from rdd_pipeline.distillation.stages import stage_span
 from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
@@ -49,8 +51,10 @@ from rdd_pipeline.networks import (
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.pipelines.paths import local_network
 from rdd_pipeline.pipelines.together import train_students
+from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.comparison import Metrics
-from rdd_pipeline.reporting.figures import confusion_figure, training_curves
+from rdd_pipeline.reporting.curves import training_curves
+from rdd_pipeline.reporting.figures import confusion_figure
 from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.difficulty import training_notes
@@ -430,12 +434,53 @@ def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Drawing:
     )
 
 
-def draw_history(history: pd.DataFrame) -> Drawing:
-    """Loss, learning rate and validation mIoU over the iterations, of the first seed."""
+def make_draw_node(method: str) -> Callable[..., Drawing]:
+    """Node function that draws how the training of `method` went."""
+
+    def draw_training(history: pd.DataFrame, plan: Plan, images: Images) -> Drawing:
+        """Losses, scores, shares and learning rate over the iterations, of the first seed."""
+        rows = _first_seed(history)
+        job = next(iter(plan.values()), None)
+        line = _provenance(method, job, images, iteration=rows[-1]["iteration"] if rows else "")
+        handovers = [] if job is None else _handovers(job)
+        return Drawing(
+            lambda: captioned(training_curves(rows, handovers), line),
+            shows=["history", rows, handovers, line],
+        )
+
+    draw_training.__name__ = f"draw_{method}_history"
+    return draw_training
+
+
+def _first_seed(history: pd.DataFrame) -> list[dict[str, float]]:
     if "seed" in history and len(history):
         history = history[history["seed"] == history["seed"].iloc[0]].drop(columns="seed")
-    rows = cast(list[dict[str, float]], history.to_dict("records"))
-    return Drawing(lambda: training_curves(rows), shows=["history", rows])
+    return cast(list[dict[str, float]], history.to_dict("records"))
+
+
+def _provenance(method: str, job: TrainingJob | None, images: Images, *, iteration: object) -> str:
+    """The line below figures of one training; `job` is None where the weights were given."""
+    data = images.labels.name
+    if job is None:
+        return provenance(data=data, method=find_method(method).title)
+    return provenance(
+        data=data,
+        network=job.network.name,
+        method=method_title(method, job.rdd),
+        seed=job.seed,
+        iteration=iteration,
+    )
+
+
+def _handovers(job: TrainingJob) -> list[tuple[int, str, str]]:
+    """Where one stage ends and the next begins, of those that this training has been through."""
+    stages, rdd, iterations = job.definition.stages, job.rdd_settings, job.recipe.iterations
+    ends = [stage_span(stages, stage.name, rdd, iterations)[1] for stage in stages]
+    return [
+        (end, before.name.upper(), after.name.upper())
+        for end, (before, after) in zip(ends, pairwise(stages), strict=False)
+        if 0 < end < job.last_iteration
+    ]
 
 
 def the_only(networks: Networks) -> NetworkCheckpoint:

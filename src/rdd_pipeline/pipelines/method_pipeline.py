@@ -56,9 +56,9 @@ def method_pipeline(method: str) -> Pipeline:
             tags=["gpu", "evaluation"],
         ),
         Node(
-            _nodes.draw_history,
+            _nodes.make_draw_node.made_with(method, name=f"draw_{method}_history"),
             name=f"draw_{method}_history",
-            inputs=f"history_{method}",
+            inputs=[f"history_{method}", f"plan_{method}", "images"],
             outputs=f"curves_{method}",
             tags=["figures"],
         ),

@@ -14,7 +14,7 @@ from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.coverage import with_coverage
 from rdd_pipeline.data.division import Division
 from rdd_pipeline.data.images import Images
-from rdd_pipeline.data.index import Index, check_images, of_split, to_rows
+from rdd_pipeline.data.index import Index, check_images, evenly, of_split, to_rows
 from rdd_pipeline.data.layouts import Problem, get_layout, prepare, raise_problems
 from rdd_pipeline.data.packed import (
     PackProblem,
@@ -27,7 +27,8 @@ from rdd_pipeline.data.statistics import label_statistics
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.files import content_digest
 from rdd_pipeline.pipelines.paths import images_root
-from rdd_pipeline.reporting.figures import dataset_preview
+from rdd_pipeline.reporting.caption import captioned, provenance
+from rdd_pipeline.reporting.preview import dataset_preview
 
 from .report import ingestion_report
 
@@ -216,11 +217,10 @@ def _mention_others(folder: Path, ours: set[str]) -> None:
 
 def preview_images(images: Images) -> Figure:
     """Show a few training images with their labels, evenly spaced: neighbors are often alike."""
-    samples = images.split("train").samples
-    count = min(PREVIEWED, len(samples))
-    chosen = [samples[(2 * n + 1) * len(samples) // (2 * count)] for n in range(count)]
+    chosen = evenly(images.split("train").samples, PREVIEWED)
     pairs = [(sample.name, *images.read(sample)) for sample in chosen]
-    return dataset_preview(pairs, images.labels)
+    line = provenance(data=images.labels.name, split="train")
+    return captioned(dataset_preview(pairs, images.labels), line)
 
 
 def _workers(data: DataParams) -> int | None:

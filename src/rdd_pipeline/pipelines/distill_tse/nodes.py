@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
 
 from rdd_pipeline.config import EvaluationParams, RddParams
 from rdd_pipeline.data.images import Images
+from rdd_pipeline.data.index import Sample, evenly
+from rdd_pipeline.distillation.methods import method_title
 from rdd_pipeline.drawing import Drawing
+from rdd_pipeline.evaluation.predict import predict_labels
 from rdd_pipeline.losses.rdd import entropy_confidence, selected_pixels, teacher_confidence
-from rdd_pipeline.networks import NetworkCheckpoint
-from rdd_pipeline.networks.resizing import bilinear
+from rdd_pipeline.networks import Network, Preprocessing
 from rdd_pipeline.pipelines.method_nodes import Networks, the_only
-from rdd_pipeline.reporting.figures import RddRow, rdd_figure
+from rdd_pipeline.reporting.caption import captioned, provenance
+from rdd_pipeline.reporting.pixels import RddRow, rdd_figure
 
 
 def draw_pixels(
@@ -30,6 +33,17 @@ def draw_pixels(
     that has any, evenly spaced.
     """
     trained = the_only(teacher_weights), next(iter(student_weights.values()))
+    there = [name for name in evaluation.splits if images.split(name).samples]
+    split = (*there, "train")[0]
+    header = trained[1].header
+    line = provenance(
+        data=images.labels.name,
+        network=f"{header.network.name}, teacher {trained[0].header.network.name}",
+        method=method_title("tse", rdd),
+        seed=header.provenance.get("seed", ""),
+        split=split,
+        iteration=header.provenance.get("iteration", ""),
+    )
     shows = {
         "images": images.digest,
         "labels": images.labels.model_dump(mode="json"),
@@ -39,60 +53,76 @@ def draw_pixels(
         ],
         "rdd": rdd.model_dump(mode="json"),
         "evaluation": evaluation.model_dump(mode="json"),
+        "line": line,
     }
-    return Drawing(partial(_draw, images, trained, rdd, evaluation), shows=["pixels", shows])
+
+    def draw() -> Figure:
+        candidates = images.split(split).samples
+        networks = [(network.build(), network.header.preprocessing) for network in trained]
+        rows = [
+            _look(images, sample, networks, rdd, evaluation)
+            for sample in evenly(candidates, evaluation.figure_images)
+        ]
+        return captioned(rdd_figure(rows, images.labels), line)
+
+    return Drawing(draw, shows=["pixels", shows])
 
 
-def _draw(
+def _look(
     images: Images,
-    trained: tuple[NetworkCheckpoint, NetworkCheckpoint],
+    sample: Sample,
+    networks: Sequence[tuple[Network, Preprocessing]],
     rdd: RddParams,
     evaluation: EvaluationParams,
-) -> Figure:
-    labels = images.labels
-    there = [name for name in evaluation.splits if images.split(name).samples]
-    candidates = images.split((*there, "train")[0]).samples
-    count = min(evaluation.figure_images, len(candidates))
-    teacher, student = (network.build() for network in trained)
-    teacher_input, student_input = (network.header.preprocessing for network in trained)
-    rows = []
-    for number in range(count):
-        sample = candidates[(2 * number + 1) * len(candidates) // (2 * count)]
-        image, label = images.read(sample)
-        inputs, label_maps = image.unsqueeze(0), label.unsqueeze(0)
-        size = (label.shape[0], label.shape[1])
-        with torch.inference_mode():
-            seen = teacher(teacher_input.normalize(inputs))
-            given = student(student_input.normalize(inputs))
-            confidence = None
-            if rdd.confidence == "entropy":
-                confidence = entropy_confidence(seen.logits, size=size)[0]
-            second = seen.aux_logits
-            if rdd.confidence == "flip":
-                second = teacher(teacher_input.normalize(inputs.flip(-1))).logits.flip(-1)
-            if confidence is None and second is not None:
-                confidence = teacher_confidence(seen.logits, second, size=size)[0]
-            pixels = selected_pixels(
-                given.logits,
-                seen.logits,
-                label_maps,
-                mode=rdd.mode,
-                threshold=rdd.threshold,
-                # A count is meant for a training batch, not for one image of the figure.
-                min_kept=rdd.min_kept if isinstance(rdd.min_kept, float) else 0,
-                ignore_index=labels.ignore_index,
-            )
-            logits = bilinear(given.logits, size)
-        rows.append(
-            RddRow(
-                name=sample.name,
-                image=image,
-                label=label,
-                prediction=logits[0].argmax(0),
-                confidence=confidence,
-                hard_student=pixels.hard_student[0],
-                hard_teacher=pixels.hard_teacher[0],
-                chosen=pixels.selected[0],
-            )
+) -> RddRow:
+    """An image as both see it: predicted as it is scored, weighed and chosen as in training."""
+    image, label = images.read(sample)
+    inputs, label_maps = image.unsqueeze(0), label.unsqueeze(0)
+    size = (label.shape[0], label.shape[1])
+    (teacher, teacher_input), (student, student_input) = networks
+    with torch.inference_mode():
+        seen = teacher(teacher_input.normalize(inputs))
+        given = student(student_input.normalize(inputs))
+        confidence = None
+        if rdd.confidence == "entropy":
+            confidence = entropy_confidence(seen.logits, size=size)[0]
+        second = seen.aux_logits
+        if rdd.confidence == "flip":
+            second = teacher(teacher_input.normalize(inputs.flip(-1))).logits.flip(-1)
+        if confidence is None and second is not None:
+            confidence = teacher_confidence(seen.logits, second, size=size)[0]
+        pixels = selected_pixels(
+            given.logits,
+            seen.logits,
+            label_maps,
+            mode=rdd.mode,
+            threshold=rdd.threshold,
+            # A count is meant for a training batch, not for one image of the figure.
+            min_kept=rdd.min_kept if isinstance(rdd.min_kept, float) else 0,
+            ignore_index=images.labels.ignore_index,
         )
-    return rdd_figure(rows, labels)
+        predictions = [
+            predict_labels(
+                network,
+                preprocessing,
+                inputs,
+                sizes=[size],
+                scales=evaluation.scales,
+                flip=evaluation.flip,
+                average=evaluation.average,
+                window=evaluation.window_size,
+                overlap=evaluation.overlap,
+            )[0]
+            for network, preprocessing in networks
+        ]
+    return RddRow(
+        name=sample.name,
+        image=image,
+        label=label,
+        student=predictions[1],
+        teacher=predictions[0],
+        confidence=confidence,
+        hard_student=pixels.hard_student[0],
+        hard_teacher=pixels.hard_teacher[0],
+        chosen=pixels.selected[0],
+    )
