@@ -5,6 +5,7 @@ beside itself under pytest-xdist. No test asks the network for anything.
 """
 
 import os
+import sys
 
 for _name, _value in {
     "OMP_NUM_THREADS": "1",
@@ -15,6 +16,9 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }.items():
     os.environ.setdefault(_name, _value)
+# A hundred commands are started: each would compile this project anew for 1.5 s in some containers.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import pytest  # noqa: E402
 import torch  # noqa: E402 - it reads OMP_NUM_THREADS when it is imported

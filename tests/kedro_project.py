@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ CONF = _shared_configuration()
 ENVIRONMENTS = [name for name in environments(CONF) if name != "local"]
 
 
+@functools.cache
 def bootstrap() -> None:
     """Let Kedro know the project; needed once in a process before any session."""
     from kedro.framework.startup import bootstrap_project

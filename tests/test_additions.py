@@ -30,8 +30,7 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.package = folder / "rdd_pipeline"
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PACKAGE, self.package, ignore=ignored)
+        shutil.copytree(PACKAGE, self.package)
 
     def add(self, file: str, text: str) -> None:
         path = self.package / file
@@ -66,8 +65,7 @@ class Copy:
         """Two steps, see `two_steps`."""
         done = subprocess.run(
             [sys.executable, "-m", "tests.two_steps", method, student, pipeline, json.dumps(rdd)],
-            env=os.environ
-            | {"PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | {"PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}"},
             cwd=self.folder,
             capture_output=True,
             text=True,

@@ -1,6 +1,7 @@
-"""What a data set, an environment and a variant touch: each is made in a copy, run and counted.
+"""What a data set and an environment touch: both are made in a copy, run and counted.
 
-CONTRIBUTING.md says the same in words; tests/test_additions.py has losses, networks and stages.
+CONTRIBUTING.md says the same in words; tests/test_additions.py has losses, networks and stages,
+tests/test_run.py a variant.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         shutil.copy(ROOT / "pyproject.toml", folder)
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        ignored = shutil.ignore_patterns("*.egg-info")
         shutil.copytree(ROOT / "src", folder / "src", ignore=ignored)
         shutil.copytree(CONF, folder / "conf")
 
@@ -76,8 +77,7 @@ class Project:
     def kedro(self, *words: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "kedro", *words],
-            env=os.environ
-            | {"PYTHONPATH": str(self.folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | {"PYTHONPATH": str(self.folder / "src")},
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -115,15 +115,3 @@ def test_a_data_set_is_a_layout_an_entry_and_an_environment(project):
     report = project.folder / "data/08_reporting/fields/ingestion_report.html"
     assert "crop" in report.read_text()
     assert (project.folder / "data/08_reporting/fields/label_statistics.csv").exists()
-
-
-def test_a_variant_of_a_data_set_is_one_folder_with_its_difference(project):
-    """Of CamVid here: the layout, the networks and the recipe are those of `--env=camvid`."""
-    project.add("conf/camvid/tiny/globals.yml", "dataset: camvid_tiny\n")
-    project.add("conf/camvid/tiny/parameters.yml", "data: {image_size: [60, 80]}\n")
-    assert project.touched() == ["conf/camvid/tiny"]
-
-    make_camvid(project.folder / "data/01_raw/camvid")
-    project.kedro("run", "--pipeline=data_ingestion", "--env=camvid/tiny")
-    assert (project.folder / "data/08_reporting/camvid_tiny/data_preview.png").exists()
-    assert not (project.folder / "data/08_reporting/camvid").exists()

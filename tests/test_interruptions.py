@@ -176,8 +176,21 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("moment", "ends"), MOMENTS)
-@pytest.mark.parametrize("numbers", [[TERM], [INT, TERM]], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    ("numbers", "moment", "ends"),
+    [
+        *(pytest.param([TERM], *moment, id=f"once-{moment[0]}") for moment in MOMENTS),
+        *(
+            pytest.param(
+                [INT, TERM],
+                *moment,
+                id=f"twice-{moment[0]}",
+                marks=[pytest.mark.slow][number == 2 :],
+            )
+            for number, moment in enumerate(MOMENTS)
+        ),
+    ],
+)
 def test_in_the_middle_of_a_run(project: Path, typist: Typist, numbers, moment, ends) -> None:
     done = typist.type(
         *RUN,

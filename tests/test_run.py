@@ -31,6 +31,7 @@ from rdd_pipeline.networks import (
 )
 from rdd_pipeline.pipelines import method_nodes
 from rdd_pipeline.training.state import loads
+from tests.data.files import make_camvid
 from tests.kedro_project import CONF, ROOT, Project, bootstrap
 from tests.mlflow_store import new_store
 from tests.typist import Typist
@@ -532,6 +533,20 @@ def test_a_teacher_of_other_classes_ends_the_command_with_one_clear_line(command
     assert "Traceback" not in done.stdout + done.stderr
     assert not list((clone / "data/06_models").rglob("*.safetensors"))
     assert not list((clone / "data/06_models").rglob("state-*"))
+
+
+def test_a_variant_of_a_data_set_is_one_folder_with_its_difference(command_line):
+    """Of CamVid here: the layout, the networks and the recipe are those of `--env=camvid`."""
+    clone, kedro_run = command_line
+    variant = clone / "conf/camvid/tiny"
+    variant.mkdir()
+    (variant / "globals.yml").write_text("dataset: camvid_tiny\n")
+    (variant / "parameters.yml").write_text("data: {image_size: [60, 80]}\n")
+    make_camvid(clone / "data/01_raw/camvid")
+    done = kedro_run("--pipeline=data_ingestion", "--env=camvid/tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone / "data/08_reporting/camvid_tiny/data_preview.png").exists()
+    assert not (clone / "data/08_reporting/camvid").exists()
 
 
 def test_a_missing_folder_ends_the_command_with_one_clear_line(command_line):

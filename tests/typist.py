@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def _command(words: list[str], cwd: str, env: dict[str, str], streams: list[str]
 
 
 def _type() -> None:
+    package = importlib.import_module("rdd_pipeline")
     for module in (
         "kedro.framework.cli.cli",
         "kedro.framework.session",
@@ -74,12 +76,16 @@ def _type() -> None:
         "mlflow.tracking",
         "mlflow.store.tracking.sqlalchemy_store",
         "rdd_pipeline.settings",
-        *(
-            f"rdd_pipeline.pipelines.{path.parent.name}"
-            for path in Path("src/rdd_pipeline/pipelines").glob("*/__init__.py")
-        ),
+        "alembic",
+        "matplotlib.figure",
+        "scipy.stats",
+        "timm",
+        "torchvision",
+        # Nodes import their code when they are called.
+        *(module.name for module in pkgutil.walk_packages(package.__path__, "rdd_pipeline.")),
     ):
-        importlib.import_module(module)
+        if not module.endswith("__main__"):
+            importlib.import_module(module)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         child = os.fork()
