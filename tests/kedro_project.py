@@ -36,9 +36,16 @@ CONF = _shared_configuration()
 ENVIRONMENTS = [name for name in environments(CONF) if name != "local"]
 
 
-@functools.cache
 def bootstrap() -> None:
-    """Let Kedro know the project; needed once in a process before any session."""
+    """Let Kedro know the project; needed in a process before any session, with all pipelines."""
+    from kedro.framework.project import pipelines
+
+    _know_the_project()
+    pipelines.set_requested(None)  # a session knows the pipelines that it has run
+
+
+@functools.cache
+def _know_the_project() -> None:
     from kedro.framework.startup import bootstrap_project
 
     bootstrap_project(ROOT)

@@ -181,13 +181,8 @@ MOMENTS = [
     [
         *(pytest.param([TERM], *moment, id=f"once-{moment[0]}") for moment in MOMENTS),
         *(
-            pytest.param(
-                [INT, TERM],
-                *moment,
-                id=f"twice-{moment[0]}",
-                marks=[pytest.mark.slow][number == 2 :],
-            )
-            for number, moment in enumerate(MOMENTS)
+            pytest.param([INT, TERM], *moment, id=f"twice-{moment[0]}", marks=pytest.mark.slow)
+            for moment in MOMENTS
         ),
     ],
 )

@@ -367,6 +367,7 @@ def _free_endpoint() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_two_launchers_of_torchrun_come_to_the_same(undisturbed, job, blocks, teacher, tmp_path):
     trainer = CPU.model_copy(update={"threads": 1, "log_every": 1})
     path = _write_job_file(tmp_path, job, trainer, blocks.images, teacher)
