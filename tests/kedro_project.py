@@ -74,7 +74,8 @@ class Project:
         """Files of all versions of a catalog entry, or of one seed in it, oldest first."""
         place = self.folder / "data" / path
         by_seed = place.parent.glob(f"*/{place.parent.name}/{place.name}")
-        return sorted([*place.glob(f"*/{place.name}"), *by_seed])
+        found = sorted([*place.glob(f"*/{place.name}"), *by_seed])
+        return [path for path in found if "latest" not in path.parts]
 
     def newest(self, path: str) -> Path:
         """File of the newest version."""

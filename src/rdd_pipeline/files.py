@@ -36,7 +36,8 @@ _FORMER_ASIDE = re.compile(
     r"\..+\.([0-9a-f]{8}|\d+)\.tmp|\.[0-9a-f]{8}\..+|.+\.pack\.[0-9a-f]{8}\.tmp"
 )
 """As earlier versions of this project named it."""
-_VERSION = re.compile(r"\d{4}-\d\d-\d\dT\d\d\.\d\d\.\d\d\.\d{3}Z")
+VERSION = re.compile(r"\d{4}-\d\d-\d\dT\d\d\.\d\d\.\d\d\.\d{3}Z")
+"""Kedro's time stamps: they sort by age."""
 _LONGEST_NAME = 255
 """Bytes of a name on nearly every disk."""
 _ABANDONED = 86_400.0
@@ -138,6 +139,20 @@ def move_whole(aside: Path, path: Path) -> None:
     _flush_folder(path.parent)
 
 
+def link_whole(target: str, path: Path) -> None:
+    """Make `path` a symbolic link to `target`, in the place of another one that may be there.
+
+    Raises:
+        OSError: The file system has no such links, or `path` is a folder.
+    """
+    aside = _aside_name(path)
+    try:
+        os.symlink(target, aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def remove_leftovers(*roots: Path) -> list[Path]:
     """Remove what killed writers left below these folders, and empty folders of versions.
 
@@ -154,7 +169,7 @@ def remove_leftovers(*roots: Path) -> list[Path]:
             removed += [path for name in left if _removed(path := Path(place, name))]
             folders[:] = [name for name in folders if name not in left]
             here = Path(place)
-            if _VERSION.fullmatch(here.name) and _age(here) > _EMPTY:
+            if VERSION.fullmatch(here.name) and _age(here) > _EMPTY:
                 with contextlib.suppress(OSError):  # mostly that it is not empty
                     here.rmdir()
                     removed.append(here)

@@ -121,3 +121,17 @@ def test_other_files_are_not_taken_for_versions(tmp_path: Path) -> None:
 def test_nothing_is_saved_through_it(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="is only read"):
         TrainedMetricsDataset(filepath=str(tmp_path)).save({})  # type: ignore[arg-type]
+
+
+def test_the_preview_is_a_table_of_scores_and_not_of_digests(tmp_path: Path) -> None:
+    entry = MetricsDataset(filepath=f"{tmp_path}/kd")
+    scores = {"miou": 0.25, "pixel_accuracy": 0.5, "classes_in_mean": 2, "confusion": [[1]]}
+    found = {"splits": {"test": scores | {"iou": {"road": 0.5, "sky": None}}}, "about": {}}
+    entry.save({"0": found, "1": found})
+    table = entry.preview()
+    assert table["columns"] == ["in %", "test, seed 0", "test, seed 1"]
+    assert table["data"] == [
+        ["mIoU", "25.0", "25.0"],
+        ["pixel accuracy", "50.0", "50.0"],
+        ["road", "50.0", "50.0"],
+    ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from kedro.io import DataCatalog, DatasetError, Version
 
-from rdd_pipeline.datasets import NetworksDataset
+from rdd_pipeline.datasets import MetricsDataset, NetworksDataset
 from rdd_pipeline.networks import NetworkCheckpoint
 from tests.datasets.conftest import make_checkpoint
 
@@ -42,7 +42,7 @@ def test_works_on_any_file_system(
     dataset.save({"0": checkpoint})
     assert dataset.exists()
     assert dataset.load()["0"].digest() == checkpoint.digest()
-    assert dataset.preview()["data"][0][1] == "3 tensors"
+    assert dataset.preview()["data"][0] == ["network", "fcn_resnet18"]
     assert not list(tmp_path.iterdir())
 
 
@@ -71,11 +71,21 @@ def test_loads_the_newest_version_or_the_one_asked_for(tmp_path: Path) -> None:
     assert pinned.load()["0"].digest() == old.digest()
 
 
-def test_equal_weights_become_a_hard_link(tmp_path: Path, checkpoint: NetworkCheckpoint) -> None:
+def test_equal_weights_are_no_new_version(tmp_path: Path, checkpoint: NetworkCheckpoint) -> None:
     _versioned(tmp_path, FIRST).save({"0": checkpoint})
     # Provenance does not decide what a network computes.
-    _versioned(tmp_path, SECOND).save({"0": make_checkpoint(source="looked up")})
-    assert _file(tmp_path, FIRST).samefile(_file(tmp_path, SECOND))
+    again = _versioned(tmp_path, SECOND)
+    again.save({"0": make_checkpoint(source="looked up")})
+    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == [FIRST, "latest"]
+    assert again.resolve_load_version() == again.resolve_save_version() == FIRST
+    _versioned(tmp_path, "later").save({"0": make_checkpoint(1)})
+    assert again.load()["0"].digest() == checkpoint.digest()  # what it saved, not the newest
+
+
+def test_fewer_seeds_are_a_new_version(tmp_path: Path, checkpoint: NetworkCheckpoint) -> None:
+    _versioned(tmp_path, FIRST).save({"0": checkpoint, "1": make_checkpoint(1)})
+    _versioned(tmp_path, SECOND).save({"0": checkpoint})
+    assert list(_versioned(tmp_path, "later").load()) == ["0"]
 
 
 def test_other_weights_become_a_file_of_their_own(tmp_path: Path) -> None:
@@ -102,7 +112,7 @@ def test_where_links_are_impossible_a_copy_is_written(
 
     monkeypatch.setattr("os.link", refuse)
     _versioned(tmp_path, FIRST).save({"0": checkpoint})
-    _versioned(tmp_path, SECOND).save({"0": checkpoint})
+    _versioned(tmp_path, SECOND).save({"0": checkpoint, "1": make_checkpoint(1)})
     assert not _file(tmp_path, FIRST).samefile(_file(tmp_path, SECOND))
     assert _file(tmp_path, FIRST).read_bytes() == _file(tmp_path, SECOND).read_bytes()
 
@@ -144,11 +154,32 @@ def test_previews_the_header_without_reading_tensors(
     header = 8 + int.from_bytes(content[:8], "little")
     path.write_bytes(content[:header])
     table = dataset.preview()
-    assert table["data"][0] == ["(all)", "3 tensors", "", 9]
-    assert ["classifier.weight", "2 x 3 x 1 x 1", "F32", 6] in table["data"]
+    assert table["data"][:3] == [
+        ["network", "fcn_resnet18"],
+        ["data set", tmp_path.name],
+        ["source", "a test"],
+    ]
+    assert ["values", "8 in 2 tensors"] in table["data"]
+    assert ["classifier.weight", "2 x 3 x 1 x 1 F32"] in table["data"]
+    assert "norm.num_batches_tracked" not in str(table)
     assert {len(row) for row in table["data"]} == {len(table["columns"])}
     # Kedro-Viz decides by the annotation how to show it.
     assert inspect.signature(dataset.preview).return_annotation == "TablePreview"
+
+
+def test_the_preview_says_what_the_network_scored_if_the_scores_are_its_own(tmp_path: Path) -> None:
+    trained = make_checkpoint()
+    trained.header.provenance.update(seed="0", iteration="40")
+    dataset = NetworksDataset(filepath=f"{tmp_path}/net")
+    dataset.save({"0": trained})
+    scores = MetricsDataset(filepath=f"{tmp_path}/scores", version=Version(None, FIRST))
+    of_this = {"about": {"iteration": "40"}, "splits": {"val": {"miou": 0.5}}}
+    scores.save({"0": of_this})
+    assert ["mIoU val", "50.0 %"] in dataset.preview(scores=f"{tmp_path}/scores")["data"]
+    scores = MetricsDataset(filepath=f"{tmp_path}/scores", version=Version(None, SECOND))
+    scores.save({"0": of_this | {"about": {"iteration": "30"}}})
+    assert "mIoU" not in str(dataset.preview(scores=f"{tmp_path}/scores"))
+    assert "mIoU" not in str(dataset.preview(scores=f"{tmp_path}/none"))
 
 
 def test_dtypes_survive(tmp_path: Path, checkpoint: NetworkCheckpoint) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import subprocess
 from pathlib import Path
 
@@ -42,8 +44,9 @@ def test_a_version_is_its_file_and_a_digest_that_others_can_check(tmp_path, kind
     folder = path / FIRST
     assert sorted(p.name for p in folder.iterdir()) == [name, f"{name}.b2"]
     assert sorted(p.name for p in path.parent.rglob("*")) == sorted(
-        [name, FIRST, name, f"{name}.b2"]
+        [name, "latest", FIRST, name, f"{name}.b2"]
     )
+    assert (path / "latest" / name).samefile(folder / name)
     check = ["b2sum", "-l", "128", "--quiet", "-c", f"{name}.b2"]
     assert subprocess.run(check, cwd=folder, check=False).returncode == 0
 
@@ -88,6 +91,81 @@ def test_an_entry_without_versions_is_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+# ---- what Kedro-Viz shows
+
+
+def test_a_page_is_shown_without_its_rules_and_a_summary_as_a_table(tmp_path):
+    page = WholeTextDataset(filepath=f"{tmp_path}/report.html")
+    page.save(
+        "<html><head><style>body {}</style></head><body class='a'><p>so</p><style>p {}"
+        "</style></body></html>"
+    )
+    assert page.preview() == "<p>so</p>"
+    summary = WholeTextDataset(filepath=f"{tmp_path}/summary.md")
+    summary.save("| network | test |\n|---|---|\n| R<DD | 40.1 |\n\nOne seed.\n")
+    assert summary.preview() == (
+        "<table><tr><td>network</td><td>test</td></tr><tr><td>R&lt;DD</td><td>40.1</td></tr>"
+        "</table><p>One seed.</p>"
+    )
+    # Kedro-Viz decides by the annotation how to show it.
+    assert inspect.signature(page.preview).return_annotation == "HTMLPreview"
+
+
+# ---- versions that say the same, and the newest under a path that stays
+
+
+def _text(tmp_path: Path, version: str, load: str | None = None) -> WholeTextDataset:
+    return WholeTextDataset(filepath=f"{tmp_path}/t.md", version=Version(load, version))
+
+
+def test_what_is_as_it_was_is_no_new_version_and_the_session_says_which_one_holds_it(tmp_path):
+    _text(tmp_path, FIRST).save("same")
+    again = _text(tmp_path, SECOND)
+    again.save("same")
+    assert [p.name for p in sorted((tmp_path / "t.md").iterdir())] == [FIRST, "latest"]
+    assert again.resolve_save_version() == again.resolve_load_version() == FIRST
+    again.save("other")
+    assert again.resolve_save_version() == again.resolve_load_version() == SECOND
+    assert again.load() == "other"
+
+
+def test_a_version_that_was_changed_is_not_taken_for_the_same(tmp_path):
+    _text(tmp_path, FIRST).save("same")
+    (tmp_path / "t.md" / FIRST / "t.md.b2").write_text("0" * 32)
+    _text(tmp_path, SECOND).save("same")
+    assert _text(tmp_path, "later").load() == "same"
+
+
+def test_latest_leads_to_the_newest_and_is_no_version_itself(tmp_path):
+    _text(tmp_path, SECOND).save("new")
+    _text(tmp_path, FIRST).save("old")  # begun before, ended after
+    link = tmp_path / "t.md" / "latest"
+    assert not Path(os.readlink(link)).is_absolute()
+    assert (link / "t.md").read_text() == "new"
+    later = _text(tmp_path, "later")
+    assert later.list_versions(full_path=False) == [SECOND, FIRST]
+    assert later.load() == "new"
+    assert _text(tmp_path, "later", load=FIRST).load() == "old"
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
+    assert (moved / "t.md" / "latest" / "t.md").read_text() == "new"
+
+
+@pytest.mark.parametrize("instead", ["no links", "a folder"])
+def test_where_latest_cannot_be_everything_else_is_as_usual(tmp_path, instead, monkeypatch, caplog):
+    def refuse(*paths: object) -> None:
+        raise OSError("no links here")
+
+    if instead == "no links":
+        monkeypatch.setattr("os.symlink", refuse)
+    else:
+        (tmp_path / "t.md" / "latest").mkdir(parents=True)
+    _text(tmp_path, FIRST).save("one")
+    _text(tmp_path, SECOND).save("two")
+    assert _text(tmp_path, "later").load() == "two"
+    assert not list((tmp_path / "t.md").glob(".*"))
+    assert ("is no link and not the newest version" in caplog.text) is (instead == "a folder")
+
+
 # ---- figures that are not drawn again
 
 
@@ -120,13 +198,13 @@ def _save_curve(
     return path / version / "curve.png"
 
 
-def test_the_same_figure_is_copied_into_the_next_version_and_not_drawn_again(tmp_path, line):
+def test_the_same_figure_is_no_new_version_and_not_drawn_again(tmp_path, line):
     first = _save_curve(tmp_path, FIRST, line)
-    second = _save_curve(tmp_path, SECOND, line)
+    _save_curve(tmp_path, SECOND, line)
     assert line.times == 1
-    assert second.read_bytes() == first.read_bytes()
-    assert sorted(p.name for p in second.parent.iterdir()) == ["curve.png", "curve.png.b2"]
-    assert plt.imread(second).ndim == 3
+    assert sorted(p.name for p in first.parents[1].iterdir()) == [FIRST, "latest"]
+    assert sorted(p.name for p in first.parent.iterdir()) == ["curve.png", "curve.png.b2"]
+    assert plt.imread(first).ndim == 3
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from kedro.io.core import (
     get_protocol_and_path,
 )
 
+from rdd_pipeline.datasets.versions import Versions
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import folder_aside, move_whole, read_regular, write_atomically
 
@@ -28,14 +29,14 @@ Content = TypeVar("Content")
 
 
 class BySeedDataset(
-    AbstractVersionedDataset[Mapping[str, Content], dict[str, Content]], Generic[Content]
+    Versions, AbstractVersionedDataset[Mapping[str, Content], dict[str, Content]], Generic[Content]
 ):
     """A folder per version with a file per seed, through fsspec: ``NAME/VERSION/NAME/SEED.ext``.
 
-    A version is there whole or not at all. A file whose content equals that of the same seed in the
-    newest version becomes a hard link to it where the file system has hard links, so a run that
-    only looks its finished work up costs no disk. Subclasses say how content becomes bytes and when
-    two contents are equal.
+    A version is there whole or not at all. What equals the newest version seed by seed is no new
+    one, so a run that only looks its finished work up costs no disk. Of more seeds, those that are
+    there become hard links where the file system has them. Subclasses say how content becomes bytes
+    and when two contents are equal.
     """
 
     suffix: ClassVar[str]
@@ -62,7 +63,6 @@ class BySeedDataset(
         arguments = deepcopy({**(credentials or {}), **(fs_args or {})})
         self._protocol = protocol
         self._fs = fsspec.filesystem(protocol, **arguments)
-        self._saved = False
         self.metadata = metadata
         super().__init__(
             filepath=PurePosixPath(path),
@@ -95,27 +95,27 @@ class BySeedDataset(
         """Write a new version."""
         if not data:
             raise DatasetError(f"Nothing to save in {self._filepath}: there is no seed.")
+        self._forget()
         folder = get_filepath_str(self._get_save_path(), self._protocol)
+        newest = self._newest()
+        equal = {} if newest is None else self._equal(data, newest)
+        if newest is not None and all(equal.values()) and len(self._in(newest)) == len(data):
+            self._stands(PurePosixPath(newest).parent.name)
+            return
+        there = {seed: f"{newest}/{seed}{self.suffix}" for seed, same in equal.items() if same}
         if self._protocol == "file" and self._version:
             # Beside the dataset's folder: in it, it would look like a version.
             with folder_aside(Path(self._filepath)) as aside:
-                self._write_all(data, str(aside / self._filepath.name))
+                self._write_all(data, str(aside / self._filepath.name), there)
                 move_whole(aside, Path(folder).parent)
         else:
-            self._write_all(data, folder)
-        self._saved = True
+            self._write_all(data, folder, there)
         self._fs.invalidate_cache(get_filepath_str(self._filepath, self._protocol))
-
-    def resolve_load_version(self) -> str | None:
-        """The version that `load` reads."""
-        # Another run of this project may have saved a newer one since.
-        if self._version and self._saved and not self._version.load:
-            return self.resolve_save_version()
-        return super().resolve_load_version()
+        self._stands(self.resolve_save_version())
 
     def _files(self) -> list[str]:
         folder = get_filepath_str(self._get_load_path(), self._protocol)
-        paths = [str(path) for path in self._fs.glob(f"{folder}/*{self.suffix}")]
+        paths = self._in(folder)
         if not paths:
             raise UserError(
                 f"{folder} holds no file SEED{self.suffix}. Delete that folder, or repeat the "
@@ -123,12 +123,27 @@ class BySeedDataset(
             )
         return sorted(paths, key=lambda path: (len(path), path))  # seed 10 after seed 9
 
-    def _write_all(self, data: Mapping[str, Content], folder: str) -> None:
-        newest = next(iter(self._get_versions()), None) if self._version else None
+    def _in(self, folder: str) -> list[str]:
+        return [str(path) for path in self._fs.glob(f"{folder}/*{self.suffix}")]
+
+    def _equal(self, data: Mapping[str, Content], newest: str) -> dict[str, bool]:
+        """By seed, whether the newest version holds the same."""
+        equal = {}
         for seed, content in data.items():
-            name = f"{seed}{self.suffix}"
-            if newest is None or not self._linked(content, f"{newest}/{name}", f"{folder}/{name}"):
-                self._write(f"{folder}/{name}", self._encode(content))
+            try:
+                equal[seed] = self._same(content, self._read(f"{newest}/{seed}{self.suffix}"))
+            except Exception as error:  # no such seed, or a damaged file
+                logger.debug("Not compared with %s: %s", newest, error)
+                equal[seed] = False
+        return equal
+
+    def _write_all(
+        self, data: Mapping[str, Content], folder: str, there: Mapping[str, str]
+    ) -> None:
+        for seed, content in data.items():
+            path = f"{folder}/{seed}{self.suffix}"
+            if seed not in there or not self._linked(there[seed], path):
+                self._write(path, self._encode(content))
 
     def _read(self, path: str) -> Content:
         if self._protocol == "file":
@@ -144,18 +159,15 @@ class BySeedDataset(
             return
         write_atomically(Path(path), data)
 
-    def _linked(self, data: Content, newest: str, path: str) -> bool:
-        """Make `path` a hard link to the file `newest` if that one holds the same content."""
+    def _linked(self, there: str, path: str) -> bool:
+        """Make `path` a hard link to a file that holds the same."""
         if self._protocol != "file":
             return False
         try:
-            if not self._same(data, self._read(newest)):
-                return False
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            os.link(newest, path)
-        except Exception as error:
-            # No such seed, a damaged file, or no links here: write the content itself.
-            logger.debug("Not linked to %s: %s", newest, error)
+            os.link(there, path)
+        except OSError as error:  # no links here
+            logger.debug("Not linked to %s: %s", there, error)
             return False
         return True
 

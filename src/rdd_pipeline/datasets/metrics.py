@@ -9,8 +9,10 @@ from typing import Any, NoReturn
 import fsspec  # type: ignore[import-untyped]
 from kedro.io import AbstractDataset, DatasetError
 from kedro.io.core import get_protocol_and_path
+from kedro_datasets._typing import TablePreview
 
 from rdd_pipeline.datasets.by_seed import BySeedDataset
+from rdd_pipeline.datasets.versions import LATEST
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import from_checked_json, read_regular, to_checked_json
 
@@ -34,6 +36,23 @@ class MetricsDataset(BySeedDataset[Metrics]):
     """
 
     suffix = ".json"
+
+    def preview(self) -> TablePreview:
+        """What Kedro-Viz shows: scores in %, those of the classes below, by seed and split."""
+        columns: dict[str, dict[str, str]] = {}
+        for seed, metrics in self.load().items():
+            for split, scores in metrics["splits"].items():
+                numbers = {"mIoU": scores["miou"], **scores, **scores["iou"]}
+                columns[f"{split}, seed {seed}"] = {
+                    name.replace("_", " "): f"{100 * value:.1f}"
+                    for name, value in numbers.items()
+                    if isinstance(value, float) and name != "miou"
+                }
+        names = list(dict.fromkeys(name for column in columns.values() for name in column))
+        rows = [[name, *(column.get(name, "") for column in columns.values())] for name in names]
+        return TablePreview(
+            {"index": list(range(len(rows))), "columns": ["in %", *columns], "data": rows}
+        )
 
     def _encode(self, data: Metrics) -> bytes:
         return to_checked_json(data)
@@ -116,7 +135,7 @@ class TrainedMetricsDataset(AbstractDataset[NoReturn, list[Metrics]]):
         self._fs.invalidate_cache()
         pattern = (self._filepath / "*" / "*" / "*" / "*.json").as_posix()
         paths = [PurePosixPath(path) for path in self._fs.glob(pattern)]
-        ours = (path for path in paths if path.parts[-2] == path.parts[-4])
+        ours = (p for p in paths if p.parts[-2] == p.parts[-4] and p.parts[-3] != LATEST)
         return sorted(ours, key=lambda path: (path.parts[-4:-1], len(path.name), path.name))
 
     def _exists(self) -> bool:

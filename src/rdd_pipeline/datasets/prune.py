@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,9 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rdd_pipeline.errors import UserError
-
-# Kedro's time stamps: they sort by age.
-_VERSION = re.compile(r"\d{4}-\d\d-\d\dT\d\d\.\d\d\.\d\d\.\d{3}Z")
+from rdd_pipeline.files import VERSION
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _version_folders(root: Path) -> Iterator[Path]:
     """Folders NAME/VERSION that hold something called NAME."""
     for place, folders, _ in os.walk(root):
-        versions = [name for name in folders if _VERSION.fullmatch(name)]
+        versions = [name for name in folders if VERSION.fullmatch(name)]
         for version in versions:
             folder = Path(place, version)
             if (folder / folder.parent.name).exists() and not folder.is_symlink():

@@ -8,14 +8,18 @@ hand on is named by its content.
 
 from __future__ import annotations
 
+import html
 import inspect
 import io
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from kedro_datasets._typing import HTMLPreview
 from kedro_datasets.json.json_dataset import JSONDataset
 from kedro_datasets.matplotlib.matplotlib_dataset import MatplotlibDataset
 from kedro_datasets.pandas.csv_dataset import CSVDataset
@@ -23,29 +27,31 @@ from kedro_datasets.text.text_dataset import TextDataset
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rdd_pipeline.datasets.versions import Versions
 from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import content_digest, folder_aside, move_whole, read_regular
 
 logger = logging.getLogger(__name__)
 
+_BODY = re.compile(r"<body[^>]*>(.*)</body>", re.DOTALL)
+_STYLE = re.compile(r"<style.*?</style>|<script.*?</script>", re.DOTALL)
+
 _SHOWS = "Shows"
 """Name of the text in a PNG file with the digest of what it shows."""
 
 
-class _Whole:
+class _Whole(Versions):
     """Mixed into a dataset that writes one file."""
 
-    _filepath: PurePosixPath
-    _version: Any
-    _get_load_path: Callable[[], PurePosixPath]
     _aside: PurePosixPath | None = None
 
     def save(self, data: Any) -> None:
-        """Write the file into a folder beside it, then move it to its place."""
+        """Write the file into a folder beside it, then move it to its place, unless it is there."""
+        self._forget()
         # Without Kedro's wrapper, which looks for the new version before it is in its place.
-        save = inspect.unwrap(super().save)  # type: ignore[misc]
-        if getattr(self, "_protocol", "file") != "file":  # object stores replace files whole
+        save = inspect.unwrap(super().save)  # type: ignore[safe-super]
+        if self._protocol != "file":  # object stores replace files whole
             save(self, data)
             return
         target = Path(self._get_save_path())
@@ -58,9 +64,16 @@ class _Whole:
             if not self._version:
                 os.replace(folder / target.name, target)
                 return
-            digest = content_digest((folder / target.name).read_bytes())
-            _digest_file(folder / target.name).write_text(f"{digest}  {target.name}\n")
+            content = (folder / target.name).read_bytes()
+            newest = self._newest()
+            if newest is not None and _whole(Path(newest)) == content:
+                self._stands(Path(newest).parent.name)
+                return
+            _digest_file(folder / target.name).write_text(
+                f"{content_digest(content)}  {target.name}\n"
+            )
             move_whole(folder, target.parent)
+        self._stands(target.parent.name)
 
     def load(self) -> Any:
         """Read the file; of a version only if it has its digest.
@@ -68,16 +81,26 @@ class _Whole:
         Raises:
             UserError: It was changed since it was written.
         """
-        if self._version and getattr(self, "_protocol", "file") == "file":
+        if self._version and self._protocol == "file":
             _check(Path(self._get_load_path()))
-        return inspect.unwrap(super().load)(self)  # type: ignore[misc]
+        return inspect.unwrap(super().load)(self)  # type: ignore[safe-super]
 
     def _get_save_path(self) -> PurePosixPath:
-        return self._aside or super()._get_save_path()  # type: ignore[misc]
+        return self._aside or super()._get_save_path()
 
 
 def _digest_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.b2")
+
+
+def _whole(path: Path) -> bytes | None:
+    """Content of a version; None where it cannot be read, or is not what was written."""
+    try:
+        content = read_regular(path)
+        expected = read_regular(_digest_file(path))[:32]
+    except OSError:
+        return None
+    return content if content_digest(content).encode() == expected else None
 
 
 def _check(path: Path) -> None:
@@ -105,12 +128,33 @@ class WholeJSONDataset(_Whole, JSONDataset):  # type: ignore[misc]
 class WholeTextDataset(_Whole, TextDataset):  # type: ignore[misc]
     """`text.TextDataset`, whole."""
 
+    def preview(self) -> HTMLPreview:
+        """What Kedro-Viz shows: an HTML page without its styles, tables of Markdown as tables."""
+        text = self.load()
+        if self._filepath.suffix == ".html":
+            body = _BODY.search(text)
+            # Its rules would hold for all of Kedro-Viz.
+            return HTMLPreview(_STYLE.sub("", text if body is None else body[1]))
+        return HTMLPreview("".join(_as_html(text)))
+
+
+def _as_html(text: str) -> Iterator[str]:
+    """Lines of a summary: tables, and sentences between them."""
+    for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        if is_table:
+            cells = [html.escape(line).strip("| ").split(" | ") for line in lines]
+            rows = ["<td>" + "</td><td>".join(row) + "</td>" for row in cells if len(row) > 1]
+            yield "<table><tr>" + "</tr><tr>".join(rows) + "</tr></table>"
+        else:
+            said = [f"<p>{html.escape(line)}</p>" for line in lines if line]
+            yield "".join(said)
+
 
 class WholeFigureDataset(_Whole, MatplotlibDataset):  # type: ignore[misc]
     """`matplotlib.MatplotlibDataset`, whole; a `Drawing` that was saved before is not drawn again.
 
-    A PNG file says what it shows. If the newest version says the same and has its digest, the new
-    version is a copy of it.
+    A PNG file says what it shows. If the newest version says the same and has its digest, it stays
+    the newest.
     """
 
     def save(self, data: Figure | Drawing) -> None:
@@ -124,16 +168,14 @@ class WholeFigureDataset(_Whole, MatplotlibDataset):  # type: ignore[misc]
         super().save(data)
 
     def _saved_before(self, digest: str) -> bytes | None:
-        if not self._version or getattr(self, "_protocol", "file") != "file":
-            return None
-        paths = sorted(Path(self._filepath).glob(f"*/{PurePosixPath(self._filepath).name}"))
+        self._forget()
+        newest = self._newest() if self._protocol == "file" else None
+        content = None if newest is None else _whole(Path(newest))
         try:
-            content = read_regular(paths[-1])
-            whole = read_regular(_digest_file(paths[-1]))[:32] == content_digest(content).encode()
-            same = whole and Image.open(io.BytesIO(content)).info.get(_SHOWS) == digest
-        except (IndexError, OSError, ValueError, SyntaxError):  # none, or none that can be read
+            told = {} if content is None else Image.open(io.BytesIO(content)).info
+        except (OSError, ValueError, SyntaxError):  # no picture
             return None
-        return content if same else None
+        return content if told.get(_SHOWS) == digest else None
 
 
 class _Picture:

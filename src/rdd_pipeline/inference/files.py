@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.files import require_regular_file
+from rdd_pipeline.files import VERSION, require_regular_file
 
 SUFFIX = ".safetensors"
-_VERSION = re.compile(r"\d{4}-\d\d-\d\dT\d\d\.\d\d\.\d\d\.\d{3}Z")
 
 
 def find_network(path: str | os.PathLike[str], seed: int | str | None = None) -> Path:
@@ -48,13 +46,12 @@ def find_network(path: str | os.PathLike[str], seed: int | str | None = None) ->
 
 
 def _folders(place: Path) -> list[Path]:
-    """Where files may be: here, in a version, in the versions from the newest on."""
+    """Where files may be: here, in a version (or `latest`), in the versions from the newest on."""
     versions = sorted(
-        (item for item in place.iterdir() if _VERSION.fullmatch(item.name)), reverse=True
+        (item for item in place.iterdir() if VERSION.fullmatch(item.name)), reverse=True
     )
     entries = [version / place.name for version in versions]
-    below = [place / place.parent.name] if _VERSION.fullmatch(place.name) else []
-    return [place, *below, *entries]
+    return [place, place / place.parent.name, *entries]
 
 
 def _in_order(file: Path) -> tuple[int, str]:

@@ -42,7 +42,7 @@ from rdd_pipeline.networks.network import Network, SegmentationNetwork, network_
 from rdd_pipeline.networks.preprocessing import Preprocessing
 
 # safetensors keeps metadata in an unordered map: one key keeps the bytes the same every time.
-_METADATA_KEY = "rdd_pipeline"
+METADATA_KEY = "rdd_pipeline"
 _DIGEST = "digest"
 _HEADER_DIGEST = "header_digest"
 _OF_THE_DATA = ("colors", "mask_values", "image_size")
@@ -185,7 +185,7 @@ class NetworkCheckpoint:
         tensors = {key: value.contiguous() for key, value in self.tensors.items()}
         header = self.header.model_dump(mode="json")
         digests = {_DIGEST: self.digest(), _HEADER_DIGEST: json_digest(header)}
-        metadata = {_METADATA_KEY: json.dumps({**header, **digests}, sort_keys=True)}
+        metadata = {METADATA_KEY: json.dumps({**header, **digests}, sort_keys=True)}
         data: bytes = safetensors.torch.save(tensors, metadata=metadata)
         return data
 
@@ -414,7 +414,7 @@ def _is_checkpoint(path: Path) -> bool:
     # A bare state dict may be a safetensors file too: only ours has the header.
     try:
         with path.open("rb") as stream:
-            return _METADATA_KEY in _metadata(read_tensor_table(stream))
+            return METADATA_KEY in _metadata(read_tensor_table(stream))
     except (OSError, ValueError):
         return False
 
@@ -433,13 +433,13 @@ def _parse_header(
     except ValueError as error:
         raise UserError(_damaged(source, str(error))) from error
     metadata = _metadata(table)
-    if _METADATA_KEY not in metadata:
+    if METADATA_KEY not in metadata:
         raise UserError(
             f"{source} is a safetensors file without this project's header: the network it belongs "
             "to is unknown. Give it as the teacher's `weights` together with the network."
         )
     try:
-        content = json.loads(metadata[_METADATA_KEY])
+        content = json.loads(metadata[METADATA_KEY])
         digest, header_digest = content.pop(_DIGEST, None), content.pop(_HEADER_DIGEST, None)
         header = NetworkHeader.model_validate_json(json.dumps(content))
     except ValidationError as error:
