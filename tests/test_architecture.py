@@ -143,7 +143,7 @@ FLOORS = {
         street
         write""",
     "losses": """
-        kernels maps memory_bank
+        class_counts kernels maps memory_bank
         base
         at dist dsd fused fused_relations kd layers pixelwise similarity skd
         bpkd cirkd cross_entropy cwd dkd fitnet ifvd mgd ohem region standardized
@@ -199,7 +199,7 @@ FLOORS = {
     "reporting": """
         caption comparison figures
         comparison_figures curves palette pareto report
-        pixels preview""",
+        difficulty pixels preview""",
     "serving": """
         folder loader""",
     "tracking": """

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.class_counts import _all_at_once, _class_by_class
 from rdd_pipeline.losses.cross_entropy import cross_entropy_loss
 from rdd_pipeline.losses.rdd import selected_pixels, teacher_confidence, tfe_loss, tse_loss
 from tests.losses.case import Case
@@ -512,9 +513,10 @@ def test_the_class_floor_adds_what_is_least_hard_for_the_teacher(mode, floor):
     assert_close(terms.loss, ce[expected].mean())
     for label in range(4):
         here = case.labels == label
-        found = [int(count[label]) for count in terms.pixels_of_class]
+        found = [int(count[label]) for count in terms.pixels_of_class[:5]]
         teacher = masks.hard_teacher if mode != "ohem" else torch.zeros_like(expected)
-        all_masks = (case.labels != 255, masks.hard_student, teacher, expected)
+        both = masks.hard_student & teacher
+        all_masks = (case.labels != 255, masks.hard_student, teacher, expected, both)
         assert found == [int((mask & here).sum()) for mask in all_masks]
     if mode == "xor" and floor < 1:
         assert int(expected.sum()) > int(masks.selected.sum())
@@ -524,6 +526,38 @@ def test_pixels_of_a_class_are_counted_when_asked_for():
     case = Case()
     terms = tse_loss(case.student, case.labels, teacher_logits=case.teacher)
     assert terms.pixels_of_class is None
+
+
+def test_tfe_counts_pixels_of_a_class_by_weight():
+    case = Case()
+    heads = {"teacher_logits": case.teacher, "teacher_aux_logits": case.teacher_aux}
+    assert tfe_loss(case.student, case.labels, **heads).pixels_of_class is None
+    found = tfe_loss(case.student, case.labels, by_class=True, **heads).pixels_of_class
+    size = tuple(case.labels.shape[-2:])
+    weight = teacher_confidence(case.teacher, case.teacher_aux, size=size)
+    kinds = set()
+    for label in range(4):
+        weights = weight[case.labels == label]
+        low, below = int((weights < 0.5).sum()), int((weights < 0.9).sum())
+        kinds |= {low > 0, below > low}
+        expected = [0] * 5 + [len(weights), low, below - low]
+        assert [int(count[label]) for count in found] == expected
+    assert kinds == {True}
+
+
+@pytest.mark.parametrize("count", [_all_at_once, _class_by_class])
+def test_pixels_are_counted_the_same_way_on_every_device(count):
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, 6, (2, 9, 7), generator=generator, dtype=torch.uint8)
+    valid = (labels != 5) & (labels != 2)
+    masks = [torch.rand(labels.shape, generator=generator) < share for share in (0.0, 0.3, 1.0)]
+    for some in (masks, []):
+        found = count(some, labels, valid, 5)
+        assert found.shape == (1 + len(some), 5)
+        for number in range(5):
+            here = (labels == number) & valid
+            expected = [int(here.sum()), *(int((mask & here).sum()) for mask in some)]
+            assert found[:, number].tolist() == expected
 
 
 def test_the_class_floor_is_a_share():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rdd_pipeline.losses.class_counts import PixelsOfClass
 from rdd_pipeline.training.difficulty import Difficulty, difficulty_notes
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.training import Training
@@ -20,24 +21,43 @@ def row(hard_teacher=0.2, **of_class):
     return {"iteration": 10, "hard_teacher": hard_teacher, **of_class}
 
 
-def of(name, hard_student, hard_teacher, chosen):
-    values = {"hard_student": hard_student, "hard_teacher": hard_teacher, "chosen": chosen}
-    return {f"{what}.{name}": value for what, value in values.items()}
+def of(name, *shares):
+    """Those that are given of: hard for the student, for the teacher, chosen, hard for both."""
+    names = ("hard_student", "hard_teacher", "chosen", "hard_both")
+    return {f"{what}.{name}": share for what, share in zip(names, shares, strict=False)}
+
+
+def tse(*counts):
+    return torch.stack(PixelsOfClass.of_tse(torch.tensor(counts)))
 
 
 def test_counts_of_several_steps_are_shares_of_all_their_pixels():
     difficulty = Difficulty(NAMES)
-    difficulty.add(torch.tensor([[100, 0], [50, 0], [10, 0], [40, 0]]))
-    difficulty.add(torch.tensor([[300, 4], [30, 4], [10, 3], [20, 1]]))
+    difficulty.add(tse([100, 0], [50, 0], [10, 0], [40, 0], [10, 0]))
+    difficulty.add(tse([300, 4], [30, 4], [10, 3], [20, 1], [10, 3]))
     shares = difficulty.close()
-    assert_close(shares, {**of("road", 0.2, 0.05, 0.15), **of("pole", 1.0, 0.75, 0.25)})
+    expected = {**of("road", 0.2, 0.05, 0.15, 0.05), **of("pole", 1.0, 0.75, 0.25, 0.75)}
+    assert_close(shares, expected)
     assert difficulty.close() == {}
 
 
 def test_a_class_that_was_absent_has_no_share():
     difficulty = Difficulty(NAMES)
-    difficulty.add(torch.tensor([[100, 0], [50, 0], [10, 0], [40, 0]]))
-    assert set(difficulty.close()) == set(of("road", 0, 0, 0))
+    difficulty.add(tse([100, 0], [50, 0], [10, 0], [40, 0], [10, 0]))
+    assert set(difficulty.close()) == set(of("road", 0, 0, 0, 0))
+
+
+def test_what_tfe_weighs_and_tse_finds_are_shares_of_their_own_pixels():
+    difficulty = Difficulty(NAMES)
+    weighed = torch.stack(PixelsOfClass.of_tfe(torch.tensor([[50, 10], [5, 0], [10, 2]])))
+    difficulty.add(weighed)
+    difficulty.add(tse([100, 0], [50, 0], [10, 0], [40, 0], [10, 0]))
+    assert_close(
+        difficulty.close(),
+        of("road", 0.5, 0.1, 0.4, 0.1)
+        | {"weight_low.road": 0.1, "weight_middle.road": 0.2}
+        | {"weight_low.pole": 0.0, "weight_middle.pole": 0.2},
+    )
 
 
 def test_nothing_is_said_of_a_good_teacher():
@@ -85,7 +105,8 @@ def test_too_few_points_say_nothing(rows):
 
 def test_a_training_counts_by_class_and_warns_once(make_job, blocks, teacher, caplog):
     """An untrained teacher finds nearly everything hard."""
-    job = make_job("tse", recipe={"iterations": 40, "validate_every": 40})
+    recipe = {"iterations": 40, "validate_every": 40}
+    job = make_job("tse", recipe=recipe, rdd={"tfe_length": 7})
     with caplog.at_level(logging.WARNING):
         result = train(Training(job, blocks.images, teacher), CPU)
     warned = [r.message for r in caplog.records if "hard for the teacher" in r.message]
@@ -98,5 +119,10 @@ def test_a_training_counts_by_class_and_warns_once(make_job, blocks, teacher, ca
         for name in named:
             assert 0 <= r[f"chosen.{name}"] <= 1
             either = r[f"hard_student.{name}"] + r[f"hard_teacher.{name}"]
-            assert r[f"chosen.{name}"] <= either + 1e-6
+            # XOR, and the job has no class floor.
+            assert abs(r[f"chosen.{name}"] - (either - 2 * r[f"hard_both.{name}"])) < 1e-6
+    weighed = [r for r in result.history if any(key.startswith("weight_low.") for key in r)]
+    assert [r["iteration"] for r in weighed] == [6]  # counted in 5, logged in 6
+    for name in LABELS.names:
+        assert 0 <= weighed[0][f"weight_low.{name}"] + weighed[0][f"weight_middle.{name}"] <= 1
     assert difficulty_notes(result.history, LABELS.names)

@@ -8,6 +8,7 @@ import torch
 from rdd_pipeline.config import OptimizerParams
 from rdd_pipeline.errors import NonFiniteLossError
 from rdd_pipeline.losses.base import FunctionalLoss
+from rdd_pipeline.losses.class_counts import PixelsOfClass
 from rdd_pipeline.training import loop, schedule
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.reading import Reading
@@ -99,7 +100,7 @@ def test_weights_stay_as_they_are_in_a_lost_step(run, make_job, later, monkeypat
 
 
 def test_a_reading_gives_back_what_was_put_in():
-    counts = torch.arange(8.0).view(4, 2)
+    counts = torch.arange(16.0).view(len(PixelsOfClass._fields), 2)
     numbers = torch.cat([torch.tensor([1.5, 2.5, 3.5]), counts.flatten()])
     reading = Reading.of(numbers, 7, ("loss", "kd"), ("norm",))
     assert reading.iteration == 7

@@ -13,7 +13,8 @@ from rdd_pipeline.distillation.methods import Method
 from rdd_pipeline.distillation.stages import TaskInputs, stage_shares
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.losses.base import DistillationLoss, LossContext, at_size_of
-from rdd_pipeline.losses.cross_entropy import PixelsOfClass, TaskLoss
+from rdd_pipeline.losses.class_counts import PixelsOfClass
+from rdd_pipeline.losses.cross_entropy import TaskLoss
 from rdd_pipeline.losses.region import dice_loss, lovasz_loss
 from rdd_pipeline.networks import NetworkOutput
 
@@ -26,7 +27,7 @@ class ObjectiveOutput:
         total: Scalar that is minimized.
         parts: Every unweighted loss by name, detached scalars; `task` is always there.
         statistics: Other scalars worth a curve (share of selected pixels, ...), detached.
-        pixels_of_class: What TSE found in each class, every `COUNT_EVERY` iterations.
+        pixels_of_class: What TFE and TSE found in each class, every `COUNT_EVERY` iterations.
     """
 
     total: Tensor
@@ -171,7 +172,7 @@ class Objective(nn.Module):
         shares = stage_shares(self.method.stages, self.rdd, iteration, self.iterations)
         task = torch.zeros((), device=given.labels.device)
         statistics: dict[str, Tensor] = {}
-        of_class = None
+        of_class: PixelsOfClass | None = None
         for stage in self.method.stages:
             if shares[stage.name] > 0.0:
                 found = stage.loss(given)
@@ -187,7 +188,8 @@ class Objective(nn.Module):
                     statistics[name] = of_region.detach()
                 task = task + shares[stage.name] * loss
                 statistics |= found.statistics
-                of_class = found.pixels_of_class or of_class
+                if found.pixels_of_class is not None:
+                    of_class = found.pixels_of_class.plus(of_class)
         return TaskLoss(task, statistics, of_class)
 
 

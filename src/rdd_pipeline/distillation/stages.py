@@ -98,6 +98,7 @@ def _tfe(given: TaskInputs) -> TaskLoss:
         reduction=given.rdd.reduction,
         ignore_index=given.ignore_index,
         ranks=given.ranks,
+        by_class=given.by_class,
     )
 
 

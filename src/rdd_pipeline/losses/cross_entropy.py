@@ -13,20 +13,9 @@ from torch import Tensor
 
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.class_counts import PixelsOfClass
 from rdd_pipeline.losses.maps import as_float
 from rdd_pipeline.losses.pixelwise import PixelLabels, log_prob_of_label, pixel_labels
-
-
-class PixelsOfClass(NamedTuple):
-    """How many pixels of each class are what to TSE, (C,) int64 each, those of all ranks.
-
-    Under `ohem` the teacher is not evaluated, and `hard_teacher` is 0.
-    """
-
-    valid: Tensor
-    hard_student: Tensor
-    hard_teacher: Tensor
-    chosen: Tensor
 
 
 class TaskLoss(NamedTuple):
@@ -35,7 +24,7 @@ class TaskLoss(NamedTuple):
     Attributes:
         loss: Scalar with gradient.
         statistics: Detached 0-dim tensors by name, on the loss's device.
-        pixels_of_class: Of TSE where it was asked for.
+        pixels_of_class: Of RDD where it was asked for.
         pixel_weights: (N, H, W), how much of each pixel it looks at, class weights left out; 0 for
             ignored pixels. Without gradient; for the main head.
     """

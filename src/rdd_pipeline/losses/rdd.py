@@ -13,7 +13,7 @@ computing is done in float32 (float64 stays).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from rdd_pipeline.collectives import ALONE, Collectives
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.losses.class_counts import LITTLE, MUCH, PixelsOfClass, counts_of_class
 from rdd_pipeline.losses.cross_entropy import (
-    PixelsOfClass,
     TaskLoss,
     class_weight_map,
     focal,
@@ -138,6 +138,7 @@ def tfe_loss(
     focal_gamma: float = 0.0,
     ignore_index: int = 255,
     ranks: Collectives = ALONE,
+    by_class: bool = False,
 ) -> TaskLoss:
     """Task loss of RDD's first stage: cross-entropy weighted by the teacher's agreement.
 
@@ -161,6 +162,8 @@ def tfe_loss(
         focal_gamma: See `cross_entropy.focal`; RDD's weight comes on top.
         ignore_index: Label of ignored pixels.
         ranks: Processes that share the batch: the means are those of all ranks' pixels.
+        by_class: Whether the pixels are counted by class and weight, too
+            (`TaskLoss.pixels_of_class`).
 
     Returns:
         The loss, 0 with zero gradient when no pixel is valid. Statistics: `student_ce`,
@@ -204,7 +207,12 @@ def tfe_loss(
         aux_log_p = log_prob_of_label(student_aux_logits, pixels)
         loss = loss - aux_weight * (weight * focal(aux_log_p, focal_gamma)).sum() / count
         statistics["student_aux_ce"] = -aux_log_p.detach().sum() / valid_count
-    return TaskLoss(loss, statistics, pixel_weights=confidence)
+    counted = None
+    if by_class:
+        masks = [confidence < LITTLE, (confidence >= LITTLE) & (confidence < MUCH)]
+        counts = counts_of_class(masks, pixels.labels, pixels.valid, student_logits.shape[1])
+        counted = PixelsOfClass.of_tfe(ranks.total(counts))
+    return TaskLoss(loss, statistics, counted, pixel_weights=confidence)
 
 
 def tse_loss(
@@ -320,9 +328,9 @@ def tse_loss(
         of_class = None
         if by_class and not prefix:
             teachers = hard_teacher.mask if teacher_log_p is not None else selected & False
-            masks = [pixels.valid, hard_student.mask, teachers, selected]
-            found = ranks.total(torch.stack(_counts_of_class(masks, pixels, classes)))
-            of_class = PixelsOfClass(*found)
+            masks = [hard_student.mask, teachers, selected, hard_student.mask & teachers]
+            of_mask = counts_of_class(masks, pixels.labels, pixels.valid, classes)
+            of_class = PixelsOfClass.of_tse(ranks.total(of_mask))
         mean = weighted_mean_ce(focal(log_p, focal_gamma), weight, total)
         return TaskLoss(mean, named, of_class, as_float(selected))
 
@@ -363,19 +371,12 @@ def _floor(
     ordered = labels[order]
     first = torch.searchsorted(ordered, torch.arange(classes + 1, device=labels.device))
     place = torch.arange(len(order), device=labels.device) - first[ordered]
-    have, of_all = _counts_of_class([selected, pixels.valid], pixels, classes)
+    of_all, have = counts_of_class([selected], pixels.labels, pixels.valid, classes)
     # In float64 a third of 3 pixels is 1 and not 2.
     wanted = (share * of_all.double() - 1e-9).ceil().long() - have
     missing = torch.cat([wanted, wanted.new_zeros(1)])
     added = torch.zeros_like(labels, dtype=torch.bool)
     return added.scatter_(0, order, place < missing[ordered]).view_as(selected)
-
-
-def _counts_of_class(masks: Sequence[Tensor], pixels: PixelLabels, classes: int) -> list[Tensor]:
-    """Pixels of each class (C,) in each mask."""
-    # Class by class: bincount looks at the largest label, for which it waits for the device.
-    of_class = [pixels.labels == number for number in range(classes)]
-    return [torch.stack([(mask & here).count_nonzero() for here in of_class]) for mask in masks]
 
 
 def _check_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:

@@ -54,6 +54,7 @@ from rdd_pipeline.pipelines.together import train_students
 from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.curves import training_curves
+from rdd_pipeline.reporting.difficulty import difficulty_figure
 from rdd_pipeline.reporting.figures import confusion_figure
 from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.device import resolve_device
@@ -434,19 +435,33 @@ def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Drawing:
     )
 
 
-def make_draw_node(method: str) -> Callable[..., Drawing]:
-    """Node function that draws how the training of `method` went."""
+def make_draw_node(method: str) -> Callable[..., list[Drawing]]:
+    """Node function that draws how the training of `method` went.
 
-    def draw_training(history: pd.DataFrame, plan: Plan, images: Images) -> Drawing:
-        """Losses, scores, shares and learning rate over the iterations, of the first seed."""
+    That is its curves and, of a method with RDD, the difficulty of every class over the run.
+    """
+
+    def draw_training(history: pd.DataFrame, plan: Plan, images: Images) -> list[Drawing]:
+        """Figures of the first seed."""
         rows = _first_seed(history)
         job = next(iter(plan.values()), None)
         line = _provenance(method, job, images, iteration=rows[-1]["iteration"] if rows else "")
         handovers = [] if job is None else _handovers(job)
-        return Drawing(
-            lambda: captioned(training_curves(rows, handovers), line),
-            shows=["history", rows, handovers, line],
-        )
+        names = images.labels.names
+        drawings = [
+            Drawing(
+                lambda: captioned(training_curves(rows, handovers), line),
+                shows=["history", rows, handovers, line],
+            )
+        ]
+        if find_method(method).uses_rdd:
+            drawings.append(
+                Drawing(
+                    lambda: captioned(difficulty_figure(rows, names, handovers), line),
+                    shows=["difficulty", rows, names, handovers, line],
+                )
+            )
+        return drawings
 
     draw_training.__name__ = f"draw_{method}_history"
     return draw_training

@@ -33,6 +33,9 @@ def method_pipeline(method: str) -> Pipeline:
     outputs = [weights, f"history_{method}", training]
     if not find_method(method).finishes:
         outputs.append(f"state_{method}")
+    drawn = [f"curves_{method}"]
+    if find_method(method).uses_rdd:
+        drawn.append(f"difficulty_{method}")
     nodes = [
         Node(
             _nodes.make_plan_node.made_with(method, name=f"plan_{method}"),
@@ -59,7 +62,7 @@ def method_pipeline(method: str) -> Pipeline:
             _nodes.make_draw_node.made_with(method, name=f"draw_{method}_history"),
             name=f"draw_{method}_history",
             inputs=[f"history_{method}", f"plan_{method}", "images"],
-            outputs=f"curves_{method}",
+            outputs=drawn,
             tags=["figures"],
         ),
     ]

@@ -23,6 +23,7 @@ from rdd_pipeline.data.labels import LabelSet
 # Colors that people with any kind of color vision tell apart (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, PURPLE, GRAY = "#0072B2", "#E69F00", "#009E73", "#AA4499", "#888888"
 STUDENT_ONLY, TEACHER_ONLY, BOTH, CHOSEN = BLUE, ORANGE, "#303030", PURPLE
+NEITHER = "#C9C9C9"
 LINES = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#D55E00", "#332288", "#999933")
 
 PANEL_WIDTH = 2.5

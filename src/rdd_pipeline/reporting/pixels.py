@@ -22,6 +22,7 @@ from rdd_pipeline.evaluation.confusion import Scores, confusion_matrix
 from rdd_pipeline.reporting.figures import (
     BOTH,
     CHOSEN,
+    NEITHER,
     NORMAL,
     PANEL_WIDTH,
     SMALL,
@@ -44,8 +45,6 @@ from rdd_pipeline.reporting.figures import (
     show,
 )
 from rdd_pipeline.reporting.palette import name_classes
-
-NEITHER = "#C9C9C9"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What TSE finds hard, class by class, and when that is worth a warning.
+"""What TFE weighs and TSE finds hard, class by class, and when that is worth a warning.
 
 XOR takes the task loss from what both networks find hard. With a teacher that is not much better
 than the student that may be whole classes: then RDD ends behind the student alone, and the
@@ -15,10 +15,13 @@ from torch import Tensor
 
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import Method
-from rdd_pipeline.losses.cross_entropy import PixelsOfClass
+from rdd_pipeline.losses.class_counts import PixelsOfClass
 
-SEEN = PixelsOfClass._fields[1:]
-"""What is counted of the pixels; a curve is called `chosen.CLASS`."""
+SEEN = {
+    "valid": ("hard_student", "hard_teacher", "chosen", "hard_both"),
+    "weighed": ("weight_low", "weight_middle"),
+}
+"""What is counted of which pixels; a curve is called `chosen.CLASS`."""
 
 MANY = 0.5
 """A teacher that finds more than this share of the training pixels hard decides too much."""
@@ -44,11 +47,12 @@ class Difficulty:
 
     def close(self) -> dict[str, float]:
         """Shares of each class's pixels by name of the curve; absent classes have none."""
-        valid, *found = self._sums
+        sums = dict(zip(PixelsOfClass._fields, self._sums.tolist(), strict=True))
         shares = {
-            f"{what}.{name}": float(count / pixels)
-            for what, counts in zip(SEEN, found, strict=True)
-            for name, count, pixels in zip(self.names, counts, valid, strict=True)
+            f"{what}.{name}": count / pixels
+            for whole, parts in SEEN.items()
+            for what in parts
+            for name, count, pixels in zip(self.names, sums[what], sums[whole], strict=True)
             if pixels > 0
         }
         self._sums.zero_()
@@ -92,7 +96,10 @@ def difficulty_notes(history: Sequence[Mapping[str, float]], names: Sequence[str
         seen = [row for row in rows if _known(row, f"chosen.{name}")]
         if len(seen) < _LEAST_POINTS:
             continue
-        mean = {what: statistics.fmean(row[f"{what}.{name}"] for row in seen) for what in SEEN}
+        mean = {
+            what: statistics.fmean(row[f"{what}.{name}"] for row in seen)
+            for what in ("hard_student", "chosen")
+        }
         if mean["hard_student"] > HARD and mean["chosen"] < FEW:
             left_out.append(f"'{name}'")
     if left_out:

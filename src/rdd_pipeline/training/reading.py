@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rdd_pipeline.losses.cross_entropy import PixelsOfClass
+from rdd_pipeline.losses.class_counts import PixelsOfClass
 
 
 @dataclass(frozen=True)
