@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -65,10 +67,26 @@ def test_frames_of_a_video_come_through_a_pipe(tmp_path, monkeypatch):
     assert "-protocol_whitelist file,pipe " in words
 
 
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here")
+def test_frames_of_a_video_are_those_that_it_was_made_of(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (5, 39, 61, 3), dtype=np.uint8)
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "61x39", "-i", "-"]
+    words = ["-v", "error", *raw, "-c:v", "ffv1", "-pix_fmt", "bgr0"]
+    subprocess.run(["ffmpeg", *words, tmp_path / "a.mkv"], input=noise.tobytes(), check=True)
+    found = dict(read_video(tmp_path / "a.mkv", every=2))
+    assert list(found) == [1, 3, 5]
+    for number, image in found.items():
+        assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(noise[number - 1]))
+    (tmp_path / "b.mp4").write_text("no video")
+    with pytest.raises(DataProblem, match=r"b\.mp4 cannot be decoded \(ffmpeg: (?!file)"):
+        list(read_video(tmp_path / "b.mp4", every=1))
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("sys.exit('moov atom not found')", r"cannot be decoded \(ffmpeg: moov atom not found\)"),
+        ("sys.exit('[mov,mp4 @ 0x5] no atom.\\na: Invalid data')", r"\(ffmpeg: no atom\)\. Copy"),
         ("", "holds no frame"),
         (FIVE + "out.flush(); sys.exit('torn')", r"after frame 5 \(ffmpeg: torn\)"),
         ("out.write(b'P6\\n6 4\\n255\\nxx'); out.flush(); sys.exit('torn')", "ffmpeg: torn"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -87,7 +88,9 @@ def read_video(path: Path, *, every: int) -> Iterator[tuple[int, Tensor]]:
         complaints.seek(0)
         lines = complaints.read(10_000).decode(errors="replace").strip().splitlines()
     if status or not count:
-        reason = printable(lines[-1])[:200] if lines else "it holds no frame"
+        # The first complaint is the cause: "[mov,mp4 @ 0x5] moov atom not found".
+        first = lines[0] if lines else "it holds no frame"
+        reason = printable(re.sub(r"^\[[^]]*\] ", "", first).rstrip("."))[:200]
         after = f" after frame {count}" if count else ""
         raise DataProblem(
             f"{path} cannot be decoded{after} (ffmpeg: {reason}). Copy it again, or convert it."
