@@ -30,7 +30,9 @@ def test_a_folder_gives_images_and_videos_below_it_in_order(tmp_path):
 def test_masks_of_another_output_folder_are_no_images(tmp_path):
     touch(tmp_path, "a.png", "masks/b.png", "out/manifest.jsonl", "out/classes.json")
     touch(tmp_path, "out/masks/a.png", "out/overlays/a.jpg", "out/c.png")
-    assert names(tmp_path) == [("a.png", "a"), ("masks/b.png", "masks/b"), ("out/c.png", "out/c")]
+    found = [("a.png", "a"), ("masks/b.png", "masks/b"), ("out/c.png", "out/c")]
+    assert names(tmp_path) == names(tmp_path / "**" / "*.png") == found
+    assert names(tmp_path / "out" / "masks" / "*.png") == [("a.png", "a")]  # they are meant
 
 
 def test_a_glob_a_list_and_a_file(tmp_path):

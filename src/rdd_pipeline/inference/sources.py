@@ -62,11 +62,16 @@ def find_sources(given: Path, leave_out: Sequence[Path] = ()) -> list[Source]:
         return _named(paths, root)
     if glob.has_magic(str(given)) and not os.path.exists(given):
         paths = [Path(path) for path in sorted(glob.glob(str(given), recursive=True))]
-        paths = [path for path in paths if not path.is_dir() and not _is_in(path, leave_out)]
+        begun = str(given)[: min(str(given).find(c) % (1 << 30) for c in "*?[")]
+        root = Path(os.path.dirname(begun))
+        paths = [
+            path
+            for path in paths
+            if not path.is_dir() and not _is_in(path, leave_out) and not _is_result(path, root)
+        ]
         if not paths:
             raise UserError(f"No file matches {given}. Give a folder, or another glob in quotes.")
-        fixed = Path(str(given)[: min(str(given).find(c) % (1 << 30) for c in "*?[")])
-        return _named(paths, fixed if str(fixed).endswith(os.sep) else fixed.parent)
+        return _named(paths, root)
     instead = not_a_file(given)
     if instead is not None:
         raise UserError(
@@ -83,18 +88,28 @@ def _below(root: Path, leave_out: Sequence[Path]) -> Iterator[Path]:
     suffixes = (*IMAGE_SUFFIXES, ".gif", *VIDEO_SUFFIXES)
     skipped = {os.path.realpath(path) for path in leave_out}
     for place, folders, files in os.walk(root):
-        # Not the masks of an earlier run with another output folder either.
-        results = (MASKS, OVERLAYS) if {MANIFEST, CLASSES} <= set(files) else ()
         folders[:] = [
             name
             for name in folders
             if not name.startswith(".")
-            and name not in results
+            and not _holds_results(Path(place, name))
             and os.path.realpath(os.path.join(place, name)) not in skipped
         ]
         for name in files:
             if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield Path(place, name)
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether these are the masks or overlays of an earlier run, with another output folder too."""
+    beside = [folder.parent / name for name in (MANIFEST, CLASSES)]
+    return folder.name in (MASKS, OVERLAYS) and all(path.exists() for path in beside)
+
+
+def _is_result(path: Path, root: Path) -> bool:
+    """Whether a file lies in a folder of results below `root`."""
+    below = path.relative_to(root).parents
+    return any(_holds_results(root / folder) for folder in below if folder.name)
 
 
 def _is_in(path: Path, folders: Sequence[Path]) -> bool:
