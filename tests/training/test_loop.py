@@ -988,3 +988,15 @@ def test_the_share_of_waiting_for_images_is_told_and_shown(run, make_job, monkey
     assert all(0.2 < share < 1 for share in shares)
     assert "% waiting)" in caplog.text
     assert "waiting_for_images" not in result.history[0]
+
+
+def test_scores_that_are_not_finite_are_no_scores(blocks, teacher):
+    """Of weights that somebody gives; the best class of NaN would be a class."""
+    spoiled = {name: t * math.nan if t.dim() == 4 else t for name, t in teacher.tensors.items()}
+    with pytest.raises(UserError, match="scores that are not finite on split train: its weights"):
+        score_splits(
+            replace(teacher, tensors=spoiled),
+            blocks.images,
+            EvaluationParams(splits=("train",)),
+            device=torch.device("cpu"),
+        )

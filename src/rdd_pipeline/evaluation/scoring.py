@@ -62,7 +62,7 @@ def score_splits(
         ``images`` (name and mIoU of each, in the order of the split; None: no labeled pixel).
 
     Raises:
-        UserError: None of the splits has images.
+        UserError: None of the splits has images, or the network's scores are not finite.
     """
     model = network.build().to(device)
     results = {}
@@ -72,6 +72,12 @@ def score_splits(
             measured = measure(
                 model, network.header.preprocessing, chosen, params, device=device, group=group
             )
+            if not measured.calibration.isfinite().all():
+                raise UserError(
+                    f"{network.header.network.name} gives class scores that are not finite on "
+                    f"split {split}: its weights are damaged or its training diverged. Give other "
+                    "weights, or train it with a smaller learning rate."
+                )
             results[split] = _as_json(measured, chosen)
     if not results:
         raise UserError(
