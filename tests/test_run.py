@@ -315,7 +315,7 @@ def test_methods_have_the_same_metrics_and_parameters(story):
         names = {n for n in run.data.metrics if n.split(".")[0] in ("val", "test", "cost")}
         assert any(".iou." in name for name in names)
         # A class that neither the labels nor the predictions of one method have is not logged.
-        return {name for name in names if ".iou." not in name}
+        return {name for name in names if "iou." not in name}
 
     assert {"val.miou", "test.miou", "cost.parameters"} <= scores(reference)
     for method in ("kd", "tfe", "tse"):
