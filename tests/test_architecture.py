@@ -58,6 +58,7 @@ EVERYWHERE = {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich",
 EVERYWHERE |= {"huggingface_hub", "yaml"}  # timm cannot do without them
 # Figures, statistics and reports; nothing that trains needs them. Triton comes with torch for CUDA.
 LIBRARIES = {
+    "evaluation": {"scipy"},  # regions of likely label errors only, imported where they are found
     "reporting": {"matplotlib", "scipy", "jinja2"},
     "datasets": {"matplotlib"},
     "drawing": {"matplotlib"},
@@ -171,7 +172,7 @@ FLOORS = {
         boundaries calibration cost
         confusion
         predict
-        scoring""",
+        scoring suspects""",
     "training": """
         compiling device difficulty ema finite job profile progress reading schedule state \
             stopping synchronized
@@ -198,7 +199,7 @@ FLOORS = {
         files speed""",
     "reporting": """
         caption comparison figures
-        comparison_figures curves palette pareto report
+        comparison_figures curves examples palette pareto report
         difficulty pixels preview""",
     "serving": """
         folder loader""",

@@ -33,8 +33,9 @@ NAMES = {
     "predict",
     "export",
     "benchmark",
+    "label_errors",
 }
-USES = {"benchmark", "evaluation", "export", "predict"}
+USES = {"benchmark", "evaluation", "export", "label_errors", "predict"}
 """Those that work with what others have trained."""
 
 

@@ -11,6 +11,7 @@ from rdd_pipeline.pipelines.node import Node
 from rdd_pipeline.pipelines.summary import summary_pipeline
 
 _nodes = Lazy("rdd_pipeline.pipelines.distill_tse.nodes")
+_example_nodes = Lazy("rdd_pipeline.pipelines.example_nodes")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -31,6 +32,37 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "evaluation": "params:evaluation",
                 },
                 outputs="pixels_tse",
+                tags=["figures"],
+            ),
+            Node(
+                _example_nodes.draw_side_by_side,
+                name="draw_side_by_side",
+                inputs={
+                    "images": "images",
+                    "teacher_weights": "teacher_weights",
+                    "baseline_weights": "student_baseline",
+                    "student_weights": "student_tse",
+                    "metrics_baseline": "metrics_baseline",
+                    "metrics_student": "metrics_tse",
+                    "evaluation": "params:evaluation",
+                    "trainer": "params:trainer",
+                },
+                outputs="side_by_side_tse",
+                tags=["figures"],
+            ),
+            Node(
+                _example_nodes.rank_images,
+                name="rank_images",
+                inputs={
+                    "images": "images",
+                    "student_weights": "student_tse",
+                    "metrics_teacher": "metrics_teacher",
+                    "metrics_baseline": "metrics_baseline",
+                    "metrics_student": "metrics_tse",
+                    "evaluation": "params:evaluation",
+                    "trainer": "params:trainer",
+                },
+                outputs=["image_scores_tse", "worst_tse"],
                 tags=["figures"],
             ),
         ],
