@@ -9,7 +9,7 @@ from rdd_pipeline.hooks.plugins import (
     keep_viz_offline,
     load_mlflow_commands_when_used,
 )
-from rdd_pipeline.hooks.viz import keep_plumbing_inside
+from rdd_pipeline.hooks.viz import RunStatusHook, keep_plumbing_inside
 from rdd_pipeline.interruptions import leaves_at_signals
 
 find_own_programs()
@@ -19,8 +19,8 @@ load_mlflow_commands_when_used()
 if leaves_at_signals():
     show_user_errors_as_one_line()  # those of the command line, which is read next
 
-HOOKS = (ExperimentHook(Parameters),)
-# ExperimentHook extends kedro-mlflow's own hook; kedro-viz's run hook only warns on partial runs.
+HOOKS = (ExperimentHook(Parameters), RunStatusHook())
+# These stand in for those of kedro-mlflow and kedro-viz.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-viz", "kedro-telemetry")
 
 CONFIG_LOADER_CLASS = LayeredConfigLoader

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 import pytest
 from kedro.framework.project import pipelines as registered
 from kedro.framework.project import settings
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Node, Pipeline
 
 from rdd_pipeline.distillation.methods import BASELINES
-from rdd_pipeline.hooks.viz import heed_inside
+from rdd_pipeline.hooks.viz import RunStatusHook, heed_inside
 from tests.kedro_project import CONF, bootstrap
 
 managers = pytest.importorskip("kedro_viz.data_access.managers")
@@ -56,3 +60,52 @@ def test_baselines_are_one_box_each_with_its_scores(drawn):
     shared |= {"teacher_weights", "metrics_teacher", "summary_distill_baselines"}
     methods = {*BASELINES, *(f"metrics_{name}" for name in BASELINES)}
     assert drawn["distill_baselines"] == shared | methods
+
+
+# ---- the status of a run
+
+
+def _run(hook: RunStatusHook, **run_params: object) -> None:
+    """As a runner calls the hooks, of one node."""
+    node = Node(abs, "a", "b", name="n")
+    hook.after_catalog_created(catalog=DataCatalog({"a": MemoryDataset(), "b": MemoryDataset()}))
+    hook.before_pipeline_run(run_params=run_params, pipeline=Pipeline([node]))
+    hook.before_node_run(node=node)
+    hook.before_dataset_loaded(dataset_name="a", node=node)
+    hook.after_dataset_loaded(dataset_name="a", data=1)
+    hook.after_node_run(node=node)
+    hook.after_pipeline_run()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[tool.kedro]\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("names", [None, ["distill_tse"]])
+def test_a_run_of_the_main_job_is_told_to_kedro_viz_however_it_is_called(project, names, caplog):
+    with caplog.at_level(logging.INFO):
+        _run(RunStatusHook(), pipeline_names=names)
+    events = json.loads((project / ".viz/kedro_pipeline_events.json").read_text())
+    assert [event["event"] for event in events] == [
+        "before_pipeline_run", "after_dataset_loaded", "after_node_run", "after_pipeline_run"
+    ]  # fmt: skip
+    assert (project / ".viz/stats.json").is_file()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"pipeline_names": ["predict"]}, {"namespaces": ["tse"]}, {"runner": "<ThreadRunner object>"}],
+)
+def test_other_runs_say_nothing_and_leave_the_status_of_before(project, part, caplog):
+    _run(RunStatusHook(), **part)
+    assert not (project / ".viz").exists()
+    assert caplog.text == ""
+
+
+def test_a_run_goes_on_where_kedro_viz_fails(project, monkeypatch):
+    (project / ".viz").write_text("no folder")
+    _run(RunStatusHook())

@@ -71,6 +71,11 @@ class BySeedDataset(
             glob_function=self._fs.glob,
         )
 
+    @property
+    def filepath(self) -> PurePosixPath:
+        """The newest file of the first seed, for whoever wants to know its size."""
+        return PurePosixPath(self._files()[0])
+
     @abstractmethod
     def _encode(self, data: Content) -> bytes:
         """Bytes of the file."""

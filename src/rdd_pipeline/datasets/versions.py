@@ -43,6 +43,11 @@ class Versions(_Versioned):
         wrapped: Callable[[Any, Any], None] = wrapper.__func__(cls, save_func)
         return wrapped
 
+    @property
+    def filepath(self) -> PurePosixPath:
+        """The newest file, for whoever wants to know its size."""
+        return self._get_load_path()
+
     def resolve_load_version(self) -> str | None:
         """The version that `load` reads."""
         if self._version and self._own and not self._version.load:
