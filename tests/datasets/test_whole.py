@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -97,10 +98,10 @@ def test_an_entry_without_versions_is_replaced(tmp_path):
 def test_a_page_is_shown_without_its_rules_and_a_summary_as_a_table(tmp_path):
     page = WholeTextDataset(filepath=f"{tmp_path}/report.html")
     page.save(
-        "<html><head><style>body {}</style></head><body class='a'><p>so</p><style>p {}"
+        "<html><head><style>body {}</style></head><body class='a'>\n<p>so</p>\n\n<style>p {}"
         "</style></body></html>"
     )
-    assert page.preview() == "<p>so</p>"
+    assert page.preview().strip() == "<p>so</p>"
     summary = WholeTextDataset(filepath=f"{tmp_path}/summary.md")
     summary.save("| network | test |\n|---|---|\n| R<DD | 40.1 |\n\nOne seed.\n")
     assert summary.preview() == (
@@ -109,6 +110,16 @@ def test_a_page_is_shown_without_its_rules_and_a_summary_as_a_table(tmp_path):
     )
     # Kedro-Viz decides by the annotation how to show it.
     assert inspect.signature(page.preview).return_annotation == "HTMLPreview"
+
+
+def test_kedro_viz_finds_no_markdown_in_a_page(tmp_path):
+    page = WholeTextDataset(filepath=f"{tmp_path}/report.html")
+    page.save('<body><g id="a_1"><use href="#a_1"/></g>fcn_test_resnet **\n</body>')
+    shown = page.preview()
+    for mark in (r"\*\*", "__", r"\*", "_"):  # its own rules
+        assert not re.search(rf"{mark}[^\n\r\u2028\u2029]*?{mark}", shown), mark
+    assert '<g id="a-1"><use href="#a-1"/></g>' in shown
+    assert re.sub(r"<[^>]*>", "", shown).strip() == "fcn_test_resnet **"
 
 
 # ---- versions that say the same, and the newest under a path that stays

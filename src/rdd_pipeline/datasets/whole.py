@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _BODY = re.compile(r"<body[^>]*>(.*)</body>", re.DOTALL)
 _STYLE = re.compile(r"<style.*?</style>|<script.*?</script>", re.DOTALL)
+_TAG = re.compile(r"(<[^>]*>)")
 
 _SHOWS = "Shows"
 """Name of the text in a PNG file with the digest of what it shows."""
@@ -131,11 +132,11 @@ class WholeTextDataset(_Whole, TextDataset):  # type: ignore[misc]
     def preview(self) -> HTMLPreview:
         """What Kedro-Viz shows: an HTML page without its styles, tables of Markdown as tables."""
         text = self.load()
-        if self._filepath.suffix == ".html":
-            body = _BODY.search(text)
-            # Its rules would hold for all of Kedro-Viz.
-            return HTMLPreview(_STYLE.sub("", text if body is None else body[1]))
-        return HTMLPreview("".join(_as_html(text)))
+        if self._filepath.suffix != ".html":
+            return HTMLPreview(_unmarked("".join(_as_html(text))))
+        body = _BODY.search(text)
+        # Its rules would hold for all of Kedro-Viz.
+        return HTMLPreview(_unmarked(_STYLE.sub("", text if body is None else body[1])))
 
 
 def _as_html(text: str) -> Iterator[str]:
@@ -146,8 +147,20 @@ def _as_html(text: str) -> Iterator[str]:
             rows = ["<td>" + "</td><td>".join(row) + "</td>" for row in cells if len(row) > 1]
             yield "<table><tr>" + "</tr><tr>".join(rows) + "</tr></table>"
         else:
-            said = [f"<p>{html.escape(line)}</p>" for line in lines if line]
-            yield "".join(said)
+            yield "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+
+
+def _unmarked(page: str) -> str:
+    """The page as Kedro-Viz shows it unchanged.
+
+    It takes HTML for Markdown, too: what is between two _ or * of a line is set in italics, also
+    where it is part of a tag, and line breaks are kept. A line separator in a tag that shows
+    nothing ends the line for it.
+    """
+    parts = _TAG.split(re.sub(r"\s*\n\s*", " ", page))
+    parts[::2] = [re.sub(r"([_*])", '\\1<wbr title="\u2028">', text) for text in parts[::2]]
+    parts[1::2] = [tag.replace("_", "-").replace("*", "") for tag in parts[1::2]]
+    return "".join(parts)
 
 
 class WholeFigureDataset(_Whole, MatplotlibDataset):  # type: ignore[misc]
