@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check format bench docs viz ui serve lock
+.PHONY: help setup run test test-all check format bench docs viz ui serve clean-old lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,11 @@ PORT ?= 5001
 serve: setup ## answer requests with the best student on 127.0.0.1:5001 (MODEL=models:/scenes@best, PORT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
 		$(BIN)/mlflow models serve -m $(MODEL) --env-manager local --host 127.0.0.1 --port $(PORT)
+
+KEEP ?= 3
+
+clean-old: setup ## what old versions and work that nothing names take (KEEP=3); DELETE=yes removes it
+	@$(BIN)/python -m rdd_pipeline.datasets.prune --keep $(KEEP) $(if $(DELETE),--delete)
 
 lock: setup ## new pins from pyproject.toml (omegaconf 2.4 makes Kedro warn at every start)
 	echo 'omegaconf<2.4' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \

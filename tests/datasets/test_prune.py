@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,38 @@ def test_a_hard_link_frees_only_when_its_last_link_goes(project: Path) -> None:
     assert [old.frees for old in models] == [0, 0]
 
 
+WORK = {name: name * 16 for name in "abcdef"}
+
+
+def _work(project: Path, name: str, *, done: bool = True, days: int = 2, job: str = "") -> Path:
+    folder = project / "data/06_models/scenes/work" / WORK[name]
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(f'{{"of": "{WORK[name]}", "initial_state": "{job}"}}')
+    if done:
+        (folder / "done.json").touch()
+        then = time.time() - days * 86_400
+        os.utime(folder / "done.json", (then, then))
+    return folder
+
+
+def test_work_goes_that_nothing_names_and_that_was_finished_before_today(project: Path) -> None:
+    folders = {
+        "a": _work(project, "a", job=WORK["b"]),  # named by a version that stays
+        "b": _work(project, "b"),  # by that work, which goes on from it
+        "c": _work(project, "c"),  # by a version that goes
+        "d": _work(project, "d", done=False, job=WORK["e"]),
+        "e": _work(project, "e"),  # by work that is not done
+        "f": _work(project, "f", days=0),
+    }
+    entry = project / "data/07_model_output/metrics/kd.json"
+    (entry / VERSIONS[4] / "kd.json").write_text(f'{{"fingerprint": "{WORK["a"]}"}}')
+    (entry / VERSIONS[0] / "kd.json").write_text(f'{{"fingerprint": "{WORK["c"]}"}}')
+    listed = {old.folder.name for old in prune(project, keep=1)}
+    assert listed & set(WORK.values()) == {WORK["c"]}
+    prune(project, keep=1, delete=True)
+    assert {name for name, folder in folders.items() if folder.exists()} == set("abdef")
+
+
 def test_a_project_without_data_has_nothing_to_prune(tmp_path: Path) -> None:
     assert prune(tmp_path) == []
 
@@ -82,7 +115,7 @@ def test_at_least_one_version_must_stay(project: Path) -> None:
 def test_the_command_lists_and_deletes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--project", str(project), "--keep", "4", "--ignore-runs"]
     assert main(arguments) == 0
-    assert "2 versions, 0.00 MB, would be deleted (nothing was" in capsys.readouterr().out
+    assert "2 old versions and finished trainings, 0.00 MB, would be deleted (nothing was" in capsys.readouterr().out
     assert main([*arguments, "--delete"]) == 0
     assert "data/06_models/net.safetensors/2026-01-01" in capsys.readouterr().out
     assert _left(project, "06_models/net.safetensors") == VERSIONS[1:]

@@ -1,4 +1,4 @@
-"""Delete old versions of versioned datasets.
+"""Delete old versions of results, and the work of trainings that no version names any more.
 
     python -m rdd_pipeline.datasets.prune --keep 3              # lists what would go
     python -m rdd_pipeline.datasets.prune --keep 3 --delete     # deletes it
@@ -6,13 +6,19 @@
 The newest versions of every dataset stay, and so does every version that an MLflow run still names
 (its own, tag `version`, and those it has read, tags `input.NAME`). Delete a run in MLflow to let
 its versions go, or give `--ignore-runs`.
+
+Work (checkpoints, remembered scores) goes when it was finished more than a day ago and neither a
+version that stays nor work that stays names its fingerprint: then only the same training, asked for
+again, would have to be done again. What is unfinished stays, the same command goes on with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,15 +28,21 @@ from typing import Any
 
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import VERSION
+from rdd_pipeline.training.store import is_fingerprint
+
+_FRESH = 86_400.0
+"""Seconds in which the command that finished some work may not have written its version yet."""
+_HEADER = 1 << 20
+_FINGERPRINT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
 class OldVersion:
-    """One version of one dataset that nothing needs any more.
+    """One version of one dataset, or the work of one training, that nothing needs any more.
 
     Attributes:
-        dataset: Folder of the dataset, as DATASET.ext.
-        version: Its time stamp.
+        dataset: Folder of the dataset, as DATASET.ext; of a training, that of all work.
+        version: Its time stamp; the fingerprint.
         frees: Bytes on the disk that go with it; a hard link to a version that stays frees none.
     """
 
@@ -47,7 +59,7 @@ class OldVersion:
 def prune(
     project: Path, *, keep: int = 3, named: Collection[str] = (), delete: bool = False
 ) -> list[OldVersion]:
-    """Find, and if asked delete, the versions that are neither among the newest nor named.
+    """Find, and if asked delete, versions that are neither among the newest nor named, and work.
 
     Versions are recognized by the layout that Kedro makes, NAME/VERSION/NAME, below the project's
     `data` folder; anything else is left alone.
@@ -75,6 +87,13 @@ def prune(
         for version in sorted(versions)[:-keep]
         if version not in named
     ]
+    staying = [
+        dataset / version
+        for dataset, versions in by_dataset.items()
+        for version in versions
+        if dataset / version not in set(going)
+    ]
+    going += _unused_work(project / "data", staying)
     frees = _freed(going)
     found = [OldVersion(folder.parent, folder.name, frees[folder]) for folder in going]
     if delete:
@@ -140,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{version.frees / 1e6:10.2f} MB  {place}")
     total = sum(version.frees for version in found) / 1e6
     done = "deleted" if options.delete else "would be deleted (nothing was; add --delete)"
-    print(f"{len(found)} versions, {total:.2f} MB, {done}.")
+    print(f"{len(found)} old versions and finished trainings, {total:.2f} MB, {done}.")
     return 0
 
 
@@ -153,6 +172,41 @@ def _version_folders(root: Path) -> Iterator[Path]:
             if (folder / folder.parent.name).exists() and not folder.is_symlink():
                 yield folder
         folders[:] = [name for name in folders if name not in versions]
+
+
+def _unused_work(data: Path, staying: Sequence[Path]) -> list[Path]:
+    """Folders of finished work whose fingerprint stands in nothing that stays."""
+    work = {
+        path.name: path
+        for path in data.glob("06_models/*/work/*")
+        if is_fingerprint(path.name) and not path.is_symlink()
+    }
+    finished = {name for name, path in work.items() if _finished_long_ago(path)}
+    if not finished:
+        return []
+    files = [path for folder in staying for path in folder.rglob("*") if path.is_file()]
+    files += [path / "job.json" for name, path in work.items() if name not in finished]
+    unused = set(finished)
+    while files:
+        named = _fingerprints_in(files.pop()) & unused
+        unused -= named
+        files += [work[name] / "job.json" for name in named]  # a stage names the one before it
+    return [work[name] for name in sorted(unused)]
+
+
+def _finished_long_ago(work: Path) -> bool:
+    done = work / "done.json"
+    return done.is_file() and time.time() - done.stat().st_mtime > _FRESH
+
+
+def _fingerprints_in(path: Path) -> set[str]:
+    """Those that the beginning of a file holds, where headers are."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_HEADER)
+    except OSError:
+        return set()
+    return {found.decode() for found in _FINGERPRINT.findall(text)}
 
 
 def _freed(folders: Sequence[Path]) -> dict[Path, int]:

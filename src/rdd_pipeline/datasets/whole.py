@@ -158,7 +158,7 @@ def _unmarked(page: str) -> str:
     nothing ends the line for it.
     """
     parts = _TAG.split(re.sub(r"\s*\n\s*", " ", page))
-    parts[::2] = [re.sub(r"([_*])", '\\1<wbr title="\u2028">', text) for text in parts[::2]]
+    parts[::2] = [re.sub(r"([_*])", '\\1<wbr title="-\u2028-">', text) for text in parts[::2]]
     parts[1::2] = [tag.replace("_", "-").replace("*", "") for tag in parts[1::2]]
     return "".join(parts)
 
