@@ -115,7 +115,10 @@ def test_at_least_one_version_must_stay(project: Path) -> None:
 def test_the_command_lists_and_deletes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--project", str(project), "--keep", "4", "--ignore-runs"]
     assert main(arguments) == 0
-    assert "2 old versions and finished trainings, 0.00 MB, would be deleted (nothing was" in capsys.readouterr().out
+    assert (
+        "2 old versions and finished trainings, 0.00 MB, would be deleted (nothing was"
+        in capsys.readouterr().out
+    )
     assert main([*arguments, "--delete"]) == 0
     assert "data/06_models/net.safetensors/2026-01-01" in capsys.readouterr().out
     assert _left(project, "06_models/net.safetensors") == VERSIONS[1:]
