@@ -41,7 +41,7 @@ ALLOWED = {
     "serving": BASE | {"inference"},
     "tracking": BASE | {"serving"},
     "datasets": LEAVES | {"training"},
-    "hooks": BASE | {"commands", "distillation", "networks", "tracking", "training"},
+    "hooks": LEAVES | {"commands", "distillation", "reporting", "tracking", "training"},
     "settings": {"config", "hooks", "interruptions"},
     "pipelines": LEAVES
     | {"commands", "distillation", "evaluation", "export", "inference", "launching"}

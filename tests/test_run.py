@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -312,26 +313,98 @@ def test_methods_have_the_same_metrics_and_parameters(story):
     reference = runs["baseline"]
 
     def scores(run: Run) -> set[str]:
-        names = {n for n in run.data.metrics if n.split(".")[0] in ("val", "test", "cost")}
-        assert any(".iou." in name for name in names)
         # A class that neither the labels nor the predictions of one method have is not logged.
-        return {name for name in names if "iou." not in name}
+        assert any(name.startswith("iou_test/") for name in run.data.metrics)
+        folders = ("val", "test", "cost", "miou_val", "miou_test")
+        return {name for name in run.data.metrics if name.split("/")[0] in folders}
 
-    assert {"val.miou", "test.miou", "cost.parameters"} <= scores(reference)
+    def params(run: Run) -> set[str]:
+        return {name for name in run.data.params if not name.startswith("method.")}
+
+    assert {"miou_val", "miou_test", "cost/parameters"} <= scores(reference)
     for method in ("kd", "tfe", "tse"):
         assert scores(runs[method]) == scores(reference)
-        assert set(runs[method].data.params) == set(reference.data.params)
+        assert params(runs[method]) == params(reference)
     assert reference.data.params["recipe.optimizer.lr"] == "0.05"
     assert reference.data.params["recipe.iterations"] == "6"
 
 
-def test_the_loss_curve_is_in_the_run(story, recorder):
-    _, children = _by_method(story.first.runs)
-    history = recorder.client.get_metric_history(children["tse"].info.run_id, "loss")
+def test_the_method_and_what_makes_it_are_what_differs_between_two_trainings(story):
+    runs = _by_method(story.first.runs)[1] | _by_method(story.baselines.runs)[1]
+    params = {method: run.data.params for method, run in runs.items()}
+
+    def differing(one: str, other: str) -> dict[str, tuple[str | None, str | None]]:
+        names = {*params[one], *params[other]}
+        pairs = {name: (params[one].get(name), params[other].get(name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    found = differing("baseline", "kd")
+    assert {name: pair for name, pair in found.items() if not name.startswith("method.kd.")} == {
+        "method": ("baseline", "kd"),
+        "method.title": ("student alone", "KD"),
+        "method.weight.kd": (None, "1.0"),
+    }
+    assert params["tse"]["method.rdd.mode"] == "xor"
+
+
+@pytest.mark.parametrize("session", ["first", "second"])
+def test_whole_curves_are_in_the_run_each_point_once(story, recorder, session):
+    """The second session trains nothing; TSE goes on from TFE's curve."""
+    _, children = _by_method(getattr(story, session).runs)
     table = pd.read_csv(story.project.versions("07_model_output/test/history/tse.csv")[0])
-    rows = table[table["loss"].notna()]
-    expected = {row.iteration: row.loss for row in rows.itertuples() if row.iteration >= 4}
-    assert {point.step: point.value for point in history} == pytest.approx(expected)
+    for name, column in {"loss": "loss", "miou": "val.miou"}.items():
+        history = recorder.client.get_metric_history(children["tse"].info.run_id, name)
+        rows = table[table[column].notna()]
+        assert [point.step for point in history] == list(rows["iteration"])
+        assert [point.value for point in history] == pytest.approx(list(rows[column]))
+
+
+def test_the_run_of_a_session_has_the_numbers_of_its_table(story):
+    parent, children = _by_method(story.first.runs)
+    metrics = parent.data.metrics
+    for method in ("teacher", "baseline", "tse"):
+        for split in ("val", "test"):
+            name = f"miou_{split}"
+            assert metrics[f"{name}.{method}"] == pytest.approx(children[method].data.metrics[name])
+    gain = metrics["miou_test.tse"] - metrics["miou_test.baseline"]
+    assert metrics["gain_test.tse"] == pytest.approx(gain)
+    assert children["tse"].data.metrics["gain_test"] == metrics["gain_test.tse"]
+    (evaluation,) = story.evaluation.runs
+    shown = {name: value for name, value in metrics.items() if not name.endswith(".tfe")}
+    assert shown.items() <= evaluation.data.metrics.items()
+    assert evaluation.data.params["evaluation.metric"] == "miou"
+
+
+def test_a_teacher_that_is_only_used_shows_what_it_is_worth(story):
+    _, first = _by_method(story.first.runs)
+    _, later = _by_method(story.baselines.runs)
+    missing = {"train/images_per_second", "train/waiting_for_images"}
+    costs = {"cost/images_per_second", "cost/training_seconds", "cost/peak_memory_bytes"}
+    assert set(first["teacher"].data.metrics) - set(later["teacher"].data.metrics) <= missing
+    for name in set(later["teacher"].data.metrics) - costs:
+        assert later["teacher"].data.metrics[name] == first["teacher"].data.metrics[name]
+
+
+def test_runs_name_the_images_they_read(story):
+    parent, children = _by_method(story.first.runs)
+    for run in (parent, *children.values()):
+        inputs = {i.dataset.name: i for i in run.inputs.dataset_inputs}
+        assert set(inputs) == {"test train", "test val", "test test"}
+        train = inputs["test train"]
+        assert train.tags[0].value == "train"
+        assert json.loads(train.dataset.profile) == {"images": 8, "classes": 11}
+        assert len({used.dataset.digest for used in inputs.values()}) == 3
+
+
+def test_what_rdd_looked_at_is_at_its_run(story, recorder):
+    parent, children = _by_method(story.first.runs)
+
+    def figures(run: Run) -> set[str]:
+        found = recorder.client.list_artifacts(run.info.run_id, "figures")
+        return {Path(file.path).name for file in found}
+
+    assert figures(children["tse"]) >= {"confusion_tse.png", "curves_tse.png", "pixels_tse.png"}
+    assert not any("tse" in name for name in figures(parent))
 
 
 def test_several_seeds_have_files_and_runs_of_equal_names(story, recorder, tmp_path):
@@ -357,12 +430,20 @@ def test_several_seeds_have_files_and_runs_of_equal_names(story, recorder, tmp_p
         assert run.data.tags["mlflow.parentRunId"] == method.info.run_id
         assert run.info.status == "FINISHED"
         metrics = project.json(f"{METRICS}/baseline/{seed}.json")
-        assert run.data.metrics["test.miou"] == metrics["splits"]["test"]["miou"]
+        assert run.data.metrics["miou_test"] == metrics["splits"]["test"]["miou"]
         assert run.data.params["seed"] == seed
         assert run.data.params["recipe.iterations"] == "6"
     assert set(seeds) == {"0", "1"}
-    assert "test.miou" not in method.data.metrics
-    assert "loss" in seeds["1"].data.metrics
+    for split in ("val", "test"):
+        values = [run.data.metrics[f"miou_{split}"] for run in seeds.values()]
+        found = method.data.metrics
+        assert found[f"miou_{split}"] == pytest.approx(statistics.fmean(values))
+        assert found[f"miou_{split}_sd"] == pytest.approx(statistics.stdev(values))
+    assert "loss" not in method.data.metrics
+    # Of seed 0 nothing was trained: its curves are told again.
+    timed = {"train/images_per_second", "train/waiting_for_images"}
+    names = [{n for n in run.data.metrics if "iou_" not in n} for run in seeds.values()]
+    assert names[0] ^ names[1] <= timed
 
 
 # ---- one run or two

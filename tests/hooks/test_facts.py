@@ -7,9 +7,11 @@ from pathlib import Path
 from rdd_pipeline.config import RecipeParams
 from rdd_pipeline.hooks.facts import (
     command,
+    curve_name,
     flat_params,
     git_state,
     numeric_leaves,
+    score_names,
 )
 
 
@@ -27,6 +29,27 @@ def test_only_numbers_become_metrics() -> None:
     assert numeric_leaves(data) == {"test.miou": 0.5, "test.n": 3.0}
     assert numeric_leaves("no dict") == {}
     assert numeric_leaves({}) == {}
+
+
+def test_names_without_a_folder_are_those_that_come_first() -> None:
+    names = ["loss", "val.miou", "kd", "lr", "val.pixel_accuracy", "chosen", "hard_teacher"]
+    assert [curve_name(name) for name in [*names, "tfe_share"]] == [
+        *("loss", "miou", "train/kd", "train/lr", "train/val_pixel_accuracy"),
+        *("rdd/chosen", "rdd/hard_teacher", "rdd/tfe_share"),
+    ]
+    scores = {
+        "miou": 0.5,
+        "pixel_accuracy": 0.9,
+        "iou": {"traffic.light": 0.25, "sky": None},
+        "confusion": [[1]],
+    }
+    metrics = {"splits": {"test": scores, "val": {"miou": None}}, "cost": {"macs": 3}}
+    assert score_names(metrics) == {
+        "miou_test": 0.5,
+        "test/pixel_accuracy": 0.9,
+        "iou_test/traffic.light": 0.25,
+        "cost/macs": 3.0,
+    }
 
 
 def test_the_command_can_be_typed_again() -> None:

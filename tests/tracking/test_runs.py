@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from rdd_pipeline.errors import UserError
-from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter
+from rdd_pipeline.tracking import Experiment, Sender, TrackingWriter, UsedData
 from rdd_pipeline.tracking.__main__ import main
 from rdd_pipeline.tracking.delivery import send_file
 from rdd_pipeline.tracking.records import Record
@@ -175,6 +175,53 @@ def test_an_experiment_in_the_bin_is_restored(tmp_path: Path) -> None:
     assert writer.close() == 0
     assert client.get_experiment_by_name("late").lifecycle_stage == "active"
     _check_family(client)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_experiment_opens_on_its_runs(tmp_path: Path, there: bool) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    if there:  # kedro-mlflow makes it without the tag
+        client.create_experiment("late")
+    writer = TrackingWriter(Sender(str(client.tracking_uri), client), tmp_path / "x.jsonl")
+    writer.start("whole", PLACE, {})
+    assert writer.close() == 0
+    tags = client.get_experiment_by_name("late").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_kind_that_a_user_chose_or_may_not_set_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    client.create_experiment("late", tags={"mlflow.experimentKind": "genai_development"})
+    client.create_experiment("theirs")
+
+    def refuse(*arguments: Any) -> None:
+        raise MlflowException("not you", PERMISSION_DENIED)
+
+    monkeypatch.setattr(client, "set_experiment_tag", refuse)
+    writer = TrackingWriter(Sender(str(client.tracking_uri), client), tmp_path / "x.jsonl")
+    for name in ("late", "theirs"):
+        writer.start("whole", Experiment(name), {})
+    assert writer.close() == 0
+    assert set(_runs(client, "theirs")) == {"whole"}
+    tags = client.get_experiment_by_name("late").tags
+    assert tags["mlflow.experimentKind"] == "genai_development"
+
+
+def test_data_that_a_run_reads_is_noted_once_however_often_it_is_sent(tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=new_store(tmp_path / "mlflow.db"))
+    writer = TrackingWriter(Sender(str(client.tracking_uri), client), tmp_path / "x.jsonl")
+    run_id = writer.start("whole", PLACE, {})
+    data = UsedData("scenes train", "a" * 36, "http://me:secret@host/x", "train", {"images": 3})
+    writer.used(run_id, data)
+    writer.used(run_id, data)
+    assert writer.close() == 0
+    (found,) = _runs(client)["whole"].inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("scenes train", "a" * 36)
+    assert found.dataset.profile == '{"images": 3}'
+    assert "secret" not in found.dataset.source
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "train")]
 
 
 def test_a_new_experiment_keeps_its_files_where_it_was_told(tmp_path: Path) -> None:

@@ -50,14 +50,17 @@ from rdd_pipeline.hooks.configuration import (
 from rdd_pipeline.hooks.environments import check_environment
 from rdd_pipeline.hooks.facts import (
     command,
+    data_of,
     flat_params,
     git_state,
     numeric_leaves,
+    settings_of,
 )
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.parameters import check_parameters
 from rdd_pipeline.hooks.plugins import only_shows_runs
 from rdd_pipeline.hooks.run import OpenRun
+from rdd_pipeline.hooks.scores import Scoreboard, numbers_of_table
 from rdd_pipeline.interruptions import Signals, interruption
 from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.tracking import (
@@ -117,8 +120,17 @@ class ExperimentHook:
         self._run: OpenRun | None = None
         self._failed_node: Node | None = None
         self._warned: set[str] = set()
+        self._begin()
         self._signals = Signals()
         self._process = os.getpid()
+
+    def _begin(self) -> None:
+        """Forget the session before: a process may have several."""
+        self._run = self._failed_node = None
+        self._warned = set()
+        self._read: set[str] = set()
+        self._scores = Scoreboard()
+        self._known: Any = None
 
     # ---- start
 
@@ -203,8 +215,7 @@ class ExperimentHook:
         check_upstream(pipeline, self._catalog)
         check_machine(pipeline, self._catalog)
         self._process = os.getpid()
-        self._run = self._failed_node = None
-        self._warned = set()
+        self._begin()
         made = [path for path in (self._project / "data").glob("*") if path.name != "01_raw"]
         remove_leftovers(*made, self._project / UNTRACKED)
         self._signals.install()
@@ -254,6 +265,8 @@ class ExperimentHook:
         with self._guard("log parameters") as run:
             if run is not None:
                 run.params(_namespace(node), node.name, _params_of(node, inputs))
+                for job in list(inputs.get(f"plan_{node.namespace}", {}).values())[:1]:
+                    run.params(node.namespace, node.name, settings_of(job))
                 tracking.set_metric_sink(run.sink(_namespace(node)))
                 tracking.set_file_sink(run.file_sink(_namespace(node)))
 
@@ -285,15 +298,21 @@ class ExperimentHook:
                 run.writer.tags(run.of(_namespace(node)), {f"input.{dataset_name}": version})
             if _options(dataset).get("tags") and isinstance(data, Mapping):
                 run.tags_of_all(data)
+            if _options(dataset).get("data") and dataset_name not in self._read:
+                self._read.add(dataset_name)
+                run.used(data_of(data, str(self._globals.get("dataset"))))
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
         """Mirror a saved dataset as its `metadata.mlflow` says.
 
-        `metrics: true` logs the numbers of a nested dict, `metrics: by_seed` those of one for each
-        seed, beside it `models: DATASET` registers the networks that were scored, which lie in
-        that one, `artifact_path: FOLDER` uploads the file or folder, `tags: true` tags all runs
-        with the items of a flat dict.
+        `metrics: true` logs the numbers of a nested dict, `metrics: by_seed` the scores of a
+        network for each seed, beside it `models: DATASET` registers these networks, which lie in
+        that one, and `known: DATASET` has all scores, with which they are compared; `metrics:
+        comparison` logs the headline of such a table. `networks: METHOD`: networks whose scores
+        may be known. `artifact_path: FOLDER` uploads the file or folder, to the run of `method:
+        METHOD` if that is given. `tags: true` tags all runs with the items of a flat dict. What
+        has `data: true` is logged when it is loaded: as the data set that runs read.
         """
         with self._guard(f"log {dataset_name}") as run:
             dataset = self._dataset(dataset_name)
@@ -301,19 +320,22 @@ class ExperimentHook:
             if run is None or not options:
                 return
             if options.get("metrics") == "by_seed":
-                for seed, metrics in data.items():
-                    numbers = numeric_leaves({"cost": metrics["cost"], **metrics["splits"]})
-                    own = run.of(_method(node), seed if len(data) > 1 else None)
-                    run.writer.metrics(own, numbers)
+                self._scores.scored(run, str(_method(node)), data)
+                self._known = self._dataset(str(options.get("known")))
                 if options.get("models"):
                     self._log_models(run, node, self._dataset(str(options["models"])), data)
+            elif options.get("metrics") == "comparison":
+                run.writer.metrics(run.of(_method(node)), numbers_of_table(data))
             elif options.get("metrics"):
                 run.writer.metrics(run.of(_method(node)), numeric_leaves(data))
+            if options.get("networks"):
+                self._scores.trained(str(options["networks"]), data)
             path = _saved_path(dataset) if "artifact_path" in options else None
             if path is not None:
                 versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version
+                method = str(options.get("method", _method(node)))
                 run.writer.artifact(
-                    run.of(_method(node)),
+                    run.of(method if run.has(method) else _method(node)),
                     path,
                     str(options["artifact_path"]),
                     as_it_is=not versioned,
@@ -353,6 +375,9 @@ class ExperimentHook:
             self._run = None
             if run is None:
                 return
+            if self._known is not None:
+                with self._guard("compare the scores"):
+                    self._scores.write(run, self._known.load)
             node = self._failed_node
             problem = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
             if node is not None:
@@ -405,7 +430,7 @@ class ExperimentHook:
                 str(path),
                 score=splits.get("val", {}).get("miou"),
                 scored_on=str(about.get("data_digest", "")),
-                metrics=numeric_leaves({n: {"miou": s["miou"]} for n, s in splits.items()}),
+                metrics=numeric_leaves({f"miou_{n}": s["miou"] for n, s in splits.items()}),
                 facts=facts,
             )
             run.model(node.namespace, seed if len(scored) > 1 else None, name, network)

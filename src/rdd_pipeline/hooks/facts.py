@@ -6,11 +6,16 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from rdd_pipeline.commands import params_option
+from rdd_pipeline.tracking import UsedData
+
+if TYPE_CHECKING:  # they import torch
+    from rdd_pipeline.data.images import Images
+    from rdd_pipeline.training.job import TrainingJob
 
 
 def flat_params(key: str, value: Any) -> dict[str, str]:
@@ -39,6 +44,67 @@ def numeric_leaves(data: Any, prefix: str = "") -> dict[str, float]:
     elif isinstance(data, int | float) and not isinstance(data, bool):
         found[prefix] = float(data)
     return found
+
+
+_FIRST = {"loss": "loss", "val.miou": "miou"}
+_OF_RDD = ("chosen", "hard_", "teacher_confidence", "aux_chosen", "aux_hard_")
+
+
+def curve_name(name: str) -> str:
+    """Name in MLflow of a training's curve: those without a folder are shown first.
+
+    ``loss``, ``miou`` (on val, while it trains), ``rdd/...`` (what RDD chooses), ``train/...``.
+    """
+    if name in _FIRST:
+        return _FIRST[name]
+    of_rdd = name.startswith(_OF_RDD) or name.endswith("_share")
+    return f"{'rdd' if of_rdd else 'train'}/{name.replace('.', '_')}"
+
+
+def score_names(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Scores and cost of a network as metrics: ``miou_SPLIT``, then the rest in folders."""
+    found: dict[str, float] = {}
+    for split, scores in metrics["splits"].items():
+        for name, value in scores.items():
+            if isinstance(value, Mapping):  # by class
+                numbers = numeric_leaves({f"{name}_{split}": value})
+                found |= {key.replace(".", "/", 1): number for key, number in numbers.items()}
+            else:
+                place = f"miou_{split}" if name == "miou" else f"{split}/{name}"
+                found |= numeric_leaves({place: value})
+    costs = numeric_leaves(metrics["cost"]).items()
+    return found | {f"cost/{name}": value for name, value in costs}
+
+
+def settings_of(job: TrainingJob) -> dict[str, str]:
+    """What makes the method of a training: its losses, their weights and options, RDD's settings.
+
+    ``method.NAME`` beside the run's parameters, which are those of all its methods: in a
+    comparison of two trainings these are what differs.
+    """
+    method = job.definition
+    found: dict[str, Any] = {"method": job.method, "method.title": method.title}
+    for loss in method.losses:
+        found |= {f"method.weight.{name}": weight for name, weight in loss.weights.items()}
+        found |= {f"method.{loss.name}.{name}": value for name, value in loss.options.items()}
+    if method.uses_rdd:
+        found |= flat_params("method.rdd", job.rdd_settings)
+    return {name: str(value) for name, value in found.items()}
+
+
+def data_of(images: Images, dataset: str) -> list[UsedData]:
+    """Each split of the images of a data set, for MLflow's column of data sets."""
+    parts = {name: images.split(name) for name in dict.fromkeys(s.split for s in images.samples)}
+    return [
+        UsedData(
+            name=f"{dataset} {name}",
+            digest=part.index_digest[:36],
+            source=str(images.root),
+            context=name,
+            profile={"images": len(part.samples), "classes": images.labels.num_classes},
+        )
+        for name, part in parts.items()
+    ]
 
 
 # Names of Kedro's run parameters, and of the command's options for them.

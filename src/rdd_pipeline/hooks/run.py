@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdd_pipeline.tracking import Experiment, FileSink, MetricSink, Network, TrackingWriter
+from rdd_pipeline.hooks.facts import curve_name
+from rdd_pipeline.tracking import (
+    Experiment,
+    FileSink,
+    MetricSink,
+    Network,
+    TrackingWriter,
+    UsedData,
+)
 
 
 class OpenRun:
@@ -47,6 +55,8 @@ class OpenRun:
         self._nested = len(namespaces) > 1
         self._children: dict[tuple[str | None, str | None], str] = {}
         self._params: dict[str, dict[str, str]] = {}
+        self._used: list[UsedData] = []
+        self._told: dict[tuple[str, str], int] = {}
         self._models: list[tuple[str, str, Network]] = []
         self._lock = threading.RLock()
         self._owned = given is None
@@ -77,13 +87,29 @@ class OpenRun:
                 )
                 self._params[child] = {**self._params.get(parent, {}), **own}
                 self.writer.params(child, self._params[child])
+                for data in self._used:
+                    self.writer.used(child, data)
             return self._children[namespace, seed]
 
     def sink(self, namespace: str | None) -> MetricSink:
-        """Where the numbers go that a node of this namespace logs, or logs for another one."""
-        return lambda step, values, seed, method: self.writer.metrics(
-            self.of(method or namespace, seed), values, step=step
-        )
+        """Where the curves go that a node of this namespace logs, or logs for another one.
+
+        A step is told once: a training that was started again repeats those since its checkpoint,
+        and one that goes on tells first what was trained before.
+        """
+
+        def tell(
+            step: int, values: Mapping[str, float], seed: str | None, method: str | None
+        ) -> None:
+            run_id = self.of(method or namespace, seed)
+            with self._lock:
+                new = {k: v for k, v in values.items() if step > self._told.get((run_id, k), -1)}
+                self._told.update({(run_id, key): step for key in new})
+            self.writer.metrics(
+                run_id, {curve_name(key): value for key, value in new.items()}, step=step
+            )
+
+        return tell
 
     def file_sink(self, namespace: str | None) -> FileSink:
         """Where the files go that a node of this namespace logs."""
@@ -103,6 +129,19 @@ class OpenRun:
             fresh = {key: value for key, value in named.items() if key not in known}
             known.update(fresh)
         self.writer.params(run_id, fresh)
+
+    def used(self, data: Sequence[UsedData]) -> None:
+        """Note for the run and its children, those to come included, what data they read."""
+        with self._lock:
+            fresh = [one for one in data if one not in self._used]
+            self._used += fresh
+            for run_id in (self.id, *self._children.values()):
+                for one in fresh:
+                    self.writer.used(run_id, one)
+
+    def has(self, namespace: str) -> bool:
+        """Whether nodes of this namespace belong to the run."""
+        return namespace in self._left
 
     def tags_of_all(self, values: Mapping[str, Any]) -> None:
         """Tag the run and its children, those to come included."""

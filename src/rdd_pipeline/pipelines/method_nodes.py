@@ -57,6 +57,7 @@ from rdd_pipeline.reporting.curves import training_curves
 from rdd_pipeline.reporting.difficulty import difficulty_figure
 from rdd_pipeline.reporting.figures import confusion_figure
 from rdd_pipeline.training.build import loss_context
+from rdd_pipeline.training.curves import OnLog, curve_points
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.difficulty import training_notes
 from rdd_pipeline.training.job import TrainingJob, check_class_weights
@@ -278,7 +279,10 @@ def make_train_node(method: str) -> Callable[..., Any]:
             if trainer.share_teacher:
                 train_students(training, run_methods, trainer, seed=told)
             on_log = partial(tracking.log_metrics, seed=told)
+            _tell_what_was_trained(training, on_log)
             results[seed] = train(training, trainer, on_log)
+            if not results[seed].trained:
+                _tell(results[seed].history, on_log)
             if trainer.profile and training.store is not None:
                 for file in sorted(training.store.profile.glob("*")):
                     tracking.log_file(file, "profile", seed=told)
@@ -297,6 +301,22 @@ def make_train_node(method: str) -> Callable[..., Any]:
 
     train_networks.__name__ = f"train_{method}"
     return train_networks
+
+
+def _tell_what_was_trained(training: Training, on_log: OnLog) -> None:
+    """Start the curves of a training that goes on, or a stage, where the first one began.
+
+    Finished work is read by `train`, and told then.
+    """
+    assert training.store is not None
+    if not training.store.is_finished:
+        state = training.store.latest() or training.initial_state
+        _tell([] if state is None else state.history, on_log)
+
+
+def _tell(history: Sequence[Mapping[str, float]], on_log: OnLog) -> None:
+    for iteration, values in curve_points(history):
+        on_log(iteration, values)
 
 
 def _record(job: TrainingJob, result: TrainingResult, labels: LabelSet) -> TrainingRecord:

@@ -114,6 +114,26 @@ def compare_classes(results: Iterable[Metrics]) -> list[Row]:
     return sorted(rows, key=lambda row: places[_key(row)])
 
 
+def headline(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """What stands in the rows of `compare` in a few numbers, by method, in [0, 1], not percent.
+
+    ``METRIC_SPLIT``, and where there are several seeds ``METRIC_SPLIT_sd``; of methods that are
+    measured against the student alone ``gain_SPLIT`` and the bounds of its 95 % interval,
+    ``gain_SPLIT_low`` and ``gain_SPLIT_high``. A method that was compared in several ways has the
+    numbers of its first row, which is that of the largest comparison.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        names: dict[str, str] = {}
+        for split in split_names([row]):
+            score = f"{row['metric']}_{split}"
+            names |= {f"{split}_score": score, f"{split}_sd": f"{score}_sd"}
+            names |= {f"{split}_gain{end}": f"gain_{split}{end}" for end in ("", "_low", "_high")}
+        numbers = {name: row[key] / 100 for key, name in names.items() if math.isfinite(row[key])}
+        found.setdefault(row["method"], numbers)
+    return found
+
+
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
     """Bounds of the 95 % confidence interval of the mean of paired differences.
 

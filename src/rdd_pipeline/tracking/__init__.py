@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from rdd_pipeline.tracking.delivery import send_left
-from rdd_pipeline.tracking.records import Experiment, Network
+from rdd_pipeline.tracking.records import Experiment, Network, UsedData
 from rdd_pipeline.tracking.sender import Sender, calm_mlflow
 from rdd_pipeline.tracking.writer import TrackingWriter
 
@@ -25,6 +25,7 @@ __all__ = [
     "Network",
     "Sender",
     "TrackingWriter",
+    "UsedData",
     "calm_mlflow",
     "log_file",
     "log_metrics",

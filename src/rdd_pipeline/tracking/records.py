@@ -18,7 +18,7 @@ from rdd_pipeline.tracking.addresses import without_secrets
 LONGEST_NAME = 250
 """Characters that MLflow takes for the name of a metric, parameter or tag."""
 
-Kind = Literal["run", "param", "tag", "metric", "artifact", "status", "model"]
+Kind = Literal["run", "param", "tag", "metric", "artifact", "status", "model", "input"]
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
@@ -114,6 +114,42 @@ class Network:
         return network
 
 
+@dataclass(frozen=True, slots=True)
+class UsedData:
+    """The value of an `input` record: a data set that a run reads; no pixel of it.
+
+    Attributes:
+        name: Of the data set.
+        digest: Of its contents; MLflow takes 36 characters.
+        source: The folder.
+        context: What it is used for: ``train``, ``val``, ``test``.
+        profile: Numbers about it.
+    """
+
+    name: str
+    digest: str
+    source: str
+    context: str
+    profile: Mapping[str, int]
+
+    def written(self) -> str:
+        """As `read` takes it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Inverse of `written`.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is no such text.
+        """
+        used = cls(**json.loads(text))
+        _expect_texts(used.name, used.digest, used.source, used.context, *used.profile)
+        if not all(type(number) is int for number in dict(used.profile).values()):
+            raise TypeError(f"{used.profile!r} holds more than whole numbers")
+        return used
+
+
 def read_record(fields: Mapping[str, Any]) -> Record:
     """A record of its fields, as they were found in a file.
 
@@ -135,6 +171,8 @@ def read_record(fields: Mapping[str, Any]) -> Record:
         Request.read(str(record.value))
     if record.kind == "model":
         Network.read(str(record.value))
+    if record.kind == "input":
+        UsedData.read(str(record.value))
     if record.kind == "artifact" and not _is_path(record.key):
         raise ValueError(f"{record.key!r} is no folder of artifacts")
     if record.kind == "status" and record.value not in STATUSES:

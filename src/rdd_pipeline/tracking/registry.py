@@ -26,7 +26,7 @@ def register(client: MlflowClient, run_id: str, record: Record) -> None:
     """Log a network as a model of its run, register it, and move the alias if it is the best.
 
     A network that is registered already, by an earlier run or a request whose answer was lost, is
-    not registered again.
+    not registered again; the run is linked to it.
 
     Args:
         client: Connected.
@@ -53,6 +53,7 @@ def register(client: MlflowClient, run_id: str, record: Record) -> None:
         version = client.create_model_version(
             name, model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
         )
+    _link(client, run_id, version.model_id)
     if network.score is not None and _is_best(client, name, network):
         client.set_registered_model_alias(name, BEST, str(version.version))
 
@@ -81,6 +82,16 @@ def _logged(client: MlflowClient, run_id: str, network: Network, path: Path, tim
     ]
     client.log_batch(run_id, metrics=points)
     return model
+
+
+def _link(client: MlflowClient, run_id: str, model_id: str | None) -> None:
+    """Let the page of the run name the model, once, also where another run has logged it."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(run_id).outputs
+    linked = {model.model_id for model in outputs.model_outputs} if outputs else set()
+    if model_id is not None and model_id not in linked:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
 def _make_sure_of(client: MlflowClient, name: str) -> None:

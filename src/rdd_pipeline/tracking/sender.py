@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from rdd_pipeline.tracking.records import (
     Network,
     Record,
     Request,
+    UsedData,
     database_path,
     first_line,
 )
@@ -23,11 +25,15 @@ from rdd_pipeline.tracking.registry import register
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 logger = logging.getLogger(__name__)
 
 LOCAL_ID = "local_id"
 """Tag of a created run: the id it was asked for with, so that asking twice makes one run."""
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment for which MLflow's pages open on the table of runs, not on traces."""
 
 # Error codes that mean: this will never be taken. The first two are about the run, whatever it is
 # sent; the others may be about one record of many.
@@ -159,6 +165,8 @@ class Sender:
         elif first.kind == "model":
             self._allow(Path(Network.read(str(first.value)).path))
             register(client, run_id, first)
+        elif first.kind == "input":
+            client.log_inputs(run_id, [_dataset_input(str(first.value))])
         elif first.kind == "artifact":
             path = Path(str(first.value))
             self._allow(path)
@@ -209,14 +217,26 @@ class Sender:
             elif place is not None and place.startswith("file:"):
                 place = None
             try:
-                return str(client.create_experiment(wanted.name, place))
+                return str(client.create_experiment(wanted.name, place, KIND))
             except Exception:
                 found = client.get_experiment_by_name(wanted.name)
                 if found is None:  # no other command has made it in the meantime
                     raise
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        for key, value in KIND.items():
+            if key not in found.tags:  # kedro-mlflow made it, or an older version of this project
+                self._tag_experiment(client, found.experiment_id, key, value)
         return str(found.experiment_id)
+
+    @staticmethod
+    def _tag_experiment(client: MlflowClient, experiment: str, key: str, value: str) -> None:
+        """Set a tag that a user of a shared server may not be allowed to set: nothing needs it."""
+        try:
+            client.set_experiment_tag(experiment, key, value)
+        except Exception as error:
+            if not _is_hopeless(error):
+                raise
 
     def _is_gone(self, run_id: str, error: Exception) -> bool:
         """Whether an error means that the run takes nothing at all."""
@@ -224,6 +244,16 @@ class Sender:
             return True
         run = self._connected().get_run(self.runs.get(run_id, run_id))
         return bool(run.info.lifecycle_stage == "deleted")
+
+
+def _dataset_input(text: str) -> DatasetInput:
+    """What a record of kind `input` says, as MLflow takes it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    used = UsedData.read(text)
+    source = json.dumps({"uri": used.source})
+    dataset = Dataset(used.name, used.digest, "local", source, profile=json.dumps(used.profile))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", used.context)])
 
 
 def _is_hopeless(error: Exception) -> bool:

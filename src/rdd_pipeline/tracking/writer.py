@@ -20,6 +20,7 @@ from rdd_pipeline.tracking.records import (
     Network,
     Record,
     Request,
+    UsedData,
     clean,
     clean_name,
     now,
@@ -107,6 +108,11 @@ class TrackingWriter:
         if as_it_is and path.is_file():
             path = self._journal.keep(path)
         self.add([Record(run_id, "artifact", folder, str(path))])
+
+    def used(self, run_id: str, data: UsedData) -> None:
+        """Note that a run reads a data set."""
+        data = replace(data, source=without_secrets(data.source))
+        self.add([Record(run_id, "input", data.name, data.written(), timestamp=now())])
 
     def model(self, run_id: str, name: str, network: Network) -> None:
         """Have a trained network logged as a model of the run and registered under a name."""

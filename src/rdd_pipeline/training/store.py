@@ -118,6 +118,11 @@ class RunStore:
             return state
         return None if self._states() == paths else self.latest()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the work was marked as complete; nothing is read."""
+        return (self.path / "done.json").exists()
+
     def finish(self, iteration: int) -> None:
         """Mark the work as complete: its last state is the one of `iteration`.
 
