@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check format bench docs viz ui serve clean-old lock
+.PHONY: help setup run test test-all check format bench docs docs-viz viz ui serve clean-old lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,11 @@ bench: setup ## the benchmarks that README and docs quote
 
 docs: setup ## the documentation site, site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+docs-viz: docs ## the pipelines in it, site/viz, with previews of what was trained (ENV=scenes)
+	@KEDRO_ENV=$(or $(ENV),scenes) $(BIN)/kedro viz build --include-previews > site/viz.log 2>&1 || { tail -20 site/viz.log; exit 1; }
+	@rm -rf site/viz && mv build site/viz && mv site/viz.log site/viz/build.log
+	@echo 'A browser needs a server for it: $(BIN)/python -m http.server --bind 127.0.0.1 -d site, then http://127.0.0.1:8000/viz/index.html'
 
 viz: setup ## see the pipelines on 127.0.0.1:4141
 	$(BIN)/kedro viz run --host 127.0.0.1

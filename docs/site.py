@@ -241,8 +241,9 @@ def pipelines() -> str:
     lines = [
         "# Pipelines and catalog",
         "",
-        "`kedro run --pipeline=NAME`; `kedro viz run` draws them. Data sets whose names do not "
-        "begin with `params:` are entries of the catalog in `conf/base/`.",
+        "`kedro run --pipeline=NAME`; `make viz` draws them, and `make docs-viz` puts the drawing "
+        "into this site as `viz/index.html`: a namespace is a box until it is unfolded. Data sets "
+        "whose names do not begin with `params:` are entries of the catalog in `conf/base/`.",
         "",
     ]
     for name in sorted(registered):
