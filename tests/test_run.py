@@ -23,7 +23,7 @@ from torch.testing import assert_close
 
 import rdd_pipeline
 from rdd_pipeline.config import NetworkParams
-from rdd_pipeline.errors import NonFiniteLossError, RunInterrupted, UserError
+from rdd_pipeline.errors import DataProblem, NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.networks import (
     NetworkCheckpoint,
     load_checkpoint,
@@ -481,13 +481,18 @@ def _models(project: Project) -> list[Path]:
     return [path for path in (project.folder / "data/06_models").rglob("*") if path.is_file()]
 
 
-def test_a_wrong_layout_fails_the_run_before_anything_is_written(recorder, empty):
+def test_a_wrong_layout_is_named_without_a_run(recorder, empty):
     with pytest.raises(UserError, match=r"Unknown layout 'scene'. Set `data.layout` to one of"):
         recorder.run(empty, "distill_tse", params={"data": {"layout": "scene"}})
-    (run,) = recorder.new_runs()
-    assert run.info.status == "FAILED"
-    assert "Unknown layout" in run.data.tags["error"]
+    assert recorder.new_runs() == []
     assert not _models(empty)
+
+
+def test_a_folder_that_is_not_there_is_named_without_a_run(recorder, empty):
+    data = {"layout": "camvid", "path": str(empty.folder / "photos")}
+    with pytest.raises(DataProblem, match=r"images, .*photos, does not exist. Expected: "):
+        recorder.run(empty, "distill_tse", params={"data": data})
+    assert recorder.new_runs() == []
 
 
 def test_a_training_that_fails_is_a_failed_child_of_a_failed_run(recorder, story, tmp_path):

@@ -17,6 +17,7 @@ from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol, MemoryDataset
 from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
+from kedro.utils import find_kedro_project
 
 from rdd_pipeline.commands import Session
 from rdd_pipeline.config import (
@@ -196,6 +197,25 @@ def check_images(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) 
     images.expect(DataParams.model_validate(catalog.load("params:data")))
     if "images" in pipeline.inputs():
         images.find()
+
+
+def check_data(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
+    """Refuse a layout that there is not, and a folder of images that there is not, before a run.
+
+    Raises:
+        UserError: `data` names such a thing, where the images are to be ingested.
+        DataProblem: The folder or the table of labels in it is missing.
+    """
+    if catalog is None or not {"inspection", "raw_images"} <= pipeline.datasets():
+        return
+    from rdd_pipeline.data.layouts import check_source
+
+    data = DataParams.model_validate(catalog.load("params:data"))
+    if data.path is None:
+        root = catalog.load("raw_images")
+    else:  # as `pipelines.paths.images_root` takes it
+        root = (find_kedro_project(Path.cwd()) or Path.cwd()) / data.path.expanduser()
+    check_source(root, data)
 
 
 def tell_methods(

@@ -37,6 +37,7 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import remove_leftovers
 from rdd_pipeline.hooks.configuration import (
     anchor_paths,
+    check_data,
     check_images,
     check_machine,
     check_pipelines,
@@ -210,6 +211,7 @@ class ExperimentHook:
             UserError: A part of a pipeline was asked for, and what it reads is not there; or the
                 device is not there.
         """
+        check_data(pipeline, self._catalog)
         check_images(pipeline, self._catalog)
         tell_methods(pipeline, self._catalog, str(run_params.get("runner")))
         check_upstream(pipeline, self._catalog)

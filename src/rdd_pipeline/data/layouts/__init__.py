@@ -17,6 +17,7 @@ from rdd_pipeline.data.layouts.base import (
     Listing,
     Pair,
     Problem,
+    check_root,
     list_pairs,
     raise_problems,
     refuse_download,
@@ -75,6 +76,20 @@ def get_layout(name: str, root: Path | None = None) -> Layout:
             f"The layout '{name}' has its labels in the folder with the images. Set `data.path`."
         )
     return layout(root)
+
+
+def check_source(root: Path, data: DataParams) -> None:
+    """Refuse what cannot be ingested whatever the images are; none of them is looked at.
+
+    Raises:
+        UserError: There is no such layout, or a program cannot get its data set.
+        DataProblem: The folder with the images, or the table of labels in it, is missing.
+    """
+    layout = _find(data.layout)
+    if isinstance(layout, Layout) and layout.prepare is not None:
+        return  # it makes the folder
+    prepare(root, data)
+    check_root(root, get_layout(data.layout, root).expected)
 
 
 def prepare(root: Path, data: DataParams) -> Path:
