@@ -3,6 +3,7 @@
 from rdd_pipeline.config import Parameters
 from rdd_pipeline.hooks import ExperimentHook
 from rdd_pipeline.hooks.environments import LayeredConfigLoader
+from rdd_pipeline.hooks.logs import log_whole_lines
 from rdd_pipeline.hooks.messages import show_user_errors_as_one_line
 from rdd_pipeline.hooks.plugins import (
     find_own_programs,
@@ -16,6 +17,7 @@ find_own_programs()
 keep_viz_offline()
 keep_plumbing_inside()
 load_mlflow_commands_when_used()
+log_whole_lines()
 if leaves_at_signals():
     show_user_errors_as_one_line()  # those of the command line, which is read next
 

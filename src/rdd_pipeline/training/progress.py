@@ -58,7 +58,7 @@ class TrainingProgress:
             loss: Mean since the last call.
             lr: Learning rate.
             rate: Images a second.
-            waiting: Share of the time in which the network waited for images; shown from 1 % on.
+            waiting: Share of the time in which the network waited for images; shown from 5 % on.
         """
         self.tell(iteration, f"loss {loss:.3f}  lr {lr:.2g}  {speed(rate, waiting)}")
 
@@ -94,4 +94,4 @@ class TrainingProgress:
 
 def speed(rate: float, waiting: float) -> str:
     """Images a second, and the share of the time that was spent waiting for them."""
-    return f"{rate:.1f} img/s" + (f" ({100 * waiting:.0f} % waiting)" if waiting >= 0.01 else "")
+    return f"{rate:.1f} img/s" + (f" ({100 * waiting:.0f} % waiting)" if waiting >= 0.05 else "")
