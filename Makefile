@@ -62,6 +62,7 @@ viz: setup ## see the pipelines on 127.0.0.1:4141
 	$(BIN)/kedro viz run --host 127.0.0.1
 
 ui: setup ## compare the runs on 127.0.0.1:5000
+	@echo 'The runs: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'
 	$(BIN)/kedro mlflow ui --host 127.0.0.1
 
 MODEL ?= models:/scenes@best

@@ -314,14 +314,14 @@ def test_methods_have_the_same_metrics_and_parameters(story):
 
     def scores(run: Run) -> set[str]:
         # A class that neither the labels nor the predictions of one method have is not logged.
-        assert any(name.startswith("iou_test/") for name in run.data.metrics)
-        folders = ("val", "test", "cost", "miou_val", "miou_test")
+        assert any(name.startswith("test_classes/iou.") for name in run.data.metrics)
+        folders = ("val", "test", "resources", "miou_val", "miou_test")
         return {name for name in run.data.metrics if name.split("/")[0] in folders}
 
     def params(run: Run) -> set[str]:
         return {name for name in run.data.params if not name.startswith("method.")}
 
-    assert {"miou_val", "miou_test", "cost/parameters"} <= scores(reference)
+    assert {"miou_val", "miou_test", "resources/parameters"} <= scores(reference)
     for method in ("kd", "tfe", "tse"):
         assert scores(runs[method]) == scores(reference)
         assert params(runs[method]) == params(reference)
@@ -379,7 +379,8 @@ def test_a_teacher_that_is_only_used_shows_what_it_is_worth(story):
     _, first = _by_method(story.first.runs)
     _, later = _by_method(story.baselines.runs)
     missing = {"train/images_per_second", "train/waiting_for_images"}
-    costs = {"cost/images_per_second", "cost/training_seconds", "cost/peak_memory_bytes"}
+    costs = {"resources/images_per_second", "resources/training_seconds"}
+    costs.add("resources/peak_memory_bytes")
     assert set(first["teacher"].data.metrics) - set(later["teacher"].data.metrics) <= missing
     for name in set(later["teacher"].data.metrics) - costs:
         assert later["teacher"].data.metrics[name] == first["teacher"].data.metrics[name]
@@ -442,7 +443,7 @@ def test_several_seeds_have_files_and_runs_of_equal_names(story, recorder, tmp_p
     assert "loss" not in method.data.metrics
     # Of seed 0 nothing was trained: its curves are told again.
     timed = {"train/images_per_second", "train/waiting_for_images"}
-    names = [{n for n in run.data.metrics if "iou_" not in n} for run in seeds.values()]
+    names = [{n for n in run.data.metrics if "_classes/" not in n} for run in seeds.values()]
     assert names[0] ^ names[1] <= timed
 
 

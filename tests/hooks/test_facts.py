@@ -47,9 +47,17 @@ def test_names_without_a_folder_are_those_that_come_first() -> None:
     assert score_names(metrics) == {
         "miou_test": 0.5,
         "test/pixel_accuracy": 0.9,
-        "iou_test/traffic.light": 0.25,
-        "cost/macs": 3.0,
+        "test_classes/iou.traffic.light": 0.25,
+        "resources/macs": 3.0,
     }
+
+
+def test_every_folder_comes_after_the_metrics_without_one() -> None:
+    scores = {"miou": 0.5, "ece": 0.1, "iou": {"a": 0.25}}
+    metrics = {"splits": {"test": scores, "val": scores}, "cost": {"macs": 3}}
+    names = [*score_names(metrics), *map(curve_name, ["loss", "kd", "chosen"])]
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    assert min(folders) > "model metrics"
 
 
 def test_the_command_can_be_typed_again() -> None:

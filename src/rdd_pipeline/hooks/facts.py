@@ -62,18 +62,21 @@ def curve_name(name: str) -> str:
 
 
 def score_names(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Scores and cost of a network as metrics: ``miou_SPLIT``, then the rest in folders."""
+    """Scores and cost of a network as metrics: ``miou_SPLIT``, then the rest in folders.
+
+    MLflow sorts its charts by folder, and calls that of names without one "Model metrics": the
+    others are named to come after it.
+    """
     found: dict[str, float] = {}
     for split, scores in metrics["splits"].items():
         for name, value in scores.items():
             if isinstance(value, Mapping):  # by class
-                numbers = numeric_leaves({f"{name}_{split}": value})
-                found |= {key.replace(".", "/", 1): number for key, number in numbers.items()}
+                found |= numeric_leaves({f"{split}_classes/{name}": value})
             else:
                 place = f"miou_{split}" if name == "miou" else f"{split}/{name}"
                 found |= numeric_leaves({place: value})
     costs = numeric_leaves(metrics["cost"]).items()
-    return found | {f"cost/{name}": value for name, value in costs}
+    return found | {f"resources/{name}": value for name, value in costs}
 
 
 def settings_of(job: TrainingJob) -> dict[str, str]:
