@@ -49,8 +49,7 @@ def test_the_line_lies_below_everything_and_within_the_width(layout, width):
     box, label = text.get_window_extent(), axes.xaxis.label.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
-    if layout is not None:
-        assert box.y1 <= label.y0
+    assert box.y1 <= min(label.y0, 0)
     assert text.get_text().replace("\n", " ").replace("\\", "") == line
     figure.savefig(io.BytesIO(), bbox_inches="tight")
 

@@ -48,8 +48,8 @@ def test_a_class_is_divided_by_weight_and_then_by_whom_it_is_hard_for():
     for color, span in expected.items():
         assert areas[color] == pytest.approx(span), color
     (chosen,) = (line for line in axes.lines if line.get_color() == CHOSEN)
-    assert list(np.asarray(chosen.get_ydata())) == [50.0]
-    assert chosen.get_marker() == "o"
+    assert list(np.asarray(chosen.get_ydata())) == [50.0, 50.0]
+    assert list(np.asarray(chosen.get_xdata())) == [5.0, 10.0]
     assert axes.get_title(loc="left") == "road"
     assert axes.get_title(loc="right") == "50 % chosen"
     assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"] == [7.5]  # type: ignore[index]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -53,10 +52,10 @@ def provenance(
 
 
 def captioned(figure: Figure, line: str) -> Figure:
-    """The figure with the line below everything else, in several ones where it is too long.
+    """The figure with the line below it, in several ones where it is too long.
 
     Args:
-        figure: Of any layout; nothing in it moves but what a constrained layout has to shift.
+        figure: Of any layout; it is to be saved with ``bbox_inches="tight"``.
         line: From `provenance`; empty: nothing is added.
 
     Returns:
@@ -67,9 +66,14 @@ def captioned(figure: Figure, line: str) -> Figure:
     room = int(figure.get_figwidth() * 72 / (FONT_SIZE * _WIDTH))
     # A dollar sign begins a formula, which names of data sets and classes are not.
     text = textwrap.fill(line, max(room, 20), break_long_words=False).replace("$", r"\$")
-    style: dict[str, Any] = {"fontsize": FONT_SIZE, "color": COLOR, "ha": "left"}
-    if figure.get_layout_engine() is None:
-        figure.text(0.01, -0.02, text, va="top", **style)
-    else:  # it makes room
-        figure.supxlabel(text, x=0.005, **style)
+    if figure.legends and figure.get_layout_engine():
+        # By themselves they move to the edge of the file, over the line: the layout ends here.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for legend in figure.legends:
+            legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+    # Outside, so that no layout or legend has to make room; files hold all that is drawn.
+    lowest = 0.0 if figure.get_layout_engine() else min(0.0, figure.get_tightbbox().y0)
+    place = (lowest - 0.06) / figure.get_figheight()
+    figure.text(0.005, place, text, va="top", color=COLOR, size=FONT_SIZE)
     return figure

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -68,9 +67,10 @@ def difficulty_figure(
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(0.6 + 2.5 * max(columns, 3), 0.9 + 1.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    end = max(float(row["iteration"]) for row in history)
     for number, (axes, one) in enumerate(zip(panels, shown, strict=False)):
         one.draw(axes)
-        axes.set_ylim(0, 100)
+        axes.set(xlim=(0, end), ylim=(0, 100))
         axes.tick_params(labelsize=SMALL - 1, length=2)
         axes.set_title(plain(shorten(one.name, 24)), fontsize=SMALL, loc="left", pad=3)
         if one.chosen is not None:
@@ -78,8 +78,9 @@ def difficulty_figure(
             axes.set_title(f"{mean:.0f} % chosen", fontsize=SMALL - 1, loc="right", pad=3)
         mark_handovers(axes, handovers, named=False)
         if number + columns >= len(shown):
-            axes.set_xlabel("iteration", fontsize=SMALL)
             axes.tick_params(labelbottom=True)
+        if number // columns == rows - 1:
+            axes.set_xlabel("iteration", fontsize=SMALL)
         if number % columns == 0:
             axes.set_ylabel("% of the pixels", fontsize=SMALL)
     for axes in panels[len(shown) :]:
@@ -133,51 +134,61 @@ class _Class:
         return float(self.hard[0][1].mean() - self.chosen[1].mean())
 
     def draw(self, axes: Axes) -> None:
+        begin = 0.0
         if self.weights is not None:
             (steps, low), (_, middle) = self.weights
-            _stack(axes, steps, {_LOW: low, _MIDDLE: middle, _HIGH: 1 - low - middle})
+            _stack(axes, begin, steps, {_LOW: low, _MIDDLE: middle, _HIGH: 1 - low - middle})
+            begin = steps[-1]
         if self.hard is None:
             return
         (steps, student), (_, teacher) = self.hard
+        if begin >= steps[0]:  # annealed: both at once
+            begin = 0.0
         if self.both is not None and len(self.both[0]) == len(steps):
             both = self.both[1]
             parts = {STUDENT_ONLY: student - both, TEACHER_ONLY: teacher - both, BOTH: both}
-            _stack(axes, steps, {**parts, NEITHER: 1 - student - teacher + both})
+            _stack(axes, begin, steps, {**parts, NEITHER: 1 - student - teacher + both})
         else:
             for values, color in ((student, STUDENT_ONLY), (teacher, TEACHER_ONLY)):
-                _line(axes, (steps, values), color)
+                _line(axes, begin, (steps, values), color)
         if self.chosen is not None:
-            _line(axes, self.chosen, CHOSEN)
+            _line(axes, begin, self.chosen, CHOSEN)
 
 
 def _stack(
-    axes: Axes, steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float64]]
+    axes: Axes,
+    begin: float,
+    steps: NDArray[np.float64],
+    parts: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Areas on top of one another, by color; each point reaches halfway to its neighbors."""
-    bins = _bins(len(steps))
-    mean = partial(np.add.reduceat, indices=bins)
-    counts = np.diff([*bins, len(steps)])
-    ends = np.append(bins[1:], len(steps)) - 1
-    half = np.diff(steps).min() / 2 if len(steps) > 1 else 0.5
-    inner = (steps[ends[:-1]] + steps[bins[1:]]) / 2
-    edges = np.concatenate([[steps[0] - half], inner, [steps[-1] + half]])
-    below = np.zeros(len(bins) + 1)
+    """Areas on top of one another, by color."""
+    below: NDArray[np.float64] | None = None
     for color, values in parts.items():
-        means = 100 * mean(values) / counts
-        above = below + np.append(means, means[-1]).clip(0)
-        axes.fill_between(edges, below, above, step="post", color=color, linewidth=0)
+        edges, heights = _binned(begin, (steps, values))
+        above = heights.clip(0) if below is None else below + heights.clip(0)
+        axes.fill_between(
+            edges, 0 if below is None else below, above, step="pre", color=color, linewidth=0
+        )
         below = above
 
 
-def _line(axes: Axes, points: Points, color: str) -> None:
-    steps, values = points
-    bins = _bins(len(steps))
-    counts = np.diff([*bins, len(steps)])
-    x, y = (np.add.reduceat(numbers, bins) / counts for numbers in (steps, values))
-    marker = "o" if len(x) == 1 else ""
+def _line(axes: Axes, begin: float, points: Points, color: str) -> None:
+    edges, heights = _binned(begin, points)
     # White below it: it crosses areas of every color.
     for wide, paint in ((2.4, "white"), (1.2, color)):
-        axes.plot(x, 100 * y, color=paint, linewidth=wide, marker=marker, markersize=3 * wide)
+        axes.step(edges, heights, where="pre", color=paint, linewidth=wide)
+
+
+def _binned(begin: float, points: Points) -> Points:
+    """Edges of the bins and heights in %, the first one twice.
+
+    A point is the mean since the one before; the first one since `begin`.
+    """
+    steps, values = points
+    bins = _bins(len(steps))
+    means = 100 * np.add.reduceat(values, bins) / np.diff([*bins, len(steps)])
+    ends = steps[np.append(bins[1:], len(steps)) - 1]
+    return np.append(begin, ends), np.append(means[0], means)
 
 
 def _bins(count: int) -> NDArray[np.int64]:
