@@ -12,7 +12,7 @@ from torch import Tensor
 from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.stages import stage_shares
 from rdd_pipeline.evaluation.confusion import Scores
-from rdd_pipeline.training.difficulty import SEEN, Difficulty, training_notes
+from rdd_pipeline.training.difficulty import Difficulty, training_notes
 from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.state import TrainState
@@ -85,7 +85,7 @@ def curve_points(
             point = {
                 name: value
                 for name, value in row.items()
-                if name != "iteration" and not ("." in name and name.partition(".")[0] in SEEN)
+                if name != "iteration" and (name.startswith("val.") or "." not in name)
             }
             yield int(row["iteration"]), point
 
