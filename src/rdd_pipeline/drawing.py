@@ -36,11 +36,11 @@ class Drawing:
 
     def digest(self, settings: Any) -> str:
         """Of what it shows, `settings` of its file, and the code and libraries that draw it."""
-        return json_digest([self.shows, settings, _code()])
+        return json_digest([self.shows, settings, code_digest()])
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Digest of this package; versions of Python and of the libraries that compute or draw."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     digests = [content_digest(path.read_bytes()) for path in sources]

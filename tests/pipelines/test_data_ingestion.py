@@ -415,5 +415,5 @@ def test_download_is_asked_for_before_anything_is_read(tmp_path, monkeypatch):
 
 
 def test_the_preview_shows_at_most_what_is_there(images, ingested):
-    assert isinstance(preview_images(ingested), Figure)
-    assert isinstance(preview_images(replace(ingested, image_size=(16, 24))), Figure)
+    assert isinstance(preview_images(ingested).draw(), Figure)
+    assert isinstance(preview_images(replace(ingested, image_size=(16, 24))).draw(), Figure)

@@ -182,13 +182,19 @@ class WholeFigureDataset(_Whole, MatplotlibDataset):  # type: ignore[misc]
 
     def _saved_before(self, digest: str) -> bytes | None:
         self._forget()
-        newest = self._newest() if self._protocol == "file" else None
-        content = None if newest is None else _whole(Path(newest))
-        try:
-            told = {} if content is None else Image.open(io.BytesIO(content)).info
-        except (OSError, ValueError, SyntaxError):  # no picture
+        if self._protocol != "file":
             return None
-        return content if told.get(_SHOWS) == digest else None
+        newest = self._newest() if self._version else str(self._filepath)
+        try:
+            content = None if newest is None else read_regular(Path(newest))
+            if newest is None or content is None or (self._version and not _whole(Path(newest))):
+                return None
+            with Image.open(io.BytesIO(content)) as picture:
+                told = picture.info.get(_SHOWS)
+                picture.verify()  # a file without versions has no digest beside it
+        except (OSError, ValueError, SyntaxError):  # none, or no whole picture
+            return None
+        return content if told == digest else None
 
 
 class _Picture:

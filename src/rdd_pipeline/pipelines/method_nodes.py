@@ -33,7 +33,7 @@ from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.distillation.methods import METHODS, check_changes, find_method, method_title
 from rdd_pipeline.distillation.objective import check_losses
 from rdd_pipeline.distillation.stages import stage_span
-from rdd_pipeline.drawing import Drawing
+from rdd_pipeline.drawing import Drawing, code_digest
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.scoring import SCORES_FORMAT, score_splits
@@ -401,9 +401,23 @@ def score_network(
             "session": session_text(),
             **about,
         },
-        "cost": measure_cost(network.build(), network.header.preprocessing.size(images.input_size)),
+        "cost": _cost(network, images, store),
         "splits": scores,
     }
+
+
+def _cost(network: NetworkCheckpoint, images: Images, store: RunStore) -> dict[str, Any]:
+    """Its parameters and MACs; looked up where the same code has counted them."""
+    header = network.header
+    size = header.preprocessing.size(images.input_size)
+    if header.module is not None:  # the code of others may have changed
+        return measure_cost(network.build(), size)
+    key = f"cost-{json_digest([header.architecture(), size, code_digest()])}"
+    cost = store.recall(key)
+    if cost is None:
+        cost = dict(measure_cost(network.build(), size))
+        store.remember(key, cost)
+    return cost
 
 
 def data_digest(images: Images, evaluation: EvaluationParams) -> str:

@@ -24,6 +24,7 @@ from rdd_pipeline.data.packed import (
     write_pack,
 )
 from rdd_pipeline.data.statistics import label_statistics
+from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.files import content_digest
 from rdd_pipeline.pipelines.paths import images_root
@@ -215,12 +216,17 @@ def _mention_others(folder: Path, ours: set[str]) -> None:
         )
 
 
-def preview_images(images: Images) -> Figure:
+def preview_images(images: Images) -> Drawing:
     """Show a few training images with their labels, evenly spaced: neighbors are often alike."""
     chosen = evenly(images.split("train").samples, PREVIEWED)
-    pairs = [(sample.name, *images.read(sample)) for sample in chosen]
     line = provenance(data=images.labels.name, split="train")
-    return captioned(dataset_preview(pairs, images.labels), line)
+
+    def draw() -> Figure:
+        pairs = [(sample.name, *images.read(sample)) for sample in chosen]
+        return captioned(dataset_preview(pairs, images.labels), line)
+
+    labels = images.labels.model_dump(mode="json")
+    return Drawing(draw, shows=["preview", images.digest, labels, line])
 
 
 def _workers(data: DataParams) -> int | None:
