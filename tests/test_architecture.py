@@ -175,7 +175,7 @@ FLOORS = {
         scoring suspects""",
     "training": """
         compiling device difficulty ema finite job profile progress reading schedule state \
-            stopping synchronized
+            stopping synchronized trials
         coordinator curves preparation step store
         training
         build

@@ -21,7 +21,7 @@ from rdd_pipeline.distillation.stages import stage_span
 from rdd_pipeline.losses.base import LossContext
 from rdd_pipeline.networks import Preprocessing, build_network
 from rdd_pipeline.networks.probe import output_shapes
-from rdd_pipeline.reporting.report import _pipeline_of
+from rdd_pipeline.reporting.report import pipeline_of
 from rdd_pipeline.training.step import TrainingStep
 
 CLASSES, SIZE, ITERATIONS = 3, (32, 32), 10
@@ -75,7 +75,7 @@ def main(method: str, student_name: str, pipeline: str, rdd: str = "{}") -> None
         "spans": spans,
         "methods": sorted(METHODS | RDD_PLUS),
         "on the way": list(STAGES),
-        "pipelines": {name: _pipeline_of(name) for name in ("tfe", method)},
+        "pipelines": {name: pipeline_of(name) for name in ("tfe", method)},
         "nodes": {node.name: [node.inputs, node.outputs] for node in create_pipeline().nodes},
     }
     print(json.dumps(found))

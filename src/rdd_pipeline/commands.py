@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-OF_ONE_RUN = frozenset({"run_name"})
-"""Parameters that belong to a single run: no other command takes them over."""
+OF_ONE_RUN = frozenset({"run_name", "sweep"})
+"""Parameters, and sections of them, that belong to a single run: no other command has them."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,11 @@ def kedro_command(
 def session_text() -> str:
     """The running session as text, to be kept with a result; without the seeds, which it names."""
     left_out = {*OF_ONE_RUN, "seed", "seeds"}
-    params = {name: value for name, value in _flat(_session.params).items() if name not in left_out}
+    params = {
+        name: value
+        for name, value in _flat(_session.params).items()
+        if name.partition(".")[0] not in left_out
+    }
     return json.dumps({**asdict(_session), "params": params}, default=str)
 
 
@@ -121,7 +125,9 @@ def params_option(params: Mapping[str, Any], without: frozenset[str] = frozenset
         without: Names that are left out.
     """
     items = [
-        f"{name}={_value(value)}" for name, value in _flat(params).items() if name not in without
+        f"{name}={_value(value)}"
+        for name, value in _flat(params).items()
+        if name.partition(".")[0] not in without
     ]
     return [f"--params={','.join(items)}"] if items else []
 

@@ -7,6 +7,7 @@ Kedro: ``python -m rdd_pipeline.launching JOB.json`` builds the same ones from J
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -886,6 +887,111 @@ class MethodsParams(Params):
     )
 
 
+class Span(Params):
+    """All values from `low` to `high`; whole numbers where both are."""
+
+    low: Annotated[int | float, Field(ge=-FLOAT32, le=FLOAT32)]
+    high: Annotated[int | float, Field(ge=-FLOAT32, le=FLOAT32)]
+    log: bool = Field(False, description="Equally likely in each power of ten.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) is not below high ({self.high}).")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs values above 0, low is {self.low}.")
+        return self
+
+
+Choices = Span | Annotated[tuple[JsonValue, ...], Field(min_length=1)]
+
+SWEPT = ("student", "recipe", "rdd", "methods")
+"""Sections that a sweep may change: what decides a student's training under one teacher."""
+
+
+class SweepParams(Params):
+    """Trainings of one method with other settings, compared on val, pipeline ``sweep``."""
+
+    method: str = Field("tse", description="What is trained.")
+    parameters: dict[str, Choices] = Field(
+        {},
+        description="Values by dotted name of a parameter of student, recipe, rdd or methods: a "
+        "list (in --params 0.3/0.5/0.7), or a range of a random search, {low: 0.001, high: 0.1, "
+        "log: true} (in --params 0.001..0.1:log).",
+    )
+    sampler: Literal["grid", "random"] = Field(
+        "grid", description="All combinations of the lists, or so many `trials` drawn at random."
+    )
+    trials: Annotated[int, Field(gt=0, le=1000)] | None = Field(
+        None, description="How many a random search draws; of a grid there are as many as it has."
+    )
+    seed: Seed = Field(
+        0, description="Decides what is drawn. More trials begin with those of fewer."
+    )
+    metric: Literal["val.miou", "val.pixel_accuracy"] = Field(
+        "val.miou", description="What settings are chosen by; the test split is never looked at."
+    )
+    budget: PositiveCount | None = Field(
+        None, description="Iterations of a trial. None: those of the recipe, a whole training."
+    )
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _by_dotted_name(cls, value: Any) -> Any:
+        return _choices(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> Self:
+        for name, choices in self.parameters.items():
+            section, _, field = name.partition(".")
+            if section not in SWEPT or not field:
+                raise ValueError(
+                    f"{name} cannot be swept: trials share data, teacher and evaluation. Expected "
+                    f"a parameter of {', '.join(SWEPT[:-1])} or {SWEPT[-1]}, such as "
+                    "rdd.threshold."
+                )
+            if self.sampler == "grid" and isinstance(choices, Span):
+                raise ValueError(
+                    f"{name} is a range, of which a grid takes no values. Give a list, or "
+                    "sweep.sampler=random with sweep.trials=N."
+                )
+        if (self.sampler == "random") != (self.trials is not None):
+            raise ValueError(
+                f"sampler is {self.sampler} and trials {self.trials}: a random search needs a "
+                "number of trials, a grid has as many as combinations."
+            )
+        if self.budget is not None and "recipe.iterations" in self.parameters:
+            raise ValueError("budget and recipe.iterations both say how long trials are.")
+        return self
+
+
+def _choices(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Lists and ranges by dotted name, of what YAML files nest and --params writes as text."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and not {"low", "high"} & value.keys():
+            found |= _choices(value, f"{name}.")
+        elif isinstance(value, str) and ".." in value:
+            low, _, rest = value.partition("..")
+            high, _, log = rest.partition(":")
+            found[name] = {"low": _scalar(low), "high": _scalar(high)}
+            if log:
+                found[name] |= {log: True}
+        elif isinstance(value, str):
+            found[name] = [_scalar(part) for part in value.split("/")]
+        else:
+            found[name] = value if isinstance(value, list | tuple | Mapping | Span) else [value]
+    return found
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
+
+
 class Parameters(Params):
     """All parameters of the project by their ``params:`` key, of whatever pipeline.
 
@@ -893,7 +999,7 @@ class Parameters(Params):
     (`hooks.parameters`), and a test compares this list with what the pipelines' nodes take.
     """
 
-    added = ("predict", "import_data")
+    added = ("predict", "import_data", "sweep")
 
     seed: Seed = Field(0, strict=True, description="Decides everything random.")
     seeds: int = Field(
@@ -917,6 +1023,7 @@ class Parameters(Params):
     export: ExportParams = ExportParams()
     benchmark: BenchmarkParams = BenchmarkParams()
     import_data: ImportParams = ImportParams()
+    sweep: SweepParams = SweepParams()
 
     @model_validator(mode="after")
     def _seeds_in_range(self) -> Self:

@@ -34,6 +34,7 @@ NAMES = {
     "export",
     "benchmark",
     "label_errors",
+    "sweep",
 }
 USES = {"benchmark", "evaluation", "export", "label_errors", "predict"}
 """Those that work with what others have trained."""

@@ -62,6 +62,7 @@ from rdd_pipeline.hooks.parameters import check_parameters
 from rdd_pipeline.hooks.plugins import only_shows_runs
 from rdd_pipeline.hooks.run import OpenRun
 from rdd_pipeline.hooks.scores import Scoreboard, numbers_of_table
+from rdd_pipeline.hooks.sweep import check_sweep
 from rdd_pipeline.interruptions import Signals, interruption
 from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.tracking import (
@@ -216,6 +217,7 @@ class ExperimentHook:
         tell_methods(pipeline, self._catalog, str(run_params.get("runner")))
         check_upstream(pipeline, self._catalog)
         check_machine(pipeline, self._catalog)
+        check_sweep(pipeline, self._catalog)
         self._process = os.getpid()
         self._begin()
         made = [path for path in (self._project / "data").glob("*") if path.name != "01_raw"]
@@ -252,6 +254,7 @@ class ExperimentHook:
                 namespaces=Counter(filter(None, map(_method, pipeline.nodes))),
                 tags=self._run_tags(run_params),
                 own_tags={"kedro_command": command(run_params, names)},
+                nested=any("trials" in node.tags for node in pipeline.nodes),
                 given=config.run.id or os.environ.get("MLFLOW_RUN_ID"),
             )
             if self._client is not None:
@@ -271,6 +274,7 @@ class ExperimentHook:
                     run.params(node.namespace, node.name, settings_of(job))
                 tracking.set_metric_sink(run.sink(_namespace(node)))
                 tracking.set_file_sink(run.file_sink(_namespace(node)))
+                tracking.set_param_sink(run.param_sink())
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:

@@ -13,6 +13,7 @@ from rdd_pipeline.tracking import (
     FileSink,
     MetricSink,
     Network,
+    ParamSink,
     TrackingWriter,
     UsedData,
 )
@@ -31,6 +32,7 @@ class OpenRun:
             ones each gets a child run when its first node starts.
         tags: Of the run and of all its children.
         own_tags: Of the run alone.
+        nested: Children there are in any case: a node trains for other than its namespace.
         given: MLflow's id of an existing run to log into; it is not closed at the end.
 
     Attributes:
@@ -46,17 +48,19 @@ class OpenRun:
         namespaces: Counter[str],
         tags: Mapping[str, str],
         own_tags: Mapping[str, str],
+        nested: bool = False,
         given: str | None = None,
     ) -> None:
         self.writer = writer
         self._experiment = experiment
         self._tags = dict(tags)
         self._left = Counter(namespaces)
-        self._nested = len(namespaces) > 1
+        self._nested = nested or len(namespaces) > 1
         self._children: dict[tuple[str | None, str | None], str] = {}
         self._params: dict[str, dict[str, str]] = {}
         self._used: list[UsedData] = []
         self._told: dict[tuple[str, str], int] = {}
+        self._settings: dict[str, dict[str, str]] = {}
         self._models: list[tuple[str, str, Network]] = []
         self._lock = threading.RLock()
         self._owned = given is None
@@ -85,7 +89,8 @@ class OpenRun:
                     {**self._tags, "method": namespace or "", **own},
                     parent=parent,
                 )
-                self._params[child] = {**self._params.get(parent, {}), **own}
+                settings = self._settings.get(namespace or "", {})
+                self._params[child] = {**self._params.get(parent, {}), **settings, **own}
                 self.writer.params(child, self._params[child])
                 for data in self._used:
                     self.writer.used(child, data)
@@ -108,6 +113,19 @@ class OpenRun:
             self.writer.metrics(
                 run_id, {curve_name(key): value for key, value in new.items()}, step=step
             )
+
+        return tell
+
+    def param_sink(self) -> ParamSink:
+        """Where the settings go that a node logs of one of its trainings, which gets a run.
+
+        What is said before the first number wins over what the run above it was told.
+        """
+
+        def tell(values: Mapping[str, str], method: str) -> None:
+            with self._lock:
+                self._settings.setdefault(method, dict(values))
+                self.params(method, method, values)
 
         return tell
 

@@ -386,7 +386,7 @@ def _commands(results: Iterable[Metrics]) -> list[str]:
         about = result["about"]
         if about["method"] != "teacher":  # every pipeline trains or imports its own
             # Results of older versions do not say with which parameters they were trained.
-            place = _pipeline_of(about["method"]), str(about.get("session", "{}"))
+            place = pipeline_of(about["method"]), str(about.get("session", "{}"))
             found.setdefault(place, set()).add(str(about["seed"]))
     lines = [
         kedro_command(pipeline, params=params, session=session)
@@ -396,7 +396,8 @@ def _commands(results: Iterable[Metrics]) -> list[str]:
     return [*lines, kedro_command("evaluation")]
 
 
-def _pipeline_of(method: str) -> str:
+def pipeline_of(method: str) -> str:
+    """The pipeline that trains a method."""
     if method in RDD_STAGES:
         return f"distill_{METHODS[method].stages[-1].name}"
     if method in RDD_PLUS:

@@ -23,15 +23,18 @@ __all__ = [
     "FileSink",
     "MetricSink",
     "Network",
+    "ParamSink",
     "Sender",
     "TrackingWriter",
     "UsedData",
     "calm_mlflow",
     "log_file",
     "log_metrics",
+    "log_params",
     "send_left",
     "set_file_sink",
     "set_metric_sink",
+    "set_param_sink",
 ]
 
 MetricSink = Callable[[int, Mapping[str, float], str | None, str | None], None]
@@ -39,8 +42,12 @@ MetricSink = Callable[[int, Mapping[str, float], str | None, str | None], None]
 
 FileSink = Callable[[Path, str, str | None], None]
 
+ParamSink = Callable[[Mapping[str, str], str], None]
+"""Is given values and method, see `log_params`."""
+
 _SINK: ContextVar[MetricSink | None] = ContextVar("rdd_pipeline_metric_sink", default=None)
 _FILES: ContextVar[FileSink | None] = ContextVar("rdd_pipeline_file_sink", default=None)
+_PARAMS: ContextVar[ParamSink | None] = ContextVar("rdd_pipeline_param_sink", default=None)
 
 
 def log_metrics(
@@ -84,3 +91,20 @@ def log_file(path: Path, folder: str, *, seed: str | None = None) -> None:
 def set_file_sink(sink: FileSink | None) -> None:
     """Hand files of this context to `sink` from now on; None: to nobody."""
     _FILES.set(sink)
+
+
+def log_params(values: Mapping[str, str], method: str) -> None:
+    """Hand settings of one of a node's trainings to this context's sink.
+
+    Args:
+        values: By name.
+        method: What `log_metrics` is told of the same training.
+    """
+    sink = _PARAMS.get()
+    if sink is not None:
+        sink(values, method)
+
+
+def set_param_sink(sink: ParamSink | None) -> None:
+    """Hand settings of this context to `sink` from now on; None: to nobody."""
+    _PARAMS.set(sink)
