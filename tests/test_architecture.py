@@ -199,7 +199,7 @@ FLOORS = {
         files speed""",
     "reporting": """
         caption comparison figures
-        comparison_figures curves examples palette pareto report
+        comparison_figures curves examples palette pareto report sweep
         difficulty pixels preview""",
     "serving": """
         folder loader""",

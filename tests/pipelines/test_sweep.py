@@ -37,10 +37,14 @@ SWEEP = SweepParams(
 )
 
 
+def planned(images, sweep, seeds=1):
+    return plan_trials(images, NETWORKS, sweep, plan("baseline", images, rdd=RDD, seeds=seeds))
+
+
 @pytest.fixture
 def run(ingested, teacher, tmp_path):
-    def run(sweep=SWEEP, trainer=CPU, folder="work", **values):
-        trials = plan_trials(ingested, NETWORKS, sweep, PARAMETERS | values)
+    def run(sweep=SWEEP, trainer=CPU, folder="work", seeds=1):
+        trials = planned(ingested, sweep, seeds)
         folder = tmp_path / folder
         return trials, train_trials(ingested, trials, {"0": teacher}, sweep, trainer, folder)
 
@@ -105,7 +109,7 @@ def test_several_seeds_and_a_shared_teacher_give_the_same_numbers(run):
     assert alone.deviation.notna().all()
 
 
-def test_the_table_ends_with_the_command_for_the_best(run, monkeypatch, tmp_path, capsys):
+def test_the_table_ends_with_the_command_for_the_best(ingested, monkeypatch, tmp_path, capsys):
     given = {"sweep": {"parameters": {"rdd": {"mode": "xor/or"}}}, "trainer": {"threads": 1}}
     monkeypatch.setattr(rdd_commands, "_session", Session(env="test", params=given))
     rows = [
@@ -124,7 +128,7 @@ def test_the_table_ends_with_the_command_for_the_best(run, monkeypatch, tmp_path
     assert text.endswith(last + "\n")
     assert last in capsys.readouterr().out
     # As Kedro loads it: what did not fail is an empty cell.
-    figure = draw_sweep(table.replace("", None), sweep).draw()
+    figure = draw_sweep(ingested, table.replace("", None), sweep).draw()
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["or", "xor"]
 
@@ -139,7 +143,7 @@ def test_what_cannot_be_trained_stops_the_sweep_before_it_begins(ingested, run):
         ingested.root, [s for s in ingested.samples if s.split != "val"], ingested.labels
     )
     with pytest.raises(UserError, match="split `val`, which has no images"):
-        plan_trials(images, NETWORKS, SWEEP, PARAMETERS)
+        planned(images, SWEEP)
 
 
 class _Catalog:

@@ -11,7 +11,6 @@ from rdd_pipeline.config import MethodsParams, Parameters, SweepParams
 from rdd_pipeline.distillation.methods import METHODS, check_changes, find_method
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.hooks.parameters import faults, fields_of, suggest
-from rdd_pipeline.training.trials import settings_of, with_settings
 
 FREE = ("methods.weights.", "methods.options.")
 """What stands below is named by the methods; `check_changes` knows it."""
@@ -25,6 +24,9 @@ def check_sweep(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -
     """
     if catalog is None or "params:sweep" not in pipeline.inputs():
         return
+    # A command that runs something else does without all about trainings.
+    from rdd_pipeline.training.trials import settings_of, with_settings
+
     sweep: SweepParams = catalog.load("params:sweep")
     if sweep.method == "teacher" or not find_method(sweep.method).finishes:
         raise UserError(

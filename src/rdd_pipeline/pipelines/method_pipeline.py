@@ -40,7 +40,7 @@ def method_pipeline(method: str) -> Pipeline:
         Node(
             _nodes.make_plan_node.made_with(method, name=f"plan_{method}"),
             name=f"plan_{method}",
-            inputs=_planned_from(method),
+            inputs=planned_from(method),
             outputs=f"plan_{method}",
             tags=["checks"],
         ),
@@ -74,8 +74,8 @@ def method_pipeline(method: str) -> Pipeline:
     )
 
 
-def _planned_from(method: str) -> dict[str, str]:
-    """Inputs of the plan."""
+def planned_from(method: str) -> dict[str, str]:
+    """Inputs of the node that plans a method."""
     inputs = {"images": "images", "network_plan": "network_plan"}
     keys = {name: name for name in ("recipe", "rdd", "methods", "evaluation", "seed", "seeds")}
     if method == "teacher":  # one of them, by a recipe of its own

@@ -29,6 +29,7 @@ from rdd_pipeline.launching.launch import train
 from rdd_pipeline.networks import NetworkCheckpoint
 from rdd_pipeline.pipelines.method_nodes import Networks, Plan, make_plan_node, the_only
 from rdd_pipeline.pipelines.paths import local_network
+from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.report import pipeline_of
 from rdd_pipeline.reporting.sweep import METRICS, sweep_figure
 from rdd_pipeline.training.preparation import check_names, prepare_job
@@ -72,7 +73,7 @@ def plan_trials(
     images: Images,
     network_plan: Mapping[str, Mapping[str, Any]],
     sweep: SweepParams,
-    parameters: Mapping[str, Any],
+    untuned: Plan,
 ) -> list[Trial]:
     """All trainings of the sweep, each known to fit both networks.
 
@@ -80,7 +81,7 @@ def plan_trials(
         images: What is trained and validated on.
         network_plan: Both networks, see `check_networks`.
         sweep: What to try.
-        parameters: All parameters of the run, which a trial's settings are put on.
+        untuned: What the run's own settings would train, by seed, of whatever method.
 
     Raises:
         UserError: There is nothing to try, one of the trainings is impossible, or no image to
@@ -90,10 +91,16 @@ def plan_trials(
         raise UserError(
             "A sweep chooses by split `val`, which has no images. Give it some (data.val_fraction)."
         )
+    job = next(iter(untuned.values()))
+    values = {
+        "student": job.network,
+        **{"recipe": job.recipe, "rdd": job.rdd, "methods": job.methods},
+        **{"evaluation": job.evaluation, "seed": job.seed, "seeds": len(untuned)},
+    }
     trials = []
     for number, settings in enumerate(settings_of(sweep), start=1):
         try:
-            stages = _plan(images, network_plan, sweep, with_settings(parameters, settings))
+            stages = _plan(images, network_plan, sweep, with_settings(values, settings))
         except UserError as error:
             raise UserError(f"Trial {number} of the sweep ({_text(settings)}): {error}") from error
         trials.append(Trial(number, settings, stages))
@@ -132,8 +139,8 @@ def _plan(
             section("rdd"),
             methods,
             section("evaluation"),
-            values.get("seed", 0),
-            values.get("seeds", 1),
+            values["seed"],
+            values["seeds"],
         )
         for method in (*([last.stage_before] if last.stage_before else []), sweep.method)
     )
@@ -267,15 +274,14 @@ def _score(result: TrainingResult, metric: str) -> float:
 # ---- what people see
 
 
-def draw_sweep(sweep_table: pd.DataFrame, sweep: SweepParams) -> Drawing:
+def draw_sweep(images: Images, sweep_table: pd.DataFrame, sweep: SweepParams) -> Drawing:
     """The score over each parameter."""
-    rows = [
-        {str(key): value for key, value in row.items()} for row in sweep_table.to_dict("records")
-    ]
-    names = list(sweep.parameters)
+    rows = [{str(name): v for name, v in row.items()} for row in sweep_table.to_dict("records")]
+    names, title = list(sweep.parameters), find_method(sweep.method).title
+    line = provenance(data=images.labels.name, method=title, split="val")
     return Drawing(
-        lambda: sweep_figure(rows, names, sweep.metric),
-        shows=["sweep", json.loads(sweep_table.to_json(orient="records")), names, sweep.metric],
+        lambda: captioned(sweep_figure(rows, names, sweep.metric), line),
+        shows=["sweep", sweep_table.to_json(orient="records"), names, sweep.metric, line],
     )
 
 

@@ -6,9 +6,12 @@ from kedro.pipeline import Pipeline
 
 from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.pipelines import train_teacher
+from rdd_pipeline.pipelines.method_pipeline import planned_from
 from rdd_pipeline.pipelines.node import Node
 
 _nodes = Lazy("rdd_pipeline.pipelines.sweep.nodes")
+
+_method_nodes = Lazy("rdd_pipeline.pipelines.method_nodes")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -16,10 +19,17 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     return train_teacher.teacher_pipeline() + Pipeline(
         [
             Node(
+                _method_nodes.make_plan_node.made_with("baseline", name="plan_untuned"),
+                name="plan_untuned",
+                inputs=planned_from("baseline"),
+                outputs="plan_untuned",
+                tags=["checks"],
+            ),
+            Node(
                 _nodes.plan_trials,
                 name="plan_trials",
-                inputs=["images", "network_plan", "params:sweep", "parameters"],
-                outputs="trials",
+                inputs=["images", "network_plan", "params:sweep", "plan_untuned"],
+                outputs="plan_trials",
                 tags=["checks"],
             ),
             Node(
@@ -27,7 +37,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 name="train_trials",
                 inputs={
                     "images": "images",
-                    "trials": "trials",
+                    "trials": "plan_trials",
                     "teacher_weights": "teacher_weights",
                     "sweep": "params:sweep",
                     "trainer": "params:trainer",
@@ -39,14 +49,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             Node(
                 _nodes.draw_sweep,
                 name="draw_sweep",
-                inputs=["sweep_table", "params:sweep"],
+                inputs=["images", "sweep_table", "params:sweep"],
                 outputs="sweep_figure",
                 tags=["figures"],
             ),
             Node(
                 _nodes.summarize_sweep,
                 name="summarize_sweep",
-                inputs=["sweep_table", "trials", "params:sweep", "reporting_folder"],
+                inputs=["sweep_table", "plan_trials", "params:sweep", "reporting_folder"],
                 outputs="summary_sweep",
                 tags=["evaluation", "summary"],
             ),
