@@ -19,8 +19,8 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def same_training(one: Any, other: Any) -> bool:
-    """Whether two `TrainingResult` hold the same state and the same weights."""
-    names = ("student", "objective", "optimizer", "best", "iteration")
+    """Whether two `TrainingResult` hold the same state, weights and predictions over the run."""
+    names = ("student", "objective", "optimizer", "best", "iteration", "snapshots")
     states = (one.state.to_dict(), other.state.to_dict())
-    first, second = ({name: state[name] for name in names} for state in states)
+    first, second = ({name: state.get(name) for name in names} for state in states)
     return equal(first, second) and equal(one.network.tensors, other.network.tensors)

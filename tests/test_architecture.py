@@ -176,7 +176,7 @@ FLOORS = {
     "training": """
         compiling device difficulty ema finite job profile progress reading schedule state \
             stopping synchronized trials
-        coordinator curves preparation step store
+        coordinator curves preparation snapshots step store
         training
         build
         loop
@@ -200,7 +200,7 @@ FLOORS = {
     "reporting": """
         caption comparison figures
         comparison_figures curves examples palette pareto report sweep
-        difficulty pixels preview""",
+        difficulty pixels preview progress""",
     "serving": """
         folder loader""",
     "tracking": """

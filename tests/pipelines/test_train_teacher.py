@@ -119,8 +119,9 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
     assert metrics["about"]["method"] == "teacher"
     assert set(metrics["splits"]) == {"val", "test"}
     history.to_csv(tmp_path / "history.csv", index=False)
-    (drawing,) = make_draw_node("teacher")(pd.read_csv(tmp_path / "history.csv"), jobs, ingested)
-    assert isinstance(drawing.draw(), Figure)
+    history = pd.read_csv(tmp_path / "history.csv")
+    for drawing in make_draw_node("teacher")(history, jobs, ingested, training):
+        assert isinstance(drawing.draw(), Figure)
 
 
 # ---- a teacher of other code

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from rdd_pipeline import tracking
@@ -56,13 +57,14 @@ from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.curves import training_curves
 from rdd_pipeline.reporting.difficulty import difficulty_figure
 from rdd_pipeline.reporting.figures import confusion_figure
+from rdd_pipeline.reporting.progress import ProgressRow, progress_figure
 from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.curves import OnLog, curve_points
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.difficulty import training_notes
 from rdd_pipeline.training.job import TrainingJob, check_class_weights
 from rdd_pipeline.training.preparation import prepare_job
-from rdd_pipeline.training.state import TrainState
+from rdd_pipeline.training.state import Snapshot, TrainState, digest
 from rdd_pipeline.training.store import RunStore, is_fingerprint
 from rdd_pipeline.training.training import Training, TrainingResult
 
@@ -80,6 +82,7 @@ class TrainingRecord(NamedTuple):
 
     cost: dict[str, float]
     notes: list[str]
+    snapshots: Sequence[Snapshot] = ()
 
 
 # ---- check and plan
@@ -328,6 +331,7 @@ def _record(job: TrainingJob, result: TrainingResult, labels: LabelSet) -> Train
             "peak_memory_bytes": cost.peak_memory,
         },
         training_notes(result.history, method=job.definition, labels=labels),
+        result.state.snapshots or (),
     )
 
 
@@ -472,10 +476,13 @@ def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Drawing:
 def make_draw_node(method: str) -> Callable[..., list[Drawing]]:
     """Node function that draws how the training of `method` went.
 
-    That is its curves and, of a method with RDD, the difficulty of every class over the run.
+    That is its curves, a few images over the run and, of a method with RDD, the difficulty of every
+    class over the run.
     """
 
-    def draw_training(history: pd.DataFrame, plan: Plan, images: Images) -> list[Drawing]:
+    def draw_training(
+        history: pd.DataFrame, plan: Plan, images: Images, training: Mapping[str, TrainingRecord]
+    ) -> list[Drawing]:
         """Figures of the first seed."""
         rows = _first_seed(history)
         job = next(iter(plan.values()), None)
@@ -486,7 +493,8 @@ def make_draw_node(method: str) -> Callable[..., list[Drawing]]:
             Drawing(
                 lambda: captioned(training_curves(rows, handovers), line),
                 shows=["history", rows, handovers, line],
-            )
+            ),
+            _draw_progress(images, next(iter(training.values())).snapshots, handovers, line),
         ]
         if find_method(method).uses_rdd:
             drawings.append(
@@ -499,6 +507,38 @@ def make_draw_node(method: str) -> Callable[..., list[Drawing]]:
 
     draw_training.__name__ = f"draw_{method}_history"
     return draw_training
+
+
+def _draw_progress(
+    images: Images,
+    snapshots: Sequence[Snapshot],
+    handovers: Sequence[tuple[int, str, str]],
+    line: str,
+) -> Drawing:
+    """The images that predictions were kept of, with these."""
+    titles = [_titled(snapshot["iteration"], handovers) for snapshot in snapshots]
+
+    def draw() -> Figure:
+        kept = [snapshot["maps"] for snapshot in snapshots]
+        names = {name for maps in kept[:1] for name in maps}
+        rows = [
+            ProgressRow(sample.name, *images.read(sample), [maps[sample.name] for maps in kept])
+            for sample in images.split("val").samples
+            if sample.name in names
+        ]
+        return captioned(progress_figure(rows, titles, images.labels), line)
+
+    labels = images.labels.model_dump(mode="json")
+    shows = [digest(list(snapshots)), titles, images.digest, labels, line]
+    return Drawing(draw, shows=["progress", *shows])
+
+
+def _titled(iteration: int, handovers: Sequence[tuple[int, str, str]]) -> str:
+    """The iteration, and the stage that it lies in."""
+    stage = ""
+    for last, before, after in handovers:
+        stage = after if iteration > last else stage or before
+    return f"iteration {iteration}" + (f" ({stage})" if stage else "")
 
 
 def _first_seed(history: pd.DataFrame) -> list[dict[str, float]]:

@@ -33,7 +33,7 @@ def method_pipeline(method: str) -> Pipeline:
     outputs = [weights, f"history_{method}", training]
     if not find_method(method).finishes:
         outputs.append(f"state_{method}")
-    drawn = [f"curves_{method}"]
+    drawn = [f"curves_{method}", f"progress_{method}"]
     if find_method(method).uses_rdd:
         drawn.append(f"difficulty_{method}")
     nodes = [
@@ -61,7 +61,7 @@ def method_pipeline(method: str) -> Pipeline:
         Node(
             _nodes.make_draw_node.made_with(method, name=f"draw_{method}_history"),
             name=f"draw_{method}_history",
-            inputs=[f"history_{method}", f"plan_{method}", "images"],
+            inputs=[f"history_{method}", f"plan_{method}", "images", training],
             outputs=drawn,
             tags=["figures"],
         ),

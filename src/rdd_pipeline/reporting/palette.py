@@ -58,13 +58,16 @@ def confusable(colors: Sequence[tuple[int, int, int]]) -> set[int]:
     return set(np.flatnonzero(close.any(1)).tolist())
 
 
-def name_classes(axes: Axes, label_HW: NDArray[np.integer], labels: LabelSet) -> None:
+def name_classes(
+    axes: Axes, label_HW: NDArray[np.integer], labels: LabelSet, *, inches: float = PANEL_WIDTH
+) -> None:
     """Write the names of classes with confusable colors on their widest spots, where they fit.
 
     Args:
         axes: With the picture from (0, 0) to (1, 1).
         label_HW: Train ids.
         labels: Names and colors.
+        inches: Width of the picture.
     """
     height, width = label_HW.shape
     for number in sorted(confusable(labels.colors) & set(np.unique(label_HW).tolist())):
@@ -72,7 +75,7 @@ def name_classes(axes: Axes, label_HW: NDArray[np.integer], labels: LabelSet) ->
         # Rows and columns are padded: a region ends at the edge of the image.
         depth = ndimage.distance_transform_edt(np.pad(label_HW == number, 1))[1:-1, 1:-1]
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-        inch = PANEL_WIDTH / width
+        inch = inches / width
         needed = 0.35 * _FONT_SIZE / 72, 0.2 * _FONT_SIZE / 72 * len(name)
         if depth[row, column] * inch < max(needed[0], min(needed[1], 0.12)):
             continue

@@ -46,6 +46,7 @@ from rdd_pipeline.training.profile import Profile, phase
 from rdd_pipeline.training.progress import TrainingProgress
 from rdd_pipeline.training.reading import Reading
 from rdd_pipeline.training.schedule import LR_FACTOR, learning_rate
+from rdd_pipeline.training.snapshots import moments, take_snapshot, with_snapshot
 from rdd_pipeline.training.state import Best, TrainState, copy_to_cpu
 from rdd_pipeline.training.step import Teacher
 from rdd_pipeline.training.stopping import TrainingInterruptedError, stop_signals
@@ -331,7 +332,17 @@ class Trainer:
                 weights = copy_to_cpu(self.components.network.state_dict())
                 state.best = Best(scores.miou, state.iteration, weights)
             self.curves.validated(scores)
+            self._take_snapshot()
             self.curves.resume_clock()
+
+    def _take_snapshot(self) -> None:
+        """Keep what the network predicts for a few images, at some validations."""
+        job, state = self.job, self.state
+        if self.is_writer and state.iteration in moments(job.recipe):
+            taken = take_snapshot(
+                self.components.network, job, self.training.images, state.iteration, self.device
+            )
+            state.snapshots = with_snapshot(state.snapshots, taken)
 
     def _scores(self) -> Scores:
         job, labels = self.job, self.training.images.labels

@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAGIC = b"RDDSTATE1\n"
 _HEADER = len(MAGIC) + 32
-_ADDED = ("ema",)
+_ADDED = ("ema", "snapshots")
 """Fields of `TrainState` that are left out of files while they are None: they came later."""
 
 
@@ -51,6 +51,18 @@ class Cost:
     peak_memory: int = 0
 
 
+class Snapshot(TypedDict):
+    """What the network predicted at one validation.
+
+    Attributes:
+        iteration: Of the validation.
+        maps: (h, w) uint8 classes by name of the image.
+    """
+
+    iteration: int
+    maps: dict[str, Tensor]
+
+
 @dataclass
 class TrainState:
     """Everything a training goes on from, after `iteration` of it.
@@ -62,6 +74,7 @@ class TrainState:
         objective: Tensors of the losses: what they train and remember.
         optimizer: As torch's optimizers say it, and so is `adversary_optimizer`.
         best: None before the first validation with a score.
+        snapshots: Small predictions at some validations, oldest first.
         history: One row a logged or validated iteration, oldest first.
         fingerprint: Of the training it belongs to.
     """
@@ -73,6 +86,7 @@ class TrainState:
     adversary_optimizer: dict[str, Any] | None = None
     best: Best | None = None
     ema: dict[str, Tensor] | None = None
+    snapshots: list[Snapshot] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     fingerprint: str = ""
@@ -110,6 +124,7 @@ class TrainState:
         return TrainState(
             self.iteration,
             best=self.best,
+            snapshots=self.snapshots,
             history=list(self.history),
             cost=replace(self.cost),
             fingerprint=fingerprint,
@@ -131,8 +146,8 @@ class TrainState:
     def digest(self) -> str:
         """Digest of what decides how the training goes on; curves and clocks are left out."""
         values = self.to_dict()
-        for name in ("history", "cost", "fingerprint"):
-            del values[name]
+        for name in ("history", "cost", "fingerprint", "snapshots"):
+            values.pop(name, None)
         return digest(values)
 
 
