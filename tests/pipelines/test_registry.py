@@ -113,6 +113,7 @@ def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
     assert pipelines["evaluation"].inputs() - {"params:evaluation"} == {
         "trained_metrics",
         "work_folder",
+        "reporting_folder",
     }
     inputs = {i for i in pipelines["predict"].inputs() if not i.startswith("params:")}
     assert inputs == {"models_folder", "predictions_folder"}

@@ -71,7 +71,7 @@ def test_confusion_rows_are_shares_of_the_label() -> None:
     figure = confusion_figure(matrix, ("road", "sky", "pole"))
     draw(figure)
     shares = np.asarray(figure.axes[0].images[0].get_array().filled(0.0))  # type: ignore[union-attr]
-    np.testing.assert_allclose(shares[:2], [[0.75, 0.25, 0], [0, 1, 0]])
+    np.testing.assert_allclose(shares[:2], [[75, 25, 0], [0, 100, 0]])
     text = texts(figure)
     assert "75.0" in text
     assert "absent" in text
@@ -82,7 +82,7 @@ def test_confusion_of_many_classes_is_drawn() -> None:
     figure = confusion_figure(torch.eye(171).long(), [str(number) for number in range(171)])
     draw(figure)
     shown = np.asarray(figure.axes[0].images[0].get_array())
-    np.testing.assert_array_equal(shown[:, :171], np.eye(171))
+    np.testing.assert_array_equal(shown[:, :171], 100 * np.eye(171))
 
 
 def test_confusion_wants_a_name_for_each_class() -> None:

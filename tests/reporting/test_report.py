@@ -116,10 +116,41 @@ def test_the_table_says_mean_spread_interval_and_verdict():
     assert rows["KD"][1:4] == ["3", "60.33* (10.02)", "+10.33 ± 1.43"]
     assert rows["TSE"][3].endswith("n.s.")
     assert rows["BASELINE"][3] == "–"
-    assert rows["KD"][-6:] == ["–", "–", "0.52 M", "2.50 G", "0.60 M", "3.00 G"]
-    assert head[-2:] == ["parameters as trained", "MACs as trained"]
+    assert rows["KD"][-4:] == ["–", "–", "0.52 M", "2.50 G"]
+    assert head[-4:] == ["val boundary mIoU", "val ECE", "parameters", "MACs"]
+    (training,) = (table for table in page.tables if "images/s" in table[0])
+    assert training[2] == ["KD", "–", "–", "–", "0.60 M", "3.00 G"]
     assert "better" in page.classes["+10.33 ± 1.43"]
     assert "open" in page.classes[rows["TSE"][3]]
+
+
+def test_what_a_network_takes_in_use_is_in_the_table_where_it_was_measured():
+    results = [_result("teacher", 0.8), _result("kd", 0.5)]
+    results[1]["splits"]["val"] |= {"boundary_miou": 0.25, "calibration_error": 0.1}
+    ways = (("eager", 9.0), ("onnx", 3.0), ("int8", 1.0))
+    speeds = [
+        {
+            "method": "kd",
+            "network": "net",
+            "runtime": r,
+            "device": "cpu",
+            "threads": 1,
+            "latency": t,
+        }
+        for r, t in ways
+    ]
+    html = render_report(compare(results), [], results=results, jobs={}, pictures=[], speeds=speeds)
+    head, teacher, kd = _Page(html).tables[0]
+    assert head[-5:] == ["val boundary mIoU", "val ECE", "parameters", "MACs", "latency"]
+    assert kd[-5:] == ["25.00", "10.00", "0.52 M", "2.50 G", "3.0 ms"]
+    assert teacher[-1] == "–"
+    assert "int8 on cpu, 1 thread: 1.0 ms" in html
+
+
+def test_weights_on_the_way_are_no_method():
+    page = _page(*THREE, _result("tfe", 0.4))
+    assert "TFE" not in {line[0] for table in page.tables[:2] for line in table}
+    assert "TFE" in {line[0] for line in _page(_result("tfe", 0.4)).tables[0]}
 
 
 def test_classes_have_a_table_of_their_own_without_those_that_never_occur():

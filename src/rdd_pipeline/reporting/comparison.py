@@ -51,7 +51,8 @@ def compare(results: Iterable[Metrics], metric: str = "miou") -> list[Row]:
         ``SPLIT_gain_high``), the p-value that belongs to it (``SPLIT_gain_p``) and that corrected
         for all methods of the comparison by Holm (``SPLIT_gain_p_holm``; NaN with fewer than two).
         How many classes there are (``SPLIT_classes``) and the fewest that a mean is over
-        (``SPLIT_classes_in_mean``): those that occur in labels or predictions.
+        (``SPLIT_classes_in_mean``): those that occur in labels or predictions. Means of
+        ``SPLIT_boundary_miou`` and ``SPLIT_calibration_error`` over the seeds that have them.
         Cost: ``parameters`` and ``macs`` of the network as it is used, ``trained_parameters`` and
         ``trained_macs`` with its auxiliary head, ``images_per_second`` and ``training_seconds``
         (medians over the seeds) and ``peak_memory_bytes`` (largest); NaN where unknown.
@@ -287,6 +288,20 @@ def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, An
     return [*blocks, *teachers.values()]
 
 
+def finished(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows without weights on the way (the TFE stage), unless there is no other student."""
+    kept = [row for row in rows if row["method"] not in STAGES]
+    return kept if any(row["method"] != "teacher" for row in kept) else list(rows)
+
+
+def place(row: Mapping[str, Any]) -> str:
+    """Device and threads of a row of the pipeline `benchmark`, in words."""
+    if row["device"] != "cpu":
+        return str(row["device"])
+    count = int(row["threads"])
+    return f"cpu, {count} thread{'s' if count > 1 else ''}"
+
+
 def counted(results: Iterable[Metrics]) -> list[Metrics]:
     """The results that the tables are made of: of equal method, seed and comparison the newest."""
     return [
@@ -394,6 +409,10 @@ def _rows(groups: _Groups, metric: str) -> list[Row]:
             row[f"{split}_gain_p"] = paired_p(gains)
             row[f"{split}_gain_p_holm"] = math.nan
             row[f"{split}_gain_seeds"] = len(gains)
+            for name in ("boundary_miou", "calibration_error"):
+                # Results of before these were counted have none.
+                known = [scores[name] for scores in found.values() if name in scores]
+                row[f"{split}_{name}"] = _percent(statistics.fmean(known)) if known else math.nan
             classes = [scores["iou"] for scores in found.values() if scores.get("iou")]
             if classes:
                 row[f"{split}_classes"] = max(map(len, classes))

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from rdd_pipeline.distillation.methods import STAGES
 from rdd_pipeline.reporting.comparison import (
+    finished,
     metric_title,
     seed_values,
     side_by_side,
@@ -41,7 +42,7 @@ def iou_bars(table: Rows) -> Figure:
     Args:
         table: Rows of `comparison.compare`, also after they were read from a file.
     """
-    groups = [_students(group) for group in side_by_side(table)]
+    groups = [finished(group) for group in side_by_side(table)]
     if not groups:
         return empty_figure("Nothing has been trained yet.")
     splits = split_names(row for group in groups for row in group)
@@ -76,7 +77,7 @@ def class_figure(table: Rows) -> Figure:
     Args:
         table: Rows of `comparison.compare_classes`, also after they were read from a file.
     """
-    groups = [_students(group) for group in side_by_side(table)]
+    groups = [finished(group) for group in side_by_side(table)]
     if not groups:
         return empty_figure("No method was evaluated by class.")
     names = [_class_names(group) for group in groups]
@@ -118,7 +119,7 @@ def cost_figure(table: Rows) -> Figure:
             continue
         points = [
             (float(row["images_per_second"]), float(row[f"{splits[-1]}_score"]), row)
-            for row in _students(group)
+            for row in finished(group)
             if row["method"] != "teacher"
             and math.isfinite(float(row.get("images_per_second") or math.nan))
             and math.isfinite(float(row.get(f"{splits[-1]}_score", math.nan)))
@@ -138,6 +139,49 @@ def cost_figure(table: Rows) -> Figure:
     return figure
 
 
+def reliability_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy over confidence of each method's first seed on its last split; one panel each.
+
+    Bars are the bins' accuracy, the gray line is what a calibrated network has, the orange steps
+    are the share of the pixels in the bins.
+
+    Args:
+        results: Metrics files; those without calibration are left out.
+    """
+    shown: dict[tuple[str, str], tuple[str, Mapping[str, Any]]] = {}
+    for result in results:
+        about = result["about"]
+        *_, (split, scores) = result["splits"].items()
+        if about["method"] not in STAGES and scores.get("calibration"):
+            title = f"{_label({**about, 'title': about.get('title', about['method'])})}, {split}"
+            shown.setdefault((about["method"], about["protocol_digest"]), (title, scores))
+    if not shown:
+        return empty_figure("No network was scored with its calibration.")
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.5 * columns + 0.4, 2.6 * lines + 0.4), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in panels[len(shown) :]:
+        axes.axis("off")
+    for axes, (title, scores) in zip(panels, shown.values(), strict=False):
+        bins = scores["calibration"]
+        pixels = np.array([row[0] for row in bins], float)
+        accuracy = [math.nan if row[2] is None else 100 * row[2] for row in bins]
+        edges = np.linspace(0, 100, len(bins) + 1)
+        axes.bar(edges[:-1], accuracy, width=np.diff(edges), align="edge", color=BLUE, ec="white")
+        axes.plot([0, 100], [0, 100], color=GRAY, linewidth=1)
+        axes.stairs(100 * pixels / pixels.sum(), edges, color=ORANGE, linewidth=1.2)
+        error = f"ECE {100 * scores['calibration_error']:.1f} %"
+        axes.set_title(f"{title}\n{error}", fontsize=SMALL)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100)
+        axes.tick_params(labelsize=SMALL, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("probability of the predicted class in %", fontsize=NORMAL)
+    figure.supylabel("% right (bars), % of the pixels (line)", fontsize=NORMAL)
+    return figure
+
+
 def as_svg(figure: Figure) -> bytes:
     """The figure as an SVG file that looks the same everywhere; equal figures give equal bytes."""
     buffer = io.BytesIO()
@@ -147,12 +191,6 @@ def as_svg(figure: Figure) -> bytes:
 
 
 # ---- parts
-
-
-def _students(rows: Rows) -> Rows:
-    """Rows without weights on the way, unless there is nothing else."""
-    finished = [row for row in rows if row["method"] not in STAGES]
-    return finished or rows
 
 
 def _network(rows: Rows) -> str:

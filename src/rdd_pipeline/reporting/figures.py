@@ -56,26 +56,27 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
         return empty_figure("No labeled pixel was evaluated.")
     classes = len(names)
     with np.errstate(invalid="ignore"):
-        shares = counts / counts.sum(1, keepdims=True)
+        shares = 100 * counts / counts.sum(1, keepdims=True)
         hits = counts.diagonal()
         iou = hits / (counts.sum(0) + counts.sum(1) - hits)
-    side = max(3.5, 0.42 * classes + 1.5) if classes <= 30 else 10.0 + 0.07 * classes
-    figure = Figure(figsize=(side + 2.0, side), layout="constrained")
-    axes, bars = figure.subplots(1, 2, sharey=True, width_ratios=(classes, max(2, classes // 4)))
-    picture = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
-    if classes <= 30:
-        for (row, column), share in np.ndenumerate(shares):
-            if share >= 0.005:
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * share:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=SMALL - 1,
-                    color="white" if share > 0.6 else "black",
-                )
-    font = SMALL if classes <= 30 else max(4.5, 220 / classes)
+    few = classes <= 30
+    side = max(3.2, 0.42 * classes + 1.5) if few else 4.0 + 0.13 * classes
+    font = SMALL if few else 6.5
+    ratio = (max(classes, 3), 2.5 if few else classes / 8)
+    figure = Figure(figsize=(side * (1 + ratio[1] / ratio[0]), side), layout="constrained")
+    axes, bars = figure.subplots(1, 2, sharey=True, width_ratios=ratio)
+    picture = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues", aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= (0.5 if few else 10):  # of many classes only what matters has room
+            axes.text(
+                column,
+                row,
+                f"{share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=SMALL - 1 if few else 4.5,
+                color="white" if share > 60 else "black",
+            )
     shown = list(map(plain, names))
     axes.set_xticks(range(classes), shown, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(classes), shown)
@@ -84,7 +85,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
     axes.set_ylabel("label", fontsize=NORMAL)
     axes.set_title("% of the label's pixels", fontsize=NORMAL)
     bars.barh(range(classes), np.nan_to_num(100 * iou), color=BLUE, height=0.7)
-    for row, value in enumerate(iou if classes <= 60 else ()):
+    for row, value in enumerate(iou):
         text = "absent" if math.isnan(value) else f"{100 * value:.1f}"
         bars.text(
             np.nan_to_num(100 * value) + 2, row, text, va="center", fontsize=font, color="black"
@@ -95,7 +96,11 @@ def confusion_figure(matrix: Tensor, names: Sequence[str]) -> Figure:
     bars.spines[["top", "right"]].set_visible(False)
     present = iou[np.isfinite(iou)]
     bars.set_title(f"IoU in %\nmean {100 * present.mean():.2f}", fontsize=NORMAL)
-    figure.colorbar(picture, ax=[axes, bars], shrink=0.4, aspect=30, pad=0.01, ticks=[0, 0.5, 1])
+    bar = figure.colorbar(
+        picture, ax=[axes, bars], shrink=0.4, aspect=12 if few else 30, pad=0.01, ticks=[0, 50, 100]
+    )
+    bar.ax.tick_params(labelsize=SMALL, length=2)
+    bar.set_label("%", fontsize=SMALL)
     return figure
 
 

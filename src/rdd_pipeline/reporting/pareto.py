@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rdd_pipeline.reporting.comparison import place
 from rdd_pipeline.reporting.figures import GRAY, NORMAL, SMALL, empty_figure, plain
 
 Rows = Sequence[Mapping[str, Any]]
@@ -31,13 +32,13 @@ def pareto_figure(rows: Rows) -> Figure:
     Args:
         rows: Of the pipeline `benchmark`.
     """
-    places = sorted({_place(row) for row in rows})
+    places = sorted({place(row) for row in rows})
     if not places:
         return empty_figure("Nothing was timed.")
     figure = Figure(figsize=(7.5, 3.4 * len(places)), layout="constrained")
     panels = figure.subplots(len(places), 1, squeeze=False)[:, 0]
-    for axes, place in zip(panels, places, strict=True):
-        chosen = [row for row in rows if _place(row) == place]
+    for axes, where in zip(panels, places, strict=True):
+        chosen = [row for row in rows if place(row) == where]
         points = [(float(row["latency"]), float(row["miou"])) for row in chosen]
         best = front(points)
         axes.plot(*zip(*best, strict=True), color=GRAY, linewidth=0.8, drawstyle="steps-post")
@@ -63,7 +64,7 @@ def pareto_figure(rows: Rows) -> Figure:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
-        axes.set_title(place, fontsize=NORMAL, loc="left")
+        axes.set_title(where, fontsize=NORMAL, loc="left")
         axes.set_ylabel(f"{plain(str(chosen[0]['split']))} mIoU in %", fontsize=NORMAL)
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
@@ -74,10 +75,3 @@ def pareto_figure(rows: Rows) -> Figure:
         fontsize=NORMAL,
     )
     return figure
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    if row["device"] != "cpu":
-        return str(row["device"])
-    count = int(row["threads"])
-    return f"cpu, {count} thread{'s' if count > 1 else ''}"

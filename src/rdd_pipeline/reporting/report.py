@@ -20,11 +20,13 @@ from rdd_pipeline.reporting.comparison import (
     Metrics,
     counted,
     fewer_classes,
+    finished,
     flat,
     holds_among_all,
     metric_title,
     mixed_settings,
     notes_on,
+    place,
     seed_order,
     side_by_side,
     split_names,
@@ -80,6 +82,8 @@ class Block:
     notes: list[str]
     head: list[str]
     body: list[list[Cell]]
+    training_head: list[str]
+    training_body: list[list[Cell]]
     class_split: str
     class_head: list[str]
     class_body: list[list[Cell]]
@@ -88,16 +92,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with what it shows."""
+    """A figure with what it shows; as `kind` says, an SVG or a PNG file."""
 
     title: str
     caption: str
-    svg: bytes
+    file: bytes
+    kind: str = "svg+xml"
 
     @property
     def source(self) -> str:
         """The file as a data URI: as an image its ids cannot meet those of other figures."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+        return f"data:image/{self.kind};base64,{base64.b64encode(self.file).decode()}"
 
 
 def render_report(
@@ -107,6 +112,7 @@ def render_report(
     results: Iterable[Metrics],
     jobs: Jobs,
     pictures: Sequence[Picture],
+    speeds: Rows = (),
 ) -> str:
     """Write the page.
 
@@ -116,6 +122,7 @@ def render_report(
         results: Content of the metrics files that the rows were made of, oldest first.
         jobs: Job (content of ``job.json``) by fingerprint, as far as they are there.
         pictures: Shown in this order.
+        speeds: Of the pipeline `benchmark`, as far as it was run.
     """
     results = counted(results)
     metric = next((str(row["metric"]) for row in rows), "miou")
@@ -126,7 +133,9 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html.jinja")
-    blocks = [_block(group, class_rows, results, jobs) for group in side_by_side(rows)]
+    blocks = [
+        _block(finished(group), class_rows, results, jobs, speeds) for group in side_by_side(rows)
+    ]
     return template.render(
         blocks=blocks,
         pictures=pictures,
@@ -204,7 +213,9 @@ def _float(value: Any) -> float:
 # ---- parts
 
 
-def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs) -> Block:
+def _block(
+    rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs, speeds: Rows
+) -> Block:
     students = [row for row in rows if row["method"] != "teacher"]
     first = (students or rows)[-1]
     keys = {_key(row) for row in rows}
@@ -222,7 +233,7 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
         ("digest of images, labels and evaluation", str(first["data_digest"])),
         ("network" if not students else "student network", str(first["network"])),
         ("teachers", ", ".join(str(r["network"]) for r in rows if r["method"] == "teacher")),
-        ("methods", str(len([row for row in students if row["method"] not in STAGES]))),
+        ("methods", str(len(students))),
         ("seeds", _seeds(students or rows)),
         ("digest of what all share", str(first["protocol_digest"])),
     ]
@@ -234,7 +245,7 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
         facts.append(("precision", str(job.get("precision", "not recorded"))))
     recipe = {f"recipe.{k}": v for k, v in flat(job.get("recipe", {})).items()}
     recipe |= {f"network.{k}": v for k, v in flat(job.get("network", {})).items()}
-    shown = [row for row in class_rows if _key(row) in keys]
+    shown = [row for row in finished(class_rows) if _key(row) in keys]
     metric = metric_title(rows)
     class_head, class_body = _class_table(shown)
     return Block(
@@ -251,14 +262,17 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
                 for split in splits
                 for part in (f"{split} {metric}", f"{split} − student alone")
             ),
-            "training images/s",
-            "peak memory",
+            *(f"{split} {name}" for split in splits[-1:] for name in ("boundary mIoU", "ECE")),
             "parameters",
             "MACs",
-            "parameters as trained",
-            "MACs as trained",
+            *(["latency"] if speeds else []),
         ],
-        body=[_cells(row, splits) for row in rows],
+        body=[_cells(row, splits, speeds) for row in rows],
+        training_head=[
+            *("method", "images/s", "seconds", "peak memory"),
+            *("parameters as trained", "MACs as trained"),
+        ],
+        training_body=[_training_cells(row) for row in rows],
         class_split=str(shown[0]["split"]) if shown else "",
         class_head=class_head,
         class_body=class_body,
@@ -266,7 +280,7 @@ def _block(rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs)
     )
 
 
-def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
+def _cells(row: Mapping[str, Any], splits: Sequence[str], speeds: Rows) -> list[Cell]:
     cells = [
         _name_cell(row),
         Cell(str(row["seed_count"]), _float(row["seed_count"]), "number", f"seeds {row['seeds']}"),
@@ -294,16 +308,47 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[Cell]:
                 f"{MEANING[kind]}{interval}" if kind else "",
             )
         )
-    cells.append(
-        Cell(number(row["images_per_second"], 1), _float(row["images_per_second"]), "number")
+    for split in splits[-1:]:
+        for name, digits in (("boundary_miou", 2), ("calibration_error", 2)):
+            value = _float(row.get(f"{split}_{name}"))
+            cells.append(Cell(number(value, digits), value, "number"))
+    parameters, macs = (_float(row.get(name)) for name in ("parameters", "macs"))
+    cells.append(Cell(millions(parameters), parameters, "number"))
+    cells.append(Cell(size_text(macs), macs, "number"))
+    return [*cells, _latency_cell(row, speeds)] if speeds else cells
+
+
+def _training_cells(row: Mapping[str, Any]) -> list[Cell]:
+    values = {
+        name: _float(row.get(name))
+        for name in (
+            *("images_per_second", "training_seconds", "peak_memory_bytes"),
+            *("trained_parameters", "trained_macs"),
+        )
+    }
+    speed, seconds, memory, parameters, macs = values.values()
+    texts = (
+        *(number(speed, 1), number(seconds, 0), size_text(memory, "B")),
+        *(millions(parameters), size_text(macs)),
     )
-    memory = _float(row["peak_memory_bytes"])
-    cells.append(Cell(size_text(memory, "B"), memory, "number"))
-    for kind in ("", "trained_"):
-        parameters, macs = (_float(row.get(f"{kind}{name}")) for name in ("parameters", "macs"))
-        cells.append(Cell(millions(parameters), parameters, "number"))
-        cells.append(Cell(size_text(macs), macs, "number"))
-    return cells
+    cells = zip(texts, values.values(), strict=True)
+    return [_name_cell(row), *(Cell(text, value, "number") for text, value in cells)]
+
+
+def _latency_cell(row: Mapping[str, Any], speeds: Rows) -> Cell:
+    """The fastest way with the float weights; the others when the pointer is over it."""
+    own = sorted(
+        (
+            (float(speed["latency"]), f"{speed['runtime']} on {place(speed)}", speed["runtime"])
+            for speed in speeds
+            if (speed["method"], speed["network"]) == (row["method"], row["network"])
+        ),
+    )
+    exact = [found for found in own if found[2] != "int8"]
+    if not exact:
+        return Cell("–", kind="number")
+    every = "; ".join(f"{way}: {latency:.1f} ms" for latency, way, _ in own)
+    return Cell(f"{exact[0][0]:.1f} ms", exact[0][0], "number", every)
 
 
 def _color(row: Mapping[str, Any], split: str) -> str:

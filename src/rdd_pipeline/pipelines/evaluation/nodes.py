@@ -22,6 +22,7 @@ from rdd_pipeline.reporting.comparison import (
     compare,
     compare_classes,
     counted,
+    finished,
     metric_title,
     mixed_settings,
     notes_on,
@@ -33,6 +34,7 @@ from rdd_pipeline.reporting.comparison_figures import (
     class_figure,
     cost_figure,
     iou_bars,
+    reliability_figure,
     shorten,
 )
 from rdd_pipeline.reporting.report import (
@@ -100,8 +102,12 @@ def write_report(
     comparison_table: pd.DataFrame,
     class_table: pd.DataFrame,
     work_folder: Path,
+    reporting_folder: Path | None = None,
 ) -> str:
     """Tables, figures and how to read them, as one HTML page that needs no other file.
+
+    Where the pipeline `benchmark` was run,
+    its newest table in `reporting_folder` says what the networks take.
 
     Results that share a table but were not trained alike are named there and in the log.
     """
@@ -124,16 +130,40 @@ def write_report(
             as_svg(class_figure(class_rows)),
         ),
         Picture(
-            "Accuracy over cost",
+            "Calibration",
+            "First seed of each method, last split: how often pixels are right by the probability "
+            "of their class; below the diagonal a network is surer than it should be.",
+            as_svg(reliability_figure(counted(trained_metrics))),
+        ),
+        Picture(
+            "Accuracy over training speed",
             f"{metric} over images/s of training; whiskers are one standard deviation over the "
-            "seeds.",
+            "seeds. What the network takes in use is in the table.",
             as_svg(cost_figure(rows)),
         ),
     ]
-    return render_report(rows, class_rows, results=trained_metrics, jobs=jobs, pictures=pictures)
+    return render_report(
+        rows,
+        class_rows,
+        results=trained_metrics,
+        jobs=jobs,
+        pictures=pictures,
+        speeds=_speeds(reporting_folder),
+    )
+
+
+def draw_calibration(trained_metrics: list[dict[str, Any]]) -> Figure:
+    """Reliability of every method's first seed."""
+    return reliability_figure(counted(trained_metrics))
 
 
 # ---- parts
+
+
+def _speeds(folder: Path | None) -> list[dict[str, Any]]:
+    """Newest table of the pipeline `benchmark`; none where it was not run."""
+    tables = sorted((folder / "speed.csv").glob("2*/speed.csv")) if folder else []
+    return cast(list[dict[str, Any]], pd.read_csv(tables[-1]).to_dict("records")) if tables else []
 
 
 def _jobs(results: list[dict[str, Any]], work_folder: Path) -> dict[str, dict[str, Any]]:
@@ -159,7 +189,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _print(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
     console = rich.get_console()
-    blocks = side_by_side(rows)
+    blocks = [finished(block) for block in side_by_side(rows)]
     # A narrow terminal gets fewer columns: comparison.csv and the report have all of them.
     for cost in (("images/s", "memory"), ("images/s",), ()):
         tables = [_as_table(block, cost) for block in blocks]

@@ -50,6 +50,13 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 tags=["figures"],
             ),
             Node(
+                _nodes.draw_calibration,
+                name="draw_calibration",
+                inputs="trained_metrics",
+                outputs="calibration_figure",
+                tags=["figures"],
+            ),
+            Node(
                 _nodes.write_report,
                 name="write_report",
                 inputs={
@@ -57,6 +64,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "comparison_table": "comparison_table",
                     "class_table": "class_table",
                     "work_folder": "work_folder",
+                    "reporting_folder": "reporting_folder",
                 },
                 outputs="comparison_report",
                 tags=["figures"],
