@@ -465,11 +465,20 @@ def _log_scores(metrics: Metrics) -> None:
 
 def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Drawing:
     """Confusion matrix of the first seed on the last split (the test split where there is one)."""
-    *_, scores = next(iter(metrics.values()))["splits"].values()
+    first = next(iter(metrics.values()))
+    about, (*_, (split, scores)) = first["about"], first["splits"].items()
     matrix, names = scores["confusion"], labels.names
+    line = provenance(
+        data=labels.name,
+        network=about["network"],
+        method=about["title"],
+        seed=about["seed"],
+        split=split,
+        iteration=about["iteration"],
+    )
     return Drawing(
-        lambda: confusion_figure(torch.tensor(matrix, dtype=torch.int64), names),
-        shows=["confusion", matrix, names],
+        lambda: captioned(confusion_figure(torch.tensor(matrix, dtype=torch.int64), names), line),
+        shows=["confusion", matrix, names, line],
     )
 
 

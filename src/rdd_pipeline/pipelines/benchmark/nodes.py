@@ -17,6 +17,7 @@ from rdd_pipeline.errors import UserError
 from rdd_pipeline.export.speed import Row, measure_speed, require_any
 from rdd_pipeline.inference.files import find_network
 from rdd_pipeline.networks import load_checkpoint
+from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.pareto import pareto_figure
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,11 @@ def measure_networks(
 
 def draw_pareto(speed_table: pd.DataFrame) -> Figure:
     """MIoU over latency of all networks, with those that none beats in both."""
-    return pareto_figure(cast(list[dict[str, Any]], speed_table.to_dict("records")))
+    rows = cast(list[dict[str, Any]], speed_table.to_dict("records"))
+    networks = dict.fromkeys(str(row["network"]) for row in rows)
+    splits = dict.fromkeys(str(row["split"]) for row in rows)
+    line = provenance(network=", ".join(networks), split=", ".join(splits))
+    return captioned(pareto_figure(rows), line)
 
 
 def _scores(trained_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Row]:

@@ -18,6 +18,7 @@ from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.config import EvaluationParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import METRICS
+from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.comparison import (
     compare,
     compare_classes,
@@ -84,17 +85,20 @@ def compare_by_class(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
 
 def draw_comparison(comparison_table: pd.DataFrame) -> Figure:
     """The metric of every method with the spread over seeds."""
-    return iou_bars(_rows(comparison_table))
+    rows = _rows(comparison_table)
+    return _captioned(iou_bars(rows), rows)
 
 
 def draw_classes(class_table: pd.DataFrame) -> Figure:
     """IoU of every class and method, colored by the gain over the student alone."""
-    return class_figure(_rows(class_table))
+    rows = _rows(class_table)
+    return _captioned(class_figure(rows), rows)
 
 
 def draw_cost(comparison_table: pd.DataFrame) -> Figure:
     """The metric over the speed of training."""
-    return cost_figure(_rows(comparison_table))
+    rows = _rows(comparison_table)
+    return _captioned(cost_figure(rows), rows)
 
 
 def write_report(
@@ -154,10 +158,18 @@ def write_report(
 
 def draw_calibration(trained_metrics: list[dict[str, Any]]) -> Figure:
     """Reliability of every method's first seed."""
-    return reliability_figure(counted(trained_metrics))
+    counts = counted(trained_metrics)
+    abouts = [result["about"] for result in trained_metrics]
+    return _captioned(reliability_figure(counts), abouts, split="the last one")
 
 
 # ---- parts
+
+
+def _captioned(figure: Figure, rows: Sequence[Mapping[str, Any]], split: str = "") -> Figure:
+    """With the networks and the environment below it; methods and seeds are in the figure."""
+    networks = dict.fromkeys(str(row["network"]) for row in rows if row.get("network"))
+    return captioned(figure, provenance(network=", ".join(networks), split=split))
 
 
 def _speeds(folder: Path | None) -> list[dict[str, Any]]:
