@@ -10,7 +10,7 @@ import pytest
 
 from rdd_pipeline.config import SceneParams
 from rdd_pipeline.scenes.write import write_scenes
-from tests.kedro_project import ROOT
+from tests.kedro_project import ROOT, Project, bootstrap
 
 SMALLEST = {
     "determinism.py": ["--small", "--iterations", "2", "--methods", "tse"],
@@ -79,9 +79,26 @@ def test_the_study_of_exports_runs_and_makes_a_table(tmp_path):
     ]
 
 
+@pytest.mark.slow
+def test_the_share_of_wrong_labels_found_is_counted(tmp_path):
+    project = Project(tmp_path)
+    bootstrap()
+    project.run("distill_tse")
+    table = _run("label_errors.py", "--data", str(tmp_path / "data"), "--dataset", "test")
+    assert "% of the labeled pixels are wrong" in table
+    assert "| both networks, sum | " in table
+
+
 def test_every_script_is_looked_at():
     found = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
-    assert found == {*SMALLEST, "camvid.py", "export.py", "structure.py", "siege.py"}
+    assert found == {
+        *SMALLEST,
+        "camvid.py",
+        "export.py",
+        "label_errors.py",
+        "structure.py",
+        "siege.py",
+    }
 
 
 def _run(name: str, *words: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from rdd_pipeline.data.loading import (
     load_whole,
 )
 from rdd_pipeline.data.packed import PackedSource, usable_pack
-from rdd_pipeline.data.reading import read_image, read_mask
+from rdd_pipeline.data.reading import read_image, read_mask, resize_image
 from rdd_pipeline.data.sources import FileSource, ImageSource
 from rdd_pipeline.files import json_digest
 
@@ -134,6 +134,13 @@ class Images:
         """
         sizes = [(sample.height, sample.width) for sample in self.samples]
         return load_whole(self._source(None), sizes, self.image_size, batch_size, loader)
+
+    def evaluation_images(self, samples: Iterable[Sample]) -> Iterator[Tensor]:
+        """Some of these images, (3, H, W) uint8, as `evaluation_batches` has them."""
+        places = {sample: place for place, sample in enumerate(self.samples)}
+        source = self._source(None)
+        for sample in samples:
+            yield resize_image(source[places[sample]][0], self.image_size)
 
     def _source(self, size: Size | None, cache_bytes: int = 0) -> ImageSource:
         """Decoded images at this size, from their pack or from their files."""

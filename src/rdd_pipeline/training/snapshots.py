@@ -42,8 +42,9 @@ def take_snapshot(
     protocol = job.evaluation
     maps = {}
     with evaluation_mode(network):
-        for sample in shown_images(images):
-            image, _ = images.read(sample)
+        samples = shown_images(images)
+        pictures = images.split("val").evaluation_images(samples)
+        for sample, image in zip(samples, pictures, strict=True):
             (classes,) = predict_labels(
                 network,
                 Preprocessing.for_network(job.network),

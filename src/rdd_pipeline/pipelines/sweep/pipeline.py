@@ -19,7 +19,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     return train_teacher.teacher_pipeline() + Pipeline(
         [
             Node(
-                _method_nodes.make_plan_node.made_with("baseline", name="plan_untuned"),
+                _method_nodes.make_plan_node.made_with("baseline", name="plan_baseline"),
                 name="plan_untuned",
                 inputs=planned_from("baseline"),
                 outputs="plan_untuned",
