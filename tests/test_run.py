@@ -108,7 +108,7 @@ def story(tmp_path_factory, recorder) -> Story:
     project = Project(tmp_path_factory.mktemp("project"))
     return Story(
         project,
-        first=recorder.run(project, "distill_tse"),
+        first=recorder.run(project, "distill_tse", rendered=True),
         second=recorder.run(project, "distill_tse"),
         baselines=recorder.run(
             project, "distill_baselines", to_outputs=["metrics_baseline", "metrics_kd"]
