@@ -176,7 +176,7 @@ FLOORS = {
     "training": """
         compiling device difficulty ema finite job profile progress reading schedule state \
             stopping synchronized trials
-        coordinator curves preparation snapshots step store
+        coordinator curves early_stopping preparation snapshots step store
         training
         build
         loop

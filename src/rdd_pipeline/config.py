@@ -474,10 +474,28 @@ class EmaParams(Params):
     )
 
 
+class EarlyStoppingParams(Params):
+    """When a training ends before its last iteration: val mIoU rises no more.
+
+    Of RDD the validations of the TSE stage count. The learning rate is that of the whole run.
+    """
+
+    patience: PositiveCount = Field(
+        description="Stop after so many validations in a row without improvement."
+    )
+    min_delta: float = Field(
+        0.0,
+        ge=0.0,
+        le=100.0,
+        description="Points of mIoU that an improvement has to be more than.",
+    )
+    min_iterations: Count = Field(0, description="No validation before this iteration counts.")
+
+
 class RecipeParams(Params):
     """How one network is trained. Every method of a comparison shares one recipe."""
 
-    added = ("gradient_accumulation_steps", "backbone", "task_loss", "ema")
+    added = ("gradient_accumulation_steps", "backbone", "task_loss", "ema", "early_stopping")
     renamed: ClassVar[Mapping[str, str]] = {"accumulate": "gradient_accumulation_steps"}
 
     iterations: PositiveCount = Field(40_000, description="Optimizer steps, not epochs.")
@@ -506,6 +524,9 @@ class RecipeParams(Params):
         description="Average the weights over the steps (batch norm's statistics, too) and "
         "validate, keep and hand on the average; training goes on with the plain weights, and "
         "RDD's difficulty looks at them. {}: with its defaults. None: off.",
+    )
+    early_stopping: EarlyStoppingParams | None = Field(
+        None, description="Stop where validation mIoU rises no more. None: off."
     )
     keep: Literal["best", "last"] = Field(
         "best", description="Weights handed on: of the best validation mIoU, or of the last step."

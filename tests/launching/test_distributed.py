@@ -102,6 +102,14 @@ def test_a_checkpoint_that_is_due_by_one_clock_alone_is_written_by_all(ranks):
         assert_close(network, ranks[0]["whole"][1], rtol=0, atol=0)
 
 
+def test_both_ranks_stop_early_together(ranks):
+    """At the second validation of TSE, which begins at 5."""
+    (one, network, trained), (other, other_network, also_trained) = (r["early"] for r in ranks)
+    assert trained == also_trained == 6
+    assert_close(one["student"], other["student"], rtol=0, atol=0)
+    assert_close(network, other_network, rtol=0, atol=0)
+
+
 def test_a_nan_on_one_rank_stops_both_before_the_step(ranks):
     messages = {rank["nan"] for rank in ranks}
     assert len(messages) == 1

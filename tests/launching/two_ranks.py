@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from rdd_pipeline.config import EarlyStoppingParams
 from rdd_pipeline.errors import NonFiniteLossError
 from rdd_pipeline.losses.base import FunctionalLoss
 from rdd_pipeline.networks import Preprocessing
@@ -82,6 +83,10 @@ def scenarios(rank, folder, job, same, images, teacher) -> dict:
         "elsewhere, again": run("elsewhere", job, everywhere=False),
         "clocks": run("clocks", job, checkpoint_every=1e6 if rank else 1e-6),
     }
+    never_enough = EarlyStoppingParams(patience=1, min_delta=100)
+    early = {"early_stopping": never_enough, "validate_every": 1}
+    early_job = job.model_copy(update={"recipe": job.recipe.model_copy(update=early)})
+    found["early"] = run("", early_job)
     kd, calls = FunctionalLoss.forward, []
 
     def spoiled(*inputs):

@@ -62,7 +62,8 @@ from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.curves import OnLog, curve_points
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.difficulty import training_notes
-from rdd_pipeline.training.job import TrainingJob, check_class_weights
+from rdd_pipeline.training.early_stopping import why_stopped
+from rdd_pipeline.training.job import TrainingJob, check_class_weights, check_early_stopping
 from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.state import Snapshot, TrainState, digest
 from rdd_pipeline.training.store import RunStore, is_fingerprint
@@ -184,7 +185,9 @@ def make_plan_node(method: str) -> Callable[..., Plan]:
         except ValidationError as error:
             faults = (fault["msg"].removeprefix("Value error, ") for fault in error.errors())
             raise UserError(" ".join(faults)) from error
-        check_class_weights(recipe, labels, "recipe" if role == "student" else "teacher_recipe")
+        name = "recipe" if role == "student" else "teacher_recipe"
+        check_class_weights(recipe, labels, name)
+        check_early_stopping(recipe, images, name)
         if job.definition.needs_teacher:
             _check_pair(job, labels, network_plan["teacher"])
         return {str(n): job.model_copy(update={"seed": n}) for n in range(seed, seed + seeds)}
@@ -323,14 +326,18 @@ def _tell(history: Sequence[Mapping[str, float]], on_log: OnLog) -> None:
 
 
 def _record(job: TrainingJob, result: TrainingResult, labels: LabelSet) -> TrainingRecord:
-    cost = result.state.cost
+    cost, history = result.state.cost, result.history
+    stopped = why_stopped(job, history)
     return TrainingRecord(
         {
             "images_per_second": cost.images / cost.seconds if cost.seconds else 0.0,
             "training_seconds": cost.seconds,
             "peak_memory_bytes": cost.peak_memory,
         },
-        training_notes(result.history, method=job.definition, labels=labels),
+        [
+            *training_notes(history, method=job.definition, labels=labels),
+            *([f"{stopped}."] if stopped else []),
+        ],
         result.state.snapshots or (),
     )
 

@@ -162,6 +162,12 @@ class Curves:
                 "weights are kept, whether good or not."
             )
 
+    def stopped_early(self, why: str) -> None:
+        """No further point comes."""
+        self._progress.stopped_early()
+        if self._on_log is not None:
+            logger.info("%s %s.", self.job.title, why)
+
     def _append(self, row: Mapping[str, float]) -> None:
         self.state.history.append({"iteration": self.state.iteration, **row})
 

@@ -111,6 +111,17 @@ class TrainingJob(Params):
         return self._span[1]
 
     @property
+    def ends_run(self) -> bool:
+        """Whether no stage comes after this job."""
+        return self.stage in ("whole", self.definition.stages[-1].name)
+
+    @property
+    def first_of_last_stage(self) -> int:
+        """First iteration of the method's last stage."""
+        stages = self.definition.stages
+        return stage_span(stages, stages[-1].name, self.rdd_settings, self.recipe.iterations)[0]
+
+    @property
     def _span(self) -> tuple[int, int]:
         stages = self.definition.stages
         return stage_span(stages, self.stage, self.rdd_settings, self.recipe.iterations)
@@ -128,6 +139,9 @@ class TrainingJob(Params):
         definition, rdd = self.definition, self.rdd_settings
         apart = {"method", "methods", "rdd", "evaluation"}
         facts = self.model_dump(mode="json", exclude=apart, context=FORMER_NAMES)
+        stops_early = self.recipe.early_stopping is not None and self.ends_run
+        if not stops_early:  # a stage before the last one is never cut short
+            facts["recipe"].pop("early_stopping", None)
         facts["image_size"] = images.image_size
         labels = images.labels
         facts["labels"] = {**labels.meaning(), "class_weights": labels.class_weights}
@@ -143,8 +157,10 @@ class TrainingJob(Params):
         if self.recipe.class_weights and not definition.weighted_tfe:
             facts["weighted_tfe"] = False
         protocol = self.evaluation.protocol()
-        # The protocol decides which of the validated weights are the best ones, and nothing else.
-        if self.recipe.keep == "best" and protocol != EvaluationParams().protocol():
+        # The protocol decides which of the validated weights are the best, and when it is over.
+        if (
+            self.recipe.keep == "best" or stops_early
+        ) and protocol != EvaluationParams().protocol():
             facts["evaluation"] = protocol
         if self.methods.compare_at == "student" and definition.losses:
             facts["compare_at"] = "student"
@@ -177,4 +193,17 @@ def check_class_weights(recipe: RecipeParams, labels: LabelSet, name: str = "rec
         raise UserError(
             f"{name}.class_weights is on, but label set {labels.name!r} has no class weights. "
             "Turn it off."
+        )
+
+
+def check_early_stopping(recipe: RecipeParams, images: Images, name: str = "recipe") -> None:
+    """Refuse to stop by validations that never come; `name` is the recipe's.
+
+    Raises:
+        UserError: There is nothing to validate on.
+    """
+    if recipe.early_stopping and not images.split("val").samples:
+        raise UserError(
+            f"{name}.early_stopping stops by the mIoU on split `val`, which has no images. Give it "
+            f"some (data.val_fraction), or leave {name}.early_stopping out."
         )

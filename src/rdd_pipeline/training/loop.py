@@ -41,6 +41,7 @@ from rdd_pipeline.training.device import (
     set_up,
     unrepeatable_operation,
 )
+from rdd_pipeline.training.early_stopping import why_stopped
 from rdd_pipeline.training.finite import changed_by_step, total_norm
 from rdd_pipeline.training.profile import Profile, phase
 from rdd_pipeline.training.progress import TrainingProgress
@@ -126,6 +127,8 @@ class Trainer:
         self.is_writer = self.coordinator.is_writer
         self.on_log = (on_log or (lambda iteration, values: None)) if self.is_writer else None
         self.state = TrainState()
+        self._stopped: str | None = None
+        """Why it is over early."""
         self._size: Tensor | None = None
         """Norm of what the last step has changed."""
         self._readings: deque[Reading] = deque()
@@ -168,6 +171,7 @@ class Trainer:
         if state is not None:
             components.load(state)
             self.state = state.without_tensors(self.state.fingerprint)
+            self._stopped = why_stopped(self.job, self.state.history)
         if resumed is not None:
             self._say("going on after iteration %d.", resumed.iteration)
 
@@ -188,11 +192,13 @@ class Trainer:
         # What a GPU says of a step is looked at while it computes the next.
         self._read(but=1 if self._defers and not (log or validate) else 0)
         if log:
-            peak = peak_memory(self.device)
-            self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak)
-            self.curves.log(lr)
+            self._log(lr)
         if validate:
             self._validate()
+            if self._stopped is not None:
+                if not log:  # the steps since the last point
+                    self._log(lr)
+                self.curves.stopped_early(self._stopped)
 
     def keep(self, stop: bool) -> bool:
         """Write the checkpoint if it is due, or at a stop.
@@ -215,8 +221,8 @@ class Trainer:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last iteration is done."""
-        return self.state.iteration >= self.job.last_iteration
+        """Whether the last iteration is done, or further ones would not help."""
+        return self.state.iteration >= self.job.last_iteration or self._stopped is not None
 
     def is_next(self, iteration: int) -> bool:
         """Whether this iteration is the one to be done next."""
@@ -332,13 +338,20 @@ class Trainer:
                 weights = copy_to_cpu(self.components.network.state_dict())
                 state.best = Best(scores.miou, state.iteration, weights)
             self.curves.validated(scores)
+            self._stopped = why_stopped(self.job, state.history)
             self._take_snapshot()
             self.curves.resume_clock()
+
+    def _log(self, lr: float) -> None:
+        peak = peak_memory(self.device)
+        self.state.cost.peak_memory = max(self.state.cost.peak_memory, peak)
+        self.curves.log(lr)
 
     def _take_snapshot(self) -> None:
         """Keep what the network predicts for a few images, at some validations."""
         job, state = self.job, self.state
-        if self.is_writer and state.iteration in moments(job.recipe):
+        due = self._stopped is not None or state.iteration in moments(job.recipe)
+        if self.is_writer and due:
             taken = take_snapshot(
                 self.components.network, job, self.training.images, state.iteration, self.device
             )
@@ -444,14 +457,14 @@ class Lockstep:
         self._lead = self.members[0]
 
     def run(self, stop: threading.Event | None = None) -> None:
-        """Train all to their last iteration; `Trainer.complete` is for the caller.
+        """Train all until they are over; `Trainer.complete` is for the caller.
 
         Args:
             stop: As for `train`.
         """
         lead = self._lead
         first, last = min(m.state.iteration for m in self.members) + 1, self.last
-        if first > last:
+        if all(member.is_over for member in self.members):
             return
         reset_peak_memory(lead.device)
         with stop_signals(stop) as asked, self.progress(first, last) as bar:
@@ -464,7 +477,7 @@ class Lockstep:
                 stopped = [self.keep(member, stopping) for member in active]
                 if any(stopped):
                     self._stop()
-                if not self.members:
+                if all(member.is_over for member in self.members):  # or none is left
                     break
             if not all(member.is_over for member in self.members):
                 # A signal came while this rank waited for its loader processes.

@@ -33,6 +33,7 @@ class TrainingProgress:
         self._begin = self._last_line = time.monotonic()
         self._iteration, self._facts = first - 1, ""
         self._scores = "" if best is None else f"  best mIoU {100 * best:.1f}"
+        self._stopped = False
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -45,8 +46,8 @@ class TrainingProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
-        if kind is None and self._iteration >= self._last:
-            self._line("done")
+        if kind is None and (self._iteration >= self._last or self._stopped):
+            self._line("stopped early" if self._stopped else "done")
 
     def show(
         self, iteration: int, *, loss: float, lr: float, rate: float, waiting: float = 0.0
@@ -79,6 +80,10 @@ class TrainingProgress:
         if best > miou:
             self._scores += f", best {100 * best:.1f}"
         self._update()
+
+    def stopped_early(self) -> None:
+        """No further iteration comes."""
+        self._stopped = True
 
     def _update(self) -> None:
         self._bar.update(self._task, completed=self._iteration, facts=self._facts + self._scores)

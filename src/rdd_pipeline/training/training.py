@@ -12,7 +12,8 @@ from rdd_pipeline.data.images import Images
 from rdd_pipeline.distillation.stages import stage_before
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.networks import NetworkCheckpoint, NetworkHeader, Preprocessing
-from rdd_pipeline.training.job import TrainingJob, check_class_weights
+from rdd_pipeline.training.early_stopping import why_stopped
+from rdd_pipeline.training.job import TrainingJob, check_class_weights, check_early_stopping
 from rdd_pipeline.training.state import TrainState
 from rdd_pipeline.training.store import RunStore
 
@@ -87,6 +88,7 @@ class Training:
         if not self.images.split("train").samples:
             raise UserError("The index has no image in split `train`. Add some or fix the layout.")
         check_class_weights(recipe, self.images.labels)
+        check_early_stopping(recipe, self.images)
         steps = recipe.gradient_accumulation_steps
         if recipe.batch_size % (world_size * steps):
             parts = f" in {steps} parts each" if steps > 1 else ""
@@ -123,7 +125,7 @@ class Training:
         best one.
         """
         job, best, labels = self.job, state.best, self.images.labels
-        over = state.iteration >= job.recipe.iterations
+        over = state.iteration >= job.recipe.iterations or bool(why_stopped(job, state.history))
         if job.recipe.keep != "best" or not over or (best is not None and math.isnan(best.miou)):
             best = None
         header = NetworkHeader(
