@@ -204,7 +204,7 @@ FLOORS = {
     "serving": """
         folder loader""",
     "tracking": """
-        addresses
+        addresses event_files
         records
         database journal registry
         sender

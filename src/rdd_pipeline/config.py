@@ -820,6 +820,11 @@ class TrainerParams(Params):
         description="Measure the first steps of each training: a table of the time by phase and a "
         "trace (chrome://tracing) go into its work folder and to MLflow.",
     )
+    tensorboard: bool = Field(
+        False,
+        description="Write the curves and scores that MLflow gets for TensorBoard, too, below "
+        "data/08_reporting/DATASET/tensorboard.",
+    )
     log_every: PositiveCount = Field(10, description="Iterations between points of the curves.")
     checkpoint_every: Positive = Field(
         60.0, description="Seconds between checkpoints; one is also written at every validation."

@@ -284,7 +284,7 @@ def make_train_node(method: str) -> Callable[..., Any]:
             training = training.stored_in(work_folder)
             if trainer.share_teacher:
                 train_students(training, run_methods, trainer, seed=told)
-            on_log = partial(tracking.log_metrics, seed=told)
+            on_log = partial(tracking.log_metrics, seed=told, training=training.fingerprint)
             _tell_what_was_trained(training, on_log)
             results[seed] = train(training, trainer, on_log)
             if not results[seed].trained:

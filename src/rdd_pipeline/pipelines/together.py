@@ -42,10 +42,11 @@ def train_students(
 
     def student(method: str, state: TrainState | None = None) -> Student:
         training = replace(own, job=own.job.by(method), initial_state=state, store=None)
+        training = training.stored_in(folder)
         following = [name for name in before if before[name] == method]
         return Student(
-            training.stored_in(folder),
-            partial(tracking.log_metrics, seed=seed, method=method),
+            training,
+            partial(tracking.log_metrics, seed=seed, method=method, training=training.fingerprint),
             then=partial(student, following[0]) if following else None,
         )
 

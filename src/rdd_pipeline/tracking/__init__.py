@@ -14,11 +14,14 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from rdd_pipeline.tracking.delivery import send_left
+from rdd_pipeline.tracking.event_files import EventFile
 from rdd_pipeline.tracking.records import Experiment, Network, UsedData
 from rdd_pipeline.tracking.sender import Sender, calm_mlflow
 from rdd_pipeline.tracking.writer import TrackingWriter
 
 __all__ = [
+    "CurveSink",
+    "EventFile",
     "Experiment",
     "FileSink",
     "MetricSink",
@@ -32,6 +35,7 @@ __all__ = [
     "log_metrics",
     "log_params",
     "send_left",
+    "set_curve_sink",
     "set_file_sink",
     "set_metric_sink",
     "set_param_sink",
@@ -40,12 +44,16 @@ __all__ = [
 MetricSink = Callable[[int, Mapping[str, float], str | None, str | None], None]
 """Is given step, values, seed and method, see `log_metrics`."""
 
+CurveSink = Callable[[int, Mapping[str, float], str, str | None, str | None], None]
+"""Is given step, values, training, seed and method, see `log_metrics`."""
+
 FileSink = Callable[[Path, str, str | None], None]
 
 ParamSink = Callable[[Mapping[str, str], str], None]
 """Is given values and method, see `log_params`."""
 
 _SINK: ContextVar[MetricSink | None] = ContextVar("rdd_pipeline_metric_sink", default=None)
+_CURVES: ContextVar[CurveSink | None] = ContextVar("rdd_pipeline_curve_sink", default=None)
 _FILES: ContextVar[FileSink | None] = ContextVar("rdd_pipeline_file_sink", default=None)
 _PARAMS: ContextVar[ParamSink | None] = ContextVar("rdd_pipeline_param_sink", default=None)
 
@@ -56,23 +64,32 @@ def log_metrics(
     *,
     seed: str | None = None,
     method: str | None = None,
+    training: str | None = None,
 ) -> None:
-    """Hand named numbers of a training step to this context's sink.
+    """Hand named numbers of a training step to this context's sinks.
 
     Args:
         step: Iteration the values belong to, counted from 1.
         values: Python floats; a GPU tensor would be synchronized here.
         seed: Of the training, where a node trains several that go by the same names.
         method: Of the training, where a node trains by others than its own.
+        training: Its fingerprint; None: the values are of no single training.
     """
-    sink = _SINK.get()
+    sink, curves = _SINK.get(), _CURVES.get()
     if sink is not None:
         sink(step, values, seed, method)
+    if curves is not None and training is not None:
+        curves(step, values, training, seed, method)
 
 
 def set_metric_sink(sink: MetricSink | None) -> None:
     """Hand what this context logs to `sink` from now on; None: to nobody."""
     _SINK.set(sink)
+
+
+def set_curve_sink(sink: CurveSink | None) -> None:
+    """Hand the curves of this context's trainings to `sink`, too, from now on; None: to nobody."""
+    _CURVES.set(sink)
 
 
 def log_file(path: Path, folder: str, *, seed: str | None = None) -> None:

@@ -236,15 +236,17 @@ class _Runner:
         state: TrainState | None = None
         for stage in range(len(trial.stages)):
             training = self._training(trial, seed, stage, state)
-            result = train(training, self._trainer, self._on_log(trial, seed))
+            on_log = self._on_log(trial, seed, training.fingerprint)
+            result = train(training, self._trainer, on_log)
             state = result.state
         return result
 
     def _student(self, trial: Trial, seed: str, stage: int, state: TrainState | None) -> Student:
         more = stage + 1 < len(trial.stages)
+        training = self._training(trial, seed, stage, state)
         return Student(
-            self._training(trial, seed, stage, state),
-            self._on_log(trial, seed),
+            training,
+            self._on_log(trial, seed, training.fingerprint),
             then=partial(self._student, trial, seed, stage + 1) if more else None,
         )
 
@@ -253,9 +255,9 @@ class _Runner:
         teacher = self._teacher if job.definition.needs_teacher else None
         return Training(job, self._images, teacher, state).stored_in(self._folder)
 
-    def _on_log(self, trial: Trial, seed: str) -> Any:
+    def _on_log(self, trial: Trial, seed: str, fingerprint: str) -> Any:
         told = seed if len(trial.stages[0]) > 1 else None
-        return partial(tracking.log_metrics, seed=told, method=trial.name)
+        return partial(tracking.log_metrics, seed=told, method=trial.name, training=fingerprint)
 
 
 def _kept(result: TrainingResult) -> int:
