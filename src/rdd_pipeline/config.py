@@ -626,6 +626,16 @@ class EvaluationParams(Params):
         """(height, width) of the window."""
         return (self.window, self.window) if isinstance(self.window, int) else self.window
 
+    def prediction(self) -> dict[str, Any]:
+        """How images are predicted, as the functions of `evaluation.predict` take it."""
+        return {
+            "scales": self.scales,
+            "flip": self.flip,
+            "average": self.average,
+            "window": self.window_size,
+            "overlap": self.overlap,
+        }
+
 
 class PredictParams(Params):
     """Masks of new images by a trained network, pipeline ``predict``."""

@@ -124,11 +124,7 @@ def measure(
                 preprocessing,
                 batch.images.to(device, non_blocking=True),
                 sizes=[(labels.shape[-2], labels.shape[-1])] * len(labels),
-                scales=params.scales,
-                flip=params.flip,
-                average=params.average,
-                window=params.window_size,
-                overlap=params.overlap,
+                **params.prediction(),
             )
             for position, label, bands in zip(batch.indices, labels, each, strict=True):
                 best, confidences = zip(*(band.best() for band in bands), strict=True)

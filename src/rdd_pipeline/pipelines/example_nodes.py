@@ -29,7 +29,7 @@ from rdd_pipeline.evaluation.predict import Band, evaluation_mode, predict_label
 from rdd_pipeline.evaluation.suspects import find_suspects, opinion
 from rdd_pipeline.files import json_digest
 from rdd_pipeline.networks import NetworkCheckpoint
-from rdd_pipeline.pipelines.method_nodes import Networks, the_only
+from rdd_pipeline.pipelines.method_nodes import Networks, store_of, the_only
 from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.comparison import Metrics
 from rdd_pipeline.reporting.examples import (
@@ -41,7 +41,6 @@ from rdd_pipeline.reporting.examples import (
     worst_figure,
 )
 from rdd_pipeline.training.device import resolve_device
-from rdd_pipeline.training.store import RunStore, is_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +164,7 @@ def find_label_errors(
     train = images.split("train")
     digests = [network.digest() for network in pair]
     key = json_digest([digests, train.digest, evaluation.protocol(), 1])
-    named = str(pair[1].header.provenance.get("fingerprint", ""))
-    store = RunStore(work_folder, named if is_fingerprint(named) else f"imported-{digests[1][:8]}")
+    store = store_of(pair[1], work_folder)
     known = store.recall(f"suspects-{key}")
     if known is None:
         known = {"regions": _search(train, pair, evaluation, trainer)}
@@ -263,23 +261,13 @@ def _examples(
                     network.header.preprocessing,
                     batch.images.to(device),
                     sizes=[(batch.labels.shape[1], batch.labels.shape[2])],
-                    **_how(evaluation),
+                    **evaluation.prediction(),
                 )
                 predictions[place].append(found.cpu())
     return [
         Example(sample.name, batches[n].images[0], batches[n].labels[0], tuple(predictions[n]))
         for n, sample in enumerate(samples)
     ]
-
-
-def _how(evaluation: EvaluationParams) -> dict[str, Any]:
-    return {
-        "scales": evaluation.scales,
-        "flip": evaluation.flip,
-        "average": evaluation.average,
-        "window": evaluation.window_size,
-        "overlap": evaluation.overlap,
-    }
 
 
 def _search(
@@ -303,7 +291,7 @@ def _search(
                         network.header.preprocessing,
                         batch.images.to(device),
                         sizes=[(batch.labels.shape[1], batch.labels.shape[2])],
-                        **_how(evaluation),
+                        **evaluation.prediction(),
                     )
                 )
 

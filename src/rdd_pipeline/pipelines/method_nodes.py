@@ -395,9 +395,8 @@ def score_network(
     """
     weights, scored = network.digest(), data_digest(images, evaluation)
     key = json_digest([weights, scored, evaluation.splits, SCORES_FORMAT])
-    provenance = network.header.provenance
-    named = provenance.get("fingerprint", "")
-    store = RunStore(work_folder, named if is_fingerprint(named) else f"imported-{weights[:8]}")
+    trained = network.header.provenance
+    store = store_of(network, work_folder)
     scores = store.recall(f"scores-{key}")
     if scores is None:
         scores = score_splits(network, images, evaluation, device=resolve_device(trainer.device))
@@ -405,8 +404,8 @@ def score_network(
     return {
         "about": {
             "network": network.header.network.name,
-            "seed": provenance.get("seed", ""),
-            "iteration": provenance.get("iteration", ""),
+            "seed": trained.get("seed", ""),
+            "iteration": trained.get("iteration", ""),
             "fingerprint": store.fingerprint,
             "data_digest": scored,
             "session": session_text(),
@@ -415,6 +414,14 @@ def score_network(
         "cost": _cost(network, images, store),
         "splits": scores,
     }
+
+
+def store_of(network: NetworkCheckpoint, work_folder: Path) -> RunStore:
+    """Where results about a network are remembered: at its training, or by its weights."""
+    named = network.header.provenance.get("fingerprint", "")
+    if not is_fingerprint(named):
+        named = f"imported-{network.digest()[:8]}"
+    return RunStore(work_folder, named)
 
 
 def _cost(network: NetworkCheckpoint, images: Images, store: RunStore) -> dict[str, Any]:

@@ -371,11 +371,7 @@ class Trainer:
             num_classes=labels.num_classes,
             ignore_index=labels.ignore_index,
             device=self.device,
-            scales=job.evaluation.scales,
-            flip=job.evaluation.flip,
-            average=job.evaluation.average,
-            window=job.evaluation.window_size,
-            overlap=job.evaluation.overlap,
+            **job.evaluation.prediction(),
             group=self.ranks.group,
         )
         return Scores.from_matrix(matrix)

@@ -50,11 +50,7 @@ def take_snapshot(
                 Preprocessing.for_network(job.network),
                 image.unsqueeze(0).to(device),
                 sizes=[_small(sample.height, sample.width)],
-                scales=protocol.scales,
-                flip=protocol.flip,
-                average=protocol.average,
-                window=protocol.window_size,
-                overlap=protocol.overlap,
+                **protocol.prediction(),
             )
             maps[sample.name] = classes.to("cpu", torch.uint8)
     # Copies: those of inference mode refuse what ordinary tensors allow.

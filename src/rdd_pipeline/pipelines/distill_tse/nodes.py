@@ -107,11 +107,7 @@ def _look(
                 preprocessing,
                 inputs,
                 sizes=[size],
-                scales=evaluation.scales,
-                flip=evaluation.flip,
-                average=evaluation.average,
-                window=evaluation.window_size,
-                overlap=evaluation.overlap,
+                **evaluation.prediction(),
             )[0]
             for network, preprocessing in networks
         ]
