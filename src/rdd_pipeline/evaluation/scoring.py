@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rdd_pipeline.allocation import freed_memory_kept
 from rdd_pipeline.config import EvaluationParams
 from rdd_pipeline.data.images import Images
 from rdd_pipeline.data.loading import Loader
@@ -116,7 +117,7 @@ def measure(
         torch.zeros(3, BINS, dtype=torch.float64),
         torch.zeros(len(images.samples), dtype=torch.float64),
     )
-    with evaluation_mode(model):
+    with evaluation_mode(model), freed_memory_kept(device.type):
         for batch in images.evaluation_batches(params.batch_size, loader):
             labels = batch.labels.to(device, non_blocking=True)
             each = score_bands(

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rdd_pipeline.allocation import freed_memory_kept
 from rdd_pipeline.collectives import Collectives
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.data.delivery import LoaderFailedError
@@ -463,7 +464,11 @@ class Lockstep:
         if all(member.is_over for member in self.members):
             return
         reset_peak_memory(lead.device)
-        with stop_signals(stop) as asked, self.progress(first, last) as bar:
+        with (
+            freed_memory_kept(lead.device.type),
+            stop_signals(stop) as asked,
+            self.progress(first, last) as bar,
+        ):
             self.open(bar)
             for batch in self._delivered(lead.batches(first, last, asked)):
                 active = [member for member in self.members if member.is_next(batch.iteration)]
