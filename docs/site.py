@@ -126,6 +126,7 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
         inner = _model_of(field.annotation)
         if inner is not None:
             below.append((f"{prefix}{name}", inner, field))
+        if inner is field.annotation:
             continue
         default = "required" if field.is_required() else f"`{_shown(field.get_default())}`"
         rows.append(
@@ -138,16 +139,17 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
             lines += [f"## {prefix.rstrip('.')}", "", _first(model), ""]
         lines += ["| name | type | default | meaning |", "|---|---|---|---|", *rows, ""]
     for name, inner, field in below:
-        if field.description:
+        if field.description and inner is field.annotation:  # else its row has it
             lines += [f"`{name}`: {field.description}", ""]
         lines += _section(inner, f"{name}.")
     return lines
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return annotation
-    return None
+    """The model that an annotation names, `null` beside it or not."""
+    names = typing.get_args(annotation) or (annotation,)
+    models = [name for name in names if inspect.isclass(name) and issubclass(name, BaseModel)]
+    return models[0] if models else None
 
 
 def _type(annotation: Any) -> str:
@@ -166,6 +168,8 @@ def _type(annotation: Any) -> str:
             return f"list of {inner[0]}"
         return f"[{', '.join(inner)}]"
     if origin is not None:
+        return "mapping"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return "mapping"
     return getattr(annotation, "__name__", str(annotation)).lower()
 

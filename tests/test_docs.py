@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,11 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 def names_of(model, prefix=""):
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and hasattr(inner, "model_fields"):
-            yield from names_of(inner, f"{prefix}{name}.")
-        else:
+        types = typing.get_args(field.annotation) or (field.annotation,)
+        inner = [kind for kind in types if hasattr(kind, "model_fields")]
+        for kind in inner:
+            yield from names_of(kind, f"{prefix}{name}.")
+        if inner != [field.annotation]:
             yield prefix + name
 
 
