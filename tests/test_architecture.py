@@ -199,7 +199,7 @@ FLOORS = {
         quantize
         files speed""",
     "reporting": """
-        caption comparison figures
+        caption comparison figures thumbnails
         comparison_figures curves examples palette pareto report sweep
         difficulty pixels preview progress""",
     "serving": """

@@ -146,6 +146,27 @@ def test_problems_and_report_are_there_before_the_run_stops(images):
         index_images(inspection, FOLDER)
 
 
+def test_the_report_shows_images_of_every_split_with_their_masks(images, monkeypatch):
+    *_, report = _see(images, FOLDER)
+    assert report.count("data:image/jpeg;base64,") == report.count("data:image/png;base64,") == 5
+    for split in ("train", "val", "test"):
+        assert f"<h3>{split}</h3>" in report
+    assert "White: ignored" in report
+
+    def read(*_):
+        raise AssertionError("nothing has changed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Images, "read", read)
+        assert _see(images, FOLDER)[-1] == report
+    write(images / "train/1.png", np.zeros((32, 40, 3), np.uint8))
+    changed = _see(images, FOLDER)[-1]
+    assert changed != report
+    (cache,) = (images.parent / "cache").glob("thumbnails-*.json")
+    cache.write_bytes(cache.read_bytes()[:-40])  # damaged: made again
+    assert _see(images, FOLDER)[-1] == changed
+
+
 def test_quarantine_is_not_advised_where_it_does_not_help(images):
     _empty_split(images)
     inspection, _, _, report = _see(images, FOLDER)
@@ -204,9 +225,10 @@ class _Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attrs):
-        if tag != "meta":
+        if tag not in ("meta", "img"):
             self.open.append(tag)
-        self.loads += [value for key, value in attrs if key in ("src", "href")]
+        places = [value for key, value in attrs if key in ("src", "href")]
+        self.loads += [place for place in places if not place.startswith("data:image/")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -219,7 +241,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(images):
     page = _Page(ingest(images, FOLDER).report)
     assert page.open == []
     assert page.loads == []
-    for text in ("None. Every image and mask was decoded", "40 x 32 (3)", "Bicyclist"):
+    for text in ("No problem: every image and mask was decoded", "40 x 32 (3)", "Bicyclist"):
         assert any(text in part for part in page.text), text
 
 
@@ -227,8 +249,8 @@ def test_shares_in_the_report_are_those_of_the_masks(images):
     report = ingest(images, FOLDER).report
     masks = np.stack([np.asarray(Image.open(p)) for p in (images / "trainannot").iterdir()])
     sky = 100 * (masks == 0).sum() / (masks != 11).sum()
-    row = next(part for part in report.split("<tr>") if "</span> Sky" in part)
-    assert f"{sky:.3f} %" in row
+    (_, row) = (part for part in report.split("<tr>") if "</span> Sky" in part)  # legend, table
+    assert f"{sky:.2f} %" in row
 
 
 def test_names_in_the_report_are_escaped(images):

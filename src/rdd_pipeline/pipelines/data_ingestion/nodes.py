@@ -32,6 +32,7 @@ from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.preview import dataset_preview
 
 from .report import ingestion_report
+from .strips import contact_strips
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +71,12 @@ def inspect_images(
     """
     root = prepare(images_root(raw_images, data), data)
     layout = get_layout(data.layout, root)
+    place = content_digest(str(root).encode())[:12]
     index = check_images(
         root,
         layout,
         workers=_workers(data),
-        cache=image_cache / f"checked-{content_digest(str(root).encode())[:12]}.json",
+        cache=image_cache / f"checked-{place}.json",
         division=Division(data.val_fraction, data.test_fraction, data.split_seed),
         bits=data.bits,
     )
@@ -93,6 +95,7 @@ def inspect_images(
         logger.info(divided)
     _log(index.warnings)
     statistics = label_statistics(index, layout.labels)
+    whole = Images(root, index.samples, layout.labels)
     report = ingestion_report(
         index,
         layout.labels,
@@ -101,9 +104,10 @@ def inspect_images(
         root=str(root),
         quarantine=quarantine,
         divided=divided,
+        strips=contact_strips(whole, image_cache / f"thumbnails-{place}.json"),
     )
     return (
-        Inspection(Images(root, index.samples, layout.labels, data.image_size), index.problems),
+        Inspection(dataclasses.replace(whole, image_size=data.image_size), index.problems),
         pd.DataFrame(statistics, columns=["split", "class", "pixels", "share", "images"]),
         [problem._asdict() for problem in index.problems],
         report,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rdd_pipeline.data.index import Index, index_digest
 from rdd_pipeline.data.labels import LabelSet
@@ -17,99 +18,8 @@ SIZES_SHOWN = 8
 LISTED = 5000
 """Rows of the lists of problems and of warnings; a browser does not like many more."""
 
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>Images of {{ title }}</title>
-<style>
-  body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
-         padding: 0 1rem; color: #222; }
-  h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-  table { border-collapse: collapse; margin: .5rem 0; }
-  th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
-           vertical-align: top; }
-  td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-  .bar { display: inline-block; height: .7em; background: #4a7ebb; }
-  .swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888;
-            vertical-align: -.15em; }
-  .good { color: #1a7f37; } .bad { color: #b3261e; } .warn { color: #8a5a00; }
-  code { font-size: .92em; overflow-wrap: anywhere; }
-</style>
-</head>
-<body>
-<h1>Images of {{ title }}</h1>
-<p>Layout <code>{{ layout }}</code> in <code>{{ root }}</code>, {{ images }} labeled images
-without a problem. Digest of splits, names and contents: <code>{{ digest }}</code>.</p>
-
-<h2>Problems</h2>
-{% if not problems %}
-<p class="good">None. Every image and mask was decoded and fits its partner.</p>
-{% else %}
-<p class="bad">{{ problem_count }} found.
-{% if quarantine %}The pairs they are about were left out.
-{% elif blocked %}The run stopped.
-{% else %}The run stopped. To go on without these pairs: <code>data.on_problem=quarantine</code>.
-{% endif %}</p>
-<table>
-<tr><th class="n">#</th><th>File</th><th>What is wrong, and what to do</th></tr>
-{% for problem in problems %}
-<tr><td class="n">{{ loop.index }}</td><td><code>{{ problem.file }}</code></td>
-<td>{{ problem.text }}</td></tr>
-{% endfor %}
-</table>
-{% if problem_count > problems|length %}<p>... and {{ problem_count - problems|length }} more, in
-the catalog entry <code>image_problems</code>.</p>{% endif %}
-{% endif %}
-
-<h2>Warnings</h2>
-{% if not warnings %}
-<p class="good">None.</p>
-{% else %}
-<p class="warn">{{ warning_count }}: allowed, and perhaps a mistake.</p>
-<ul>
-{% for warning in warnings %}<li>{{ warning }}</li>
-{% endfor %}
-</ul>
-{% if warning_count > warnings|length %}<p>... and {{ warning_count - warnings|length }} more.</p>
-{% endif %}
-{% endif %}
-
-<h2>Splits and sizes</h2>
-{% if divided %}<p>{{ divided }}</p>
-{% endif %}
-<table>
-<tr><th>Split</th><th class="n">Images</th><th class="n">Megapixels</th>
-<th class="n">Ignored pixels</th><th>Width x height (images)</th></tr>
-{% for split in splits %}
-<tr><td>{{ split.name }}</td><td class="n">{{ split.images }}</td>
-<td class="n">{{ "%.1f"|format(split.megapixels) }}</td>
-<td class="n">{{ "%.2f"|format(100 * split.ignored) }} %</td>
-<td>{{ split.sizes }}</td></tr>
-{% endfor %}
-</table>
-
-<h2>Classes</h2>
-<p>Share of the labeled pixels (their number is shown under the pointer), and how many images hold
-the class.</p>
-<table>
-<tr><th class="n">Id</th><th>Class</th>
-{% for split in splits %}<th class="n">{{ split.name }}</th><th></th><th class="n">images</th>
-{% endfor %}</tr>
-{% for row in classes %}
-<tr><td class="n">{{ loop.index0 }}</td>
-<td><span class="swatch" style="background: {{ row.color }}"></span> {{ row.name }}</td>
-{% for cell in row.cells %}
-<td class="n{{ '' if cell.pixels else ' warn' }}" title="{{ cell.pixels }} pixels">
-{{ "%.3f"|format(100 * cell.share) }} %</td>
-<td><span class="bar" style="width: {{ "%.2f"|format(7 * cell.bar) }}em"></span></td>
-<td class="n">{{ cell.images }}</td>
-{% endfor %}</tr>
-{% endfor %}
-</table>
-</body>
-</html>
-"""
+LEGEND = 30
+"""Classes named beside the pictures; of more the table of classes has the colors."""
 
 
 def ingestion_report(
@@ -121,6 +31,7 @@ def ingestion_report(
     root: str,
     quarantine: bool,
     divided: str = "",
+    strips: Mapping[str, Sequence[Mapping[str, str]]] = MappingProxyType({}),
 ) -> str:
     """The page.
 
@@ -132,6 +43,7 @@ def ingestion_report(
         root: Where the images are.
         quarantine: Whether bad images were left out; otherwise they stop the run.
         divided: Which splits were made of the training images, if any.
+        strips: A few pictures by split, of `contact_strips`.
 
     Returns:
         HTML; names from the data set are escaped.
@@ -140,8 +52,15 @@ def ingestion_report(
     splits = list(index.counts)
     blocked = any(problem.blocks for problem in index.problems)
     largest = max((row["share"] for row in statistics if row["class"] != IGNORED), default=0) or 1
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return page.from_string(_TEMPLATE).render(
+    page = Environment(
+        loader=PackageLoader("rdd_pipeline", "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    white = (n for n, color in zip(labels.names, labels.colors, strict=True) if min(color) > 250)
+    return page.get_template("ingestion.html.jinja").render(
         title=labels.name,
         layout=layout,
         root=root,
@@ -152,6 +71,10 @@ def ingestion_report(
         problems=index.problems[:LISTED],
         problem_count=len(index.problems),
         divided=divided,
+        strips={split: pictures for split, pictures in strips.items() if pictures},
+        legend=LEGEND,
+        white=list(white),
+        ignored=any(by_class[split, IGNORED]["pixels"] for split in splits),
         warnings=index.warnings[:LISTED],
         warning_count=len(index.warnings),
         splits=[
@@ -163,13 +86,17 @@ def ingestion_report(
                 "name": name,
                 "color": "#{:02x}{:02x}{:02x}".format(*color),
                 "cells": [
-                    {**row, "bar": row["share"] / largest}
+                    {**row, "bar": row["share"] / largest, "text": _percent(row["share"])}
                     for row in (by_class[split, name] for split in splits)
                 ],
             }
             for name, color in zip(labels.names, labels.colors, strict=True)
         ],
     )
+
+
+def _percent(share: float) -> str:
+    return "< 0.01 %" if 0 < share < 0.0001 else f"{100 * share:.2f} %"
 
 
 def _sizes(index: Index, split: str) -> dict[str, Any]:
