@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 
@@ -49,10 +50,26 @@ def test_frames_of_a_video_stay_together():
         by_video[name.split("/")[0]].add(split)
     assert all(len(of) == 1 for of in by_video.values())
     assert set(splits) == {"train", "val", "test"}
-    assert "8 of them; import_data.grouped=false" in how
+    assert "(8 of them); import_data.grouped=false" in how
     alone, how = split_pictures(entries(names), SHARES._replace(grouped=False), [])
     assert alone.count("val") == 16
     assert how == "made with seed 0"
+
+
+def test_groups_too_large_to_stay_whole_are_cut_into_stretches_of_their_order():
+    """Three walks of twenty photographs: whole, they would leave a third of them for training."""
+    names = [f"{day}/DSC{n}" for day in ("mon", "tue", "wed") for n in range(7, 147, 7)]
+    shares = Shares(0.15, 0.15, 0, True)
+    splits, how = split_pictures(entries(names), shares, [])
+    assert [splits.count(split) for split in ("train", "val", "test")] == [44, 8, 8]
+    assert "stretches of 4 images" in how
+    assert "the 3 groups" in how
+    # Neighbors are together: of 57 pairs within a walk single images would part about 25.
+    parted = sum(a != b for day in (0, 20, 40) for a, b in pairwise(splits[day : day + 20]))
+    assert parted <= 8
+    assert splits[::-1] == split_pictures(entries(names[::-1]), shares, [])[0]
+    fives = [f"{day}/{n}" for day in "abcde" for n in range(12)]
+    assert "whole groups" in split_pictures(entries(fives), shares, [])[1]
 
 
 def test_names_that_tell_no_videos_apart_make_no_groups():

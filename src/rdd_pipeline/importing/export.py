@@ -24,9 +24,10 @@ _SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _UNLABELED = {
-    "void", "unlabeled", "unlabelled", "ignore", "ignored", "__ignore__", "_ignore_", "unknown",
-    "unannotated", "dontcare", "don't care",
+    "void", "unlabeled", "unlabelled", "notlabeled", "notlabelled", "nolabel", "ignore", "ignored",
+    "unknown", "unannotated", "notannotated", "unclassified", "undefined", "dontcare",
 }  # fmt: skip
+"""Letters only: `not labelled`, `__ignore__` and `don't care` are among them."""
 _BACKGROUNDS = {"background", "_background_", "__background__", "bg", "backgr", "none"}
 
 
@@ -96,7 +97,7 @@ class Export:
 
 def is_unlabeled(name: str) -> bool:
     """Whether a class of this name stands for pixels that are not labeled (`void`)."""
-    return name.strip().lower() in _UNLABELED
+    return re.sub(r"[\W_]+", "", name.lower()) in _UNLABELED
 
 
 def is_background(name: str) -> bool:

@@ -12,6 +12,8 @@ from rdd_pipeline.errors import DataProblem
 
 _UPLOADED = re.compile(r"_(jpe?g|png|bmp|webp|tiff?)[._]rf[._]\w+$", re.IGNORECASE)
 """What Roboflow adds to a name, for each of the copies it makes of an image."""
+_MOST_HELD_OUT = 0.45
+"""Share of the images; groups that, left whole, take more from training are cut into stretches."""
 _NUMBERED = re.compile(r"^(.*?)[ _.-]*(?:frame|img|image|f)?[ _.-]*\d+$", re.IGNORECASE)
 
 
@@ -52,16 +54,13 @@ def split_pictures(
         raise DataProblem(f"{len(entries)} usable images, at least 2 different ones are needed.")
     own = {entry.split or "train" for entry in entries}
     if "train" not in own or len(own) == 1:
-        made, groups = _made(entries, shares)
+        made, units = _made(entries, shares)
         copies = len(entries) - len({entry.digest for entry in entries})
         if copies:
             remarks.append(f"{copies} images are copies of others and are in the same split.")
         how = f"made with seed {shares.seed}"
-        if groups:
-            how += (
-                f", whole groups of one name ({groups} of them; import_data.grouped=false: images "
-                "one by one)"
-            )
+        if units:
+            how += f", {units}; import_data.grouped=false: images one by one"
         return list(made), how
     splits = _without_copies(entries, remarks)
     how = "as they came"
@@ -97,16 +96,53 @@ def _without_copies(entries: Sequence[Entry], remarks: list[str]) -> list[str | 
     return splits
 
 
-def _made(entries: Sequence[Entry], shares: Shares) -> tuple[list[str], int]:
-    """The splits, and of how many groups of one name they are made; 0: of single images."""
-    single = _units({n: entry.digest for n, entry in enumerate(entries)}, entries)
+def _made(entries: Sequence[Entry], shares: Shares) -> tuple[list[str], str]:
+    """The splits, and in words of what they are made; empty: of single images."""
     groups = group_names([entry.name for entry in entries]) if shares.grouped else None
     if groups is not None:
         units = _units(dict(enumerate(groups)), entries)
         splits = _divided(units, len(entries), shares, entries)
+        held_out = sum(split != "train" for split in splits) / len(entries)
+        if held_out > max(_MOST_HELD_OUT, 1.5 * (shares.val + shares.test)):
+            stretches, length = _stretches(groups, entries, shares)
+            splits = _divided(_units(stretches, entries), len(entries), shares, entries)
+            return splits, (
+                f"stretches of {length} images in the order of their names, since the "
+                f"{len(set(groups))} groups of one name are too large to stay whole (val and test "
+                "resemble train)"
+            )
         if len(units) > 2 and _all_in_train(splits, entries):
-            return splits, len(set(groups))
-    return _divided(single, len(entries), shares, entries), 0
+            return splits, f"whole groups of one name ({len(set(groups))} of them)"
+    single = _units({n: entry.digest for n, entry in enumerate(entries)}, entries)
+    return _divided(single, len(entries), shares, entries), ""
+
+
+def _stretches(
+    groups: Sequence[str], entries: Sequence[Entry], shares: Shares
+) -> tuple[dict[int, str], int]:
+    """Pieces of each group in the order of its names, two of which fill the smaller split.
+
+    Frames of a video resemble their neighbors: of a piece only the two ends have one elsewhere.
+
+    Returns:
+        The piece of each position, and how many images one has at most.
+    """
+    wanted = min(shares.val, shares.test or shares.val)
+    length = max(1, round(wanted * len(entries)) // 2)
+    ordered = sorted(range(len(entries)), key=lambda n: (groups[n], _natural(entries[n].name)))
+    pieces: dict[int, str] = {}
+    seen: Counter[str] = Counter()
+    for position in ordered:
+        group = groups[position]
+        pieces[position] = f"{seen[group] // length} {group}"
+        seen[group] += 1
+    return pieces, length
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Key of an order in which 10 comes after 9."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def group_names(names: Sequence[str]) -> list[str] | None:
