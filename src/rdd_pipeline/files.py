@@ -262,8 +262,8 @@ def _raise_explained(error: BaseException, path: Path, size: int = 0) -> None:
     if isinstance(error, OSError) and remedy is not None:
         what = f"{path} ({size / 1e6:.1f} MB)" if size else f"{path}"
         raise NotWrittenError(
-            f"{what} could not be written: {error.strerror}. {remedy} and repeat the command; a "
-            "training goes on from its last checkpoint, which is whole."
+            f"{what} could not be written: {error.strerror}. {remedy} and repeat the command: it "
+            "goes on from what is done."
         ) from error
 
 

@@ -70,6 +70,19 @@ def test_each_of_several_seeds_has_a_run_with_equal_keys(tmp_path: Path, namespa
     assert sender.names()[run.of("kd", "1")] == "kd seed 1"
 
 
+@pytest.mark.parametrize("end", ["FINISHED", "KILLED"])
+def test_a_training_that_a_node_survives_ends_as_failed_with_its_reason(tmp_path, end) -> None:
+    sender, run = _open_run(tmp_path, "kd", "cwd")
+    for name in ("trial 1", "trial 2"):
+        run.param_sink()({"rdd.threshold": "0.3"}, name)
+    run.failed("loss is non-finite", "trial 2")
+    run.close(end, timeout=5.0)
+    statuses = {r.run_id: r.value for r in sender.records if r.kind == "status"}
+    assert statuses == {run.id: end, run.of("trial 1"): "FINISHED", run.of("trial 2"): "FAILED"}
+    tagged = [r.run_id for r in sender.records if (r.kind, r.key) == ("tag", "error")]
+    assert tagged == [run.of("trial 2")]
+
+
 def test_threads_that_start_together_make_one_child(tmp_path: Path) -> None:
     sender, run = _open_run(tmp_path, "kd", "cwd")
     threads = [threading.Thread(target=run.of, args=("kd",)) for _ in range(8)]

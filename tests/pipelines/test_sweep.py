@@ -54,7 +54,7 @@ def run(ingested, teacher, tmp_path):
 def test_trials_are_ordinary_trainings_ranked_by_val_and_trained_once(
     run, ingested, teacher, tmp_path, monkeypatch, caplog
 ):
-    trained, real, told = [], nodes.train, []
+    trained, real, told, failed = [], nodes.train, [], []
 
     def train(training, *rest):
         result = real(training, *rest)
@@ -63,17 +63,19 @@ def test_trials_are_ordinary_trainings_ranked_by_val_and_trained_once(
 
     monkeypatch.setattr(nodes, "train", train)
     tracking.set_param_sink(lambda values, method: told.append((method, dict(values))))
+    tracking.set_failure_sink(lambda problem, method: failed.append((method, problem)))
     try:
         _, table = run()
     finally:
         tracking.set_param_sink(None)
+        tracking.set_failure_sink(None)
     # The TFE stage does not look at the threshold: the second trial finds the first one's.
     assert trained == [("tfe", 1), ("tse", RECIPE.iterations - 1), ("tfe", 0), trained[1]]
     assert list(table.trial[2:]) == [2, 4]
     assert all("non-finite at iteration 1" in reason for reason in table.failed[2:])
     assert (table.failed[:2] == "").all()
     assert told[0] == ("trial 1", {"rdd.threshold": "0.3", "recipe.optimizer.lr": "0.05"})
-    assert [name for name, values in told if "failed" in values] == ["trial 2", "trial 4"]
+    assert failed == [("trial 2", table.failed[2]), ("trial 4", table.failed[3])]
 
     # The same settings by the ordinary nodes: the same work, and the score of its best weights.
     jobs = plan("tfe", ingested, rdd=change(RDD, threshold=0.3))

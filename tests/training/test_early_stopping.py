@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rdd_pipeline.config import EarlyStoppingParams, EvaluationParams
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import Scores
-from rdd_pipeline.training.early_stopping import has_plateaued, why_stopped
+from rdd_pipeline.training.early_stopping import has_plateaued, why_never, why_stopped
 from rdd_pipeline.training.job import check_early_stopping
 from rdd_pipeline.training.loop import Trainer, train
 from rdd_pipeline.training.shared import Student, train_together
@@ -121,6 +121,21 @@ def test_the_end_of_the_run_and_scores_of_nothing_stop_nothing(make_job):
     assert why_stopped(job, history([0.5] * 3, every=4)[:4]) is None  # 8 is the last one anyway
     assert why_stopped(job, history([math.nan] * 7)) is None
     assert why_stopped(make_job("kd"), history([0.5] * 7)) is None
+
+
+@pytest.mark.parametrize("method", ["kd", "tse"])
+@pytest.mark.parametrize("patience", range(1, 9))
+@pytest.mark.parametrize("every", [1, 2, 3, 8])
+def test_a_patience_that_never_stops_anything_is_told(make_job, method, patience, every):
+    early = {"early_stopping": {"patience": patience}, "validate_every": every}
+    job = make_job(method, recipe=early)
+    rows = [r for r in history([0.5] * 8) if "loss" in r or r["iteration"] % every == 0]
+    stops = any(why_stopped(job, rows[:n]) for n in range(len(rows)))
+    words = why_never(job)
+    assert (words is None) == stops
+    assert words is None or f"early_stopping.patience={patience} never stops" in words
+    assert why_never(make_job(method)) is None
+    assert why_never(make_job("tfe", recipe=early, stage="tfe")) is None
 
 
 def test_words(make_job):

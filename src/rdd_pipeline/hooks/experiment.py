@@ -275,12 +275,12 @@ class ExperimentHook:
                 tracking.set_metric_sink(run.sink(_namespace(node)))
                 tracking.set_file_sink(run.file_sink(_namespace(node)))
                 tracking.set_param_sink(run.param_sink())
+                tracking.set_failure_sink(run.failed)
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Count the node; its last points are on their way."""
-        tracking.set_metric_sink(None)
-        tracking.set_file_sink(None)
+        _set_no_sinks()
         with self._guard("count a node") as run:
             if run is not None:
                 run.node_done(_method(node))
@@ -289,8 +289,7 @@ class ExperimentHook:
     def on_node_error(self, node: Node) -> None:
         """Remember which node it was; its last points are sent when the run is closed."""
         self._failed_node = node
-        tracking.set_metric_sink(None)
-        tracking.set_file_sink(None)
+        _set_no_sinks()
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any, node: Node) -> None:
@@ -375,8 +374,7 @@ class ExperimentHook:
         self._signals.restore()
 
     def _close_run(self, status: str, error: Exception | None) -> None:
-        tracking.set_metric_sink(None)
-        tracking.set_file_sink(None)
+        _set_no_sinks()
         with self._guard("close the run") as run:
             self._run = None
             if run is None:
@@ -458,6 +456,13 @@ class ExperimentHook:
 
     def _dataset(self, name: str) -> Any:
         return self._catalog.get(name) if self._catalog is not None else None
+
+
+def _set_no_sinks() -> None:
+    tracking.set_metric_sink(None)
+    tracking.set_file_sink(None)
+    tracking.set_param_sink(None)
+    tracking.set_failure_sink(None)
 
 
 def _within(seconds: float, work: Callable[[], None]) -> None:

@@ -62,6 +62,7 @@ class OpenRun:
         self._told: dict[tuple[str, str], int] = {}
         self._settings: dict[str, dict[str, str]] = {}
         self._models: list[tuple[str, str, Network]] = []
+        self._problems: dict[str | None, str] = {}
         self._lock = threading.RLock()
         self._owned = given is None
         # One namespace needs no child, its name belongs on the run itself.
@@ -157,6 +158,10 @@ class OpenRun:
                 for one in fresh:
                     self.writer.used(run_id, one)
 
+    def failed(self, problem: str, method: str) -> None:
+        """Have the runs of one of a node's trainings end as failed, whatever the node comes to."""
+        self._problems[method] = problem
+
     def has(self, namespace: str) -> bool:
         """Whether nodes of this namespace belong to the run."""
         return namespace in self._left
@@ -192,7 +197,8 @@ class OpenRun:
             status: FINISHED, FAILED or KILLED.
             problem: Tags that say what went wrong.
             failed: Namespace of the node that failed: its run gets `status` and `problem`.
-                Children that were complete are FINISHED, others KILLED.
+                Children that were complete are FINISHED, others KILLED, and those that
+                `failed` was told of FAILED.
             timeout: Seconds that sending may take; the rest stays in the file.
         """
         for (namespace, _), run_id in self._children.items():
@@ -200,6 +206,9 @@ class OpenRun:
             if namespace == failed:
                 self.writer.tags(run_id, problem or {})
             end = status if namespace == failed else "FINISHED" if complete else "KILLED"
+            if namespace in self._problems:
+                end = "FAILED"
+                self.writer.tags(run_id, {"error": self._problems[namespace]})
             self.writer.status(run_id, end)
         self.writer.tags(self.id, problem or {})
         if self._owned:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -62,7 +62,7 @@ from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.curves import OnLog, curve_points
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.difficulty import training_notes
-from rdd_pipeline.training.early_stopping import why_stopped
+from rdd_pipeline.training.early_stopping import why_never, why_stopped
 from rdd_pipeline.training.job import TrainingJob, check_class_weights, check_early_stopping
 from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.state import Snapshot, TrainState, digest
@@ -190,10 +190,18 @@ def make_plan_node(method: str) -> Callable[..., Plan]:
         check_early_stopping(recipe, images, name)
         if job.definition.needs_teacher:
             _check_pair(job, labels, network_plan["teacher"])
+        if (remark := why_never(job)) is not None:
+            _warn_once(remark)
         return {str(n): job.model_copy(update={"seed": n}) for n in range(seed, seed + seeds)}
 
     plan_training.__name__ = f"plan_{method}"
     return plan_training
+
+
+@cache
+def _warn_once(remark: str) -> None:
+    """Log what many methods have to say alike, in one line."""
+    logger.warning("%s", remark)
 
 
 def _check_pair(job: TrainingJob, labels: LabelSet, teacher: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "CurveSink",
     "EventFile",
     "Experiment",
+    "FailureSink",
     "FileSink",
     "MetricSink",
     "Network",
@@ -31,11 +32,13 @@ __all__ = [
     "TrackingWriter",
     "UsedData",
     "calm_mlflow",
+    "log_failure",
     "log_file",
     "log_metrics",
     "log_params",
     "send_left",
     "set_curve_sink",
+    "set_failure_sink",
     "set_file_sink",
     "set_metric_sink",
     "set_param_sink",
@@ -52,10 +55,15 @@ FileSink = Callable[[Path, str, str | None], None]
 ParamSink = Callable[[Mapping[str, str], str], None]
 """Is given values and method, see `log_params`."""
 
+FailureSink = Callable[[str, str], None]
+"""Is given problem and method, see `log_failure`."""
+
 _SINK: ContextVar[MetricSink | None] = ContextVar("rdd_pipeline_metric_sink", default=None)
 _CURVES: ContextVar[CurveSink | None] = ContextVar("rdd_pipeline_curve_sink", default=None)
 _FILES: ContextVar[FileSink | None] = ContextVar("rdd_pipeline_file_sink", default=None)
 _PARAMS: ContextVar[ParamSink | None] = ContextVar("rdd_pipeline_param_sink", default=None)
+
+_FAILURES: ContextVar[FailureSink | None] = ContextVar("rdd_pipeline_failure_sink", default=None)
 
 
 def log_metrics(
@@ -125,3 +133,20 @@ def log_params(values: Mapping[str, str], method: str) -> None:
 def set_param_sink(sink: ParamSink | None) -> None:
     """Hand settings of this context to `sink` from now on; None: to nobody."""
     _PARAMS.set(sink)
+
+
+def log_failure(problem: str, method: str) -> None:
+    """Tell this context's sink that one of a node's trainings failed, which the node survives.
+
+    Args:
+        problem: In one line.
+        method: What `log_metrics` is told of the same training.
+    """
+    sink = _FAILURES.get()
+    if sink is not None:
+        sink(problem, method)
+
+
+def set_failure_sink(sink: FailureSink | None) -> None:
+    """Hand failures of this context to `sink` from now on; None: to nobody."""
+    _FAILURES.set(sink)

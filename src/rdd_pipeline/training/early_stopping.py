@@ -39,7 +39,7 @@ def why_stopped(job: TrainingJob, history: Sequence[Mapping[str, float]]) -> str
     params, iterations = job.recipe.early_stopping, job.recipe.iterations
     if params is None or not job.ends_run:
         return None
-    first = max(job.first_of_last_stage, params.min_iterations)
+    first = _first_that_counts(job, params)
     scores = {
         int(row["iteration"]): row["val.miou"]
         for row in history
@@ -54,3 +54,28 @@ def why_stopped(job: TrainingJob, history: Sequence[Mapping[str, float]]) -> str
         f"stopped at iteration {max(scores)} of {iterations}: val mIoU has not risen{by} for "
         f"{times}, best {100 * scores[best]:.1f} % at iteration {best}"
     )
+
+
+def why_never(job: TrainingJob) -> str | None:
+    """Why early stopping cannot end this training whatever its scores are; None: it can.
+
+    The first validation that counts has nothing to be compared with, so one more than `patience`
+    is needed before the last iteration.
+    """
+    params, recipe = job.recipe.early_stopping, job.recipe
+    if params is None or not job.ends_run:
+        return None
+    every = range(recipe.validate_every, recipe.iterations, recipe.validate_every)
+    count = sum(iteration >= _first_that_counts(job, params) for iteration in every)
+    if count > params.patience:
+        return None
+    name = "teacher_recipe" if job.method == "teacher" else "recipe"
+    return (
+        f"{name}.early_stopping.patience={params.patience} never stops anything: before the last "
+        f"of {recipe.iterations} iterations {count} validations count, and "
+        f"{params.patience + 1} are needed. Lower it, or {name}.validate_every."
+    )
+
+
+def _first_that_counts(job: TrainingJob, params: EarlyStoppingParams) -> int:
+    return max(job.first_of_last_stage, params.min_iterations)

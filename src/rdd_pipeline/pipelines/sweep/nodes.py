@@ -180,7 +180,7 @@ def train_trials(
             row |= runner.scored(trial, sweep.metric)
         except (UserError, NonFiniteLossError) as error:
             row["failed"] = str(error)
-            tracking.log_params({"failed": row["failed"][:400]}, trial.name)
+            tracking.log_failure(row["failed"], trial.name)
             logger.warning("Trial %d (%s): %s", trial.number, _text(trial.settings), error)
         rows.append(row)
         if row[sweep.metric] > best:
