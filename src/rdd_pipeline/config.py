@@ -835,6 +835,11 @@ class TrainerParams(Params):
         description="Write the curves and scores that MLflow gets for TensorBoard, too, below "
         "data/08_reporting/DATASET/tensorboard.",
     )
+    system_metrics: bool = Field(
+        False,
+        description="Log the use of CPU, memory and GPUs during each training as MLflow's system "
+        "metrics; needs the extra `system`.",
+    )
     log_every: PositiveCount = Field(10, description="Iterations between points of the curves.")
     checkpoint_every: Positive = Field(
         60.0, description="Seconds between checkpoints; one is also written at every validation."

@@ -10,6 +10,7 @@ from rdd_pipeline.hooks.plugins import (
     keep_viz_offline,
     load_mlflow_commands_when_used,
 )
+from rdd_pipeline.hooks.system import SystemMetricsHook
 from rdd_pipeline.hooks.tensorboard import TensorBoardHook
 from rdd_pipeline.hooks.viz import RunStatusHook, keep_plumbing_inside
 from rdd_pipeline.interruptions import leaves_at_signals
@@ -22,7 +23,7 @@ log_whole_lines()
 if leaves_at_signals():
     show_user_errors_as_one_line()  # those of the command line, which is read next
 
-HOOKS = (ExperimentHook(Parameters), TensorBoardHook(), RunStatusHook())
+HOOKS = (ExperimentHook(Parameters), TensorBoardHook(), SystemMetricsHook(), RunStatusHook())
 # These stand in for those of kedro-mlflow and kedro-viz.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-viz", "kedro-telemetry")
 

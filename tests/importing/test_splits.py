@@ -62,8 +62,7 @@ def test_groups_too_large_to_stay_whole_are_cut_into_stretches_of_their_order():
     shares = Shares(0.15, 0.15, 0, True)
     splits, how = split_pictures(entries(names), shares, [])
     assert [splits.count(split) for split in ("train", "val", "test")] == [44, 8, 8]
-    assert "stretches of 4 images" in how
-    assert "the 3 groups" in how
+    assert "stretches of 4 neighboring names, as 3 groups" in how
     # Neighbors are together: of 57 pairs within a walk single images would part about 25.
     parted = sum(a != b for day in (0, 20, 40) for a, b in pairwise(splits[day : day + 20]))
     assert parted <= 8

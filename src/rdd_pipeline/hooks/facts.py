@@ -53,10 +53,13 @@ _OF_RDD = ("chosen", "hard_", "teacher_confidence", "aux_chosen", "aux_hard_")
 def curve_name(name: str) -> str:
     """Name in MLflow of a training's curve: those without a folder are shown first.
 
-    ``loss``, ``miou`` (on val, while it trains), ``rdd/...`` (what RDD chooses), ``train/...``.
+    ``loss``, ``miou`` (on val, while it trains), ``rdd/...`` (what RDD chooses), ``train/...``,
+    ``system/...`` (use of the machine).
     """
     if name in _FIRST:
         return _FIRST[name]
+    if name.startswith("system/"):  # MLflow's own name: it has a page for them
+        return name
     of_rdd = name.startswith(_OF_RDD) or name.endswith("_share")
     return f"{'rdd' if of_rdd else 'train'}/{name.replace('.', '_')}"
 

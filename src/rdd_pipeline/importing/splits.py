@@ -107,9 +107,8 @@ def _made(entries: Sequence[Entry], shares: Shares) -> tuple[list[str], str]:
             stretches, length = _stretches(groups, entries, shares)
             splits = _divided(_units(stretches, entries), len(entries), shares, entries)
             return splits, (
-                f"stretches of {length} images in the order of their names, since the "
-                f"{len(set(groups))} groups of one name are too large to stay whole (val and test "
-                "resemble train)"
+                f"stretches of {length} neighboring names, as {len(set(groups))} groups of one "
+                "name are too few to stay whole: val and test resemble train"
             )
         if len(units) > 2 and _all_in_train(splits, entries):
             return splits, f"whole groups of one name ({len(set(groups))} of them)"
