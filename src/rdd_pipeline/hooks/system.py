@@ -9,7 +9,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
@@ -20,13 +21,11 @@ from rdd_pipeline import tracking
 from rdd_pipeline.config import TrainerParams
 from rdd_pipeline.tracking.records import first_line
 
-if TYPE_CHECKING:
-    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
-
 logger = logging.getLogger(__name__)
 
 SECONDS = 10.0
 """Between two points, as MLflow has it; a training that takes less has one."""
+_MONITORS = "mlflow.system_metrics.metrics"
 INSTALL = "pip install 'rdd_pipeline[system]'"
 
 
@@ -89,14 +88,11 @@ class Sampler:
             monitor.collect_metrics()
 
 
-def _monitors() -> list[BaseMetricsMonitor]:
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-
-    monitors: list[BaseMetricsMonitor] = [CPUMonitor()]
+def _monitors() -> list[Any]:
+    """MLflow's, which are not typed."""
+    monitors = [import_module(f"{_MONITORS}.cpu_monitor").CPUMonitor()]
     with contextlib.suppress(Exception):  # no such GPU, driver or package
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-
-        monitors.append(GPUMonitor())
+        monitors.append(import_module(f"{_MONITORS}.gpu_monitor").GPUMonitor())
     return monitors
 
 
