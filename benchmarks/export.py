@@ -4,9 +4,10 @@
 
 Each network is trained briefly (logits of random weights are nearly tied), exported as ONNX,
 torch.export program and int8 ONNX, and compared with torch on test images: at their own size, at
-three quarters of it made odd, at half of it in pairs. FOLDER holds BACKBONE.safetensors in timm's
-names; what is not there starts from random weights. A line of OUT/rows.jsonl for each file;
-`--table` prints them as Markdown. Needs the extra `export`.
+three quarters of it made odd, at half of it in pairs; with `--part 2/4`, on the second quarter of
+them. FOLDER holds BACKBONE.safetensors in timm's names; what is not there starts from random
+weights. A line of OUT/rows.jsonl for each file; `--table` prints them as Markdown. Needs the extra
+`export`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def run(a: argparse.Namespace) -> None:
         samples = images.split(split).samples
         return list(samples[:: max(len(samples) // count, 1)][:count])
 
-    samples = [Labeled(*images.read(sample)) for sample in some("test", a.images)]
+    part, parts = a.part
+    samples = [Labeled(*images.read(s)) for s in some("test", a.images)[part - 1 :: parts]]
     calibration = [images.read(sample)[0] for sample in some("train", a.calibration)]
     for name in a.networks:
         began = time.monotonic()
@@ -102,6 +104,7 @@ def run(a: argparse.Namespace) -> None:
         for verdict in exporter.write(a.output, name).values():
             seconds = time.monotonic() - began - trained
             row = {**verdict, "trained_seconds": trained, "export_seconds": seconds}
+            row["part"] = f"{part}/{parts}"
             with (a.output / "rows.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
@@ -110,15 +113,16 @@ def run(a: argparse.Namespace) -> None:
 def table(output: Path) -> None:
     """Newest row of each file."""
     rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
-    newest = {row["file"]: row for row in rows}
+    newest = {(row["file"], row["part"]): row for row in rows}
     print(
-        "| network | file | as in torch, % at own, odd, half size | largest difference | mIoU "
-        "before, after | MB | ms (torch) | layers in float |\n" + "|---" * 8 + "|"
+        "| network | file | images | as in torch, % at own, odd, half size | largest difference "
+        "| mIoU before, after | MB | ms (torch) | layers in float |\n" + "|---" * 9 + "|"
     )
     for row in newest.values():
         equal = ", ".join(f"{100 * size['equal_pixels']:.4f}" for size in row["sizes"])
         print(
-            f"| {row['network']} | {row['format']} | {equal} | {row['largest_difference']:.1e} | "
+            f"| {row['network']} | {row['format']} | {row['sizes'][0]['images']} ({row['part']}) | "
+            f"{equal} | {row['largest_difference']:.1e} | "
             f"{100 * row['miou_before']:.2f}, {100 * row['miou_after']:.2f} | "
             f"{row['megabytes']:.1f} | {row['milliseconds']:.0f} "
             f"({row['torch_milliseconds']:.0f}) | {len(row.get('float_layers', []))} |"
@@ -133,6 +137,13 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--formats", nargs="+", default=["onnx", "pt2", "int8"])
     parser.add_argument("--images", type=int, default=20, help="test images")
+    parser.add_argument(
+        "--part",
+        metavar="K/N",
+        default=(1, 1),
+        type=lambda text: tuple(map(int, text.split("/"))),
+        help="every N-th of these images from the K-th on",
+    )
     parser.add_argument("--calibration", type=int, default=8, help="training images for int8")
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--crop", type=int, default=128)
