@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 SECONDS = 10.0
 """Between two points, as MLflow has it; a training that takes less has one."""
 _MONITORS = "mlflow.system_metrics.metrics"
-INSTALL = "pip install 'rdd_pipeline[system]'"
+INSTALL = "pip install 'rdd-pipeline[system]'"
 
 
 class Sampler:
