@@ -9,6 +9,7 @@ from rdd_pipeline.hooks.plugins import (
     find_own_programs,
     keep_viz_offline,
     load_mlflow_commands_when_used,
+    say_what_notebooks_need,
 )
 from rdd_pipeline.hooks.system import SystemMetricsHook
 from rdd_pipeline.hooks.tensorboard import TensorBoardHook
@@ -19,6 +20,7 @@ find_own_programs()
 keep_viz_offline()
 keep_plumbing_inside()
 load_mlflow_commands_when_used()
+say_what_notebooks_need()
 log_whole_lines()
 if leaves_at_signals():
     show_user_errors_as_one_line()  # those of the command line, which is read next

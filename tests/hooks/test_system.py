@@ -97,7 +97,7 @@ def test_what_is_not_installed_is_said_once_and_nothing_fails(told, monkeypatch,
     hook.after_node_run()
     assert told == []
     (line,) = caplog.messages
-    assert "needs psutil, the run goes on: pip install 'rdd_pipeline[system]'" in line
+    assert "needs psutil, the run goes on: pip install 'rdd-pipeline[system]'" in line
 
 
 def test_a_machine_that_cannot_be_measured_is_a_warning(psutil, told, caplog):

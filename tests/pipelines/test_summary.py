@@ -111,7 +111,8 @@ def test_the_table_keeps_its_cells_whole_in_a_narrow_terminal(tmp_path, monkeypa
     metrics[1]["about"]["title"] = "RDD variant OR"
     by_seed = [{"0": result} for result in metrics]
     make_summarize_node("distill_tse")(TEACHER_METRICS, [], tmp_path, *by_seed)
-    (line,) = [line for line in out.getvalue().splitlines() if "RDD variant OR" in line]
+    table = out.getvalue().partition("One seed")[0]
+    (line,) = [line for line in table.splitlines() if "RDD variant OR" in line]
     assert ("net of tse" in line) is shown
     assert " ".join(line.replace("net of tse", "").split()).startswith("student by RDD variant OR")
     assert line.split()[-2:] == ["40.0", "+10.0"]
@@ -123,14 +124,30 @@ def test_the_table_keeps_its_cells_whole_in_a_narrow_terminal(tmp_path, monkeypa
     [
         ("train_teacher", [], ["--pipeline=distill_tse"]),
         ("distill_tfe", ["tfe"], ["--pipeline=distill_tse"]),
-        ("distill_tse", ["baseline", "tse"], ["params=seeds=3", "--pipeline=distill_baselines"]),
-        ("distill_baselines", ["baseline", "kd"], ["=distill_tse", "--pipeline=evaluation"]),
+        (
+            "distill_tse",
+            ["baseline", "tse"],
+            ["=predict --params=predict.images=FOLDER", "params=seeds=3", "=distill_baselines"],
+        ),
+        (
+            "distill_baselines",
+            ["baseline", "kd"],
+            ["images=FOLDER,predict.method=kd", "=distill_tse", "--pipeline=evaluation"],
+        ),
         (
             "distill_rdd_plus",
             ["tse_cwd"],
-            ["=distill_baselines --to-outputs=metrics_baseline", "=distill_tse", "=evaluation"],
+            [
+                "FOLDER,predict.method=tse_cwd",
+                *("=distill_baselines --to-outputs=metrics_baseline", "=distill_tse"),
+                "=evaluation",
+            ],
         ),
-        ("ablations", ["baseline", "rdd_or"], ["--pipeline=distill_tse", "=evaluation"]),
+        (
+            "ablations",
+            ["baseline", "rdd_or"],
+            ["predict.method=rdd_or", "--pipeline=distill_tse", "=evaluation"],
+        ),
     ],
 )
 def test_every_pipeline_ends_with_its_table_and_a_next_step(
@@ -145,6 +162,25 @@ def test_every_pipeline_ends_with_its_table_and_a_next_step(
     assert len(printed) == len(commands)
     for line, command in zip(printed, commands, strict=True):
         assert command in line
+
+
+def test_what_did_not_pay_is_said_and_the_best_on_val_is_what_to_use(tmp_path, capsys):
+    def scored(method: str, val: float, test: float) -> dict:
+        found = _metrics(method, val)
+        return found | {"splits": {"val": {"miou": val}, "test": {"miou": test}}}
+
+    alone, student = scored("baseline", 0.41, 0.3), scored("tse", 0.4, 0.28)
+    summarize = make_summarize_node("distill_tse")
+    text = summarize(TEACHER_METRICS, [], tmp_path, {"0": alone}, {"0": student})
+    assert "\nWorse than the student alone on test: student by TSE (-2.0).\n" in text
+    hint = "To predict with the BASELINE, the best on val: kedro run --pipeline=predict "
+    assert f"{hint}--params=predict.images=FOLDER,predict.method=baseline" in (
+        capsys.readouterr().out.replace("\n", " ")
+    )
+    better = scored("tse", 0.41, 0.3)
+    text = summarize(TEACHER_METRICS, [], tmp_path, {"0": alone}, {"0": better})
+    assert "Worse" not in text
+    assert "To predict with the student by TSE" in capsys.readouterr().out
 
 
 def test_the_hint_is_a_command_of_this_session_in_one_line(tmp_path, capsys):

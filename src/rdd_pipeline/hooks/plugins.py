@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import click
 from kedro.framework.cli.utils import LazyGroup
 
 
@@ -31,6 +32,30 @@ def keep_viz_offline() -> None:
         pypi.requests = SimpleNamespace(
             get=lambda *_, **__: answer, exceptions=pypi.requests.exceptions
         )
+
+
+def say_what_notebooks_need() -> None:
+    """Let ``kedro jupyter`` and ``kedro ipython`` say what to install, in one line.
+
+    Kedro names a file that is not there, and its error hides even that.
+    """
+    from kedro.framework.cli import utils
+
+    utils._check_module_importable = _require
+    for name in ("jupyter", "project"):  # where it was imported from there before
+        module = sys.modules.get(f"kedro.framework.cli.{name}")
+        if module is not None and hasattr(module, "_check_module_importable"):
+            module._check_module_importable = _require  # type: ignore[attr-defined]
+
+
+def _require(module_name: str) -> None:
+    try:
+        import_module(module_name)
+    except ImportError as error:
+        raise click.ClickException(
+            f"The package {module_name} is missing. In the project's folder: "
+            "pip install -e '.[notebooks]'"
+        ) from error
 
 
 class _MlflowCommands(ModuleType):

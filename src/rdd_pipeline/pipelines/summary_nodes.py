@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from rdd_pipeline.commands import kedro_command
-from rdd_pipeline.distillation.methods import ABLATIONS, METHODS, RDD_PLUS, STAGES
+from rdd_pipeline.distillation.methods import ABLATIONS, METHODS, RDD_PLUS, STAGES, find_method
 from rdd_pipeline.reporting.comparison import (
     Metrics,
     Row,
@@ -44,13 +45,13 @@ def make_summarize_node(pipeline: str) -> Callable[..., str]:
         rows = sorted(compare(results), key=lambda row: _ORDER.index(row["method"]))
         head, body = _cells(rows)
         notes = notes_on(results)
-        if (caveat := _caveat(rows, seeds)) is not None:
-            notes.insert(0, caveat)
+        notes = [note for note in (_losses(rows), _caveat(rows, seeds)) if note] + notes
         _print(_title(seeds, teacher_only=not trained), head, body)
         console = rich.get_console()
         for note in notes:
             console.print(note, highlight=False, markup=False)
-        for text, command in _next_steps(pipeline, {row["method"] for row in rows}, seeds):
+        steps = _next_steps(pipeline, {row["method"] for row in rows}, seeds)
+        for text, command in [*_use(rows), *steps]:
             # It is to be pasted: no line breaks, and brackets are no markup.
             console.print(f"{text}: {command}", soft_wrap=True, markup=False, highlight=False)
         console.print(f"Figures and tables: {reporting_folder}", soft_wrap=True)
@@ -132,6 +133,36 @@ def _caveat(rows: Sequence[Row], seeds: Sequence[str]) -> str | None:
         "it covers 0; (n.s.): it does with all methods counted (Holm). No interval covers another "
         "teacher, or that settings were chosen on val."
     )
+
+
+def _losses(rows: Sequence[Row]) -> str | None:
+    """Which methods did not pay, in plain words; None where all did or nothing says so."""
+    splits = split_names(rows)
+    found = [
+        f"{_name(row)} ({gain_text(row, splits[-1], digits=1)})"
+        for row in rows
+        if has_gain(row["method"]) and splits and row.get(f"{splits[-1]}_gain", math.nan) < 0
+    ]
+    return f"Worse than the student alone on {splits[-1]}: {', '.join(found)}." if found else None
+
+
+def _use(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The command that predicts with the student that is best on val."""
+    split = next((name for name in split_names(rows) if name == "val"), None)
+    students = [
+        row
+        for row in rows
+        if row["method"] != "teacher"
+        and find_method(row["method"]).finishes
+        and math.isfinite(row.get(f"{split}_score", math.nan))
+    ]
+    if not students:
+        return []
+    # Of equal ones the distilled one: rows of students alone come first.
+    best = max(reversed(students), key=lambda row: row[f"{split}_score"])
+    other = {} if best["method"] == "tse" else {"predict.method": best["method"]}
+    command = kedro_command("predict", params={"predict.images": "FOLDER", **other})
+    return [(f"To predict with the {_name(best)}, the best on val", command)]
 
 
 def _print(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
