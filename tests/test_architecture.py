@@ -177,8 +177,9 @@ FLOORS = {
     "training": """
         compiling device difficulty ema finite job profile progress reading schedule state \
             stopping synchronized trials
-        coordinator curves early_stopping preparation snapshots step store
-        training
+        coordinator curves early_stopping snapshots step store
+        known
+        preparation training
         build
         loop
         shared""",

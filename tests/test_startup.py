@@ -19,6 +19,14 @@ COMPUTING = {
     "data", "datasets", "evaluation", "launching", "losses", "networks", "reporting", "scenes",
     "training",
 }  # fmt: skip
+DONE = """
+from rdd_pipeline.datasets import *
+from rdd_pipeline.pipelines import example_nodes, method_nodes, summary_nodes
+from rdd_pipeline.pipelines.data_ingestion import nodes
+from rdd_pipeline.pipelines.distill_tse import nodes
+from rdd_pipeline.pipelines.train_teacher import nodes
+"""
+"""All that `distill_tse` takes but Kedro, the hooks and MLflow."""
 MODULES = 1150
 """976 with kedro 1.7 and dynaconf, requests, rich and flask, which it brings; torch alone has 1000
 more."""
@@ -59,6 +67,18 @@ def test_listing_pipelines_imports_nothing_that_computes_draws_or_serves(listing
 
 def test_listing_pipelines_imports_no_more_than_it_did(listing):
     assert len(listing) < MODULES, f"{len(listing)} modules"
+
+
+def test_a_run_of_finished_work_imports_nothing_that_builds_networks_or_draws():
+    """That it does not build or draw either, test_run says."""
+    modules = _modules(DONE)
+    assert "torch" in modules
+    assert not modules & {"torch._dynamo", "torch._inductor.config", "torch.onnx"}
+    heavy = {"matplotlib", "mlflow", "scipy", "sympy", "timm", "torchvision", "transformers"}
+    assert {name.partition(".")[0] for name in modules} & heavy == set(), (
+        "A node imports at its top what only builds or draws: name it with "
+        "rdd_pipeline.lazy.Lazy, or import it where it is used."
+    )
 
 
 def test_the_package_itself_is_cheap_to_import():

@@ -6,11 +6,12 @@ it shows, the settings of its file and the code; a digest of these recognizes it
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
+_EXTRAS = ("segmentation_models_pytorch",)
 
 
 @dataclass(frozen=True)
@@ -44,4 +46,8 @@ def code_digest() -> str:
     """Digest of this package; versions of Python and of the libraries that compute or draw."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     digests = [content_digest(path.read_bytes()) for path in sources]
-    return json_digest([digests, [version(name) for name in _LIBRARIES], sys.version])
+    versions = [version(name) for name in _LIBRARIES]
+    for name in _EXTRAS:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    return json_digest([digests, versions, sys.version])

@@ -36,6 +36,7 @@ from rdd_pipeline.pipelines.method_nodes import (
     make_evaluate_node,
     make_plan_node,
     make_train_node,
+    measure_networks,
     protocol_digest,
     score_network,
 )
@@ -56,21 +57,31 @@ from tests.pipelines.examples import (
 # ---- check and plan
 
 
-def _check(ingested, **changes):
-    defaults = {
-        "given_teacher": {},
-        "teacher": TeacherParams(network=TEACHER),
-        "student": STUDENT,
-        "teacher_recipe": RECIPE,
-        "recipe": RECIPE,
-        "rdd": RddParams(tfe_length=1, min_kept=0.1),
-        "methods": MethodsParams(),
-    }
-    return check_networks(images=ingested, **{**defaults, **changes})
+@pytest.fixture(scope="module")
+def check(tmp_path_factory):
+    """Both nodes of the check, with a folder in which they find what they built before."""
+    folder = tmp_path_factory.mktemp("work")
+
+    def measure_and_check(images, work_folder=folder, **changes):
+        given = {
+            "given_teacher": {},
+            "teacher": TeacherParams(network=TEACHER),
+            "student": STUDENT,
+            "teacher_recipe": RECIPE,
+            "recipe": RECIPE,
+            "rdd": RddParams(tfe_length=1, min_kept=0.1),
+            "methods": MethodsParams(),
+        } | changes
+        settings = {name: given.pop(name) for name in ("rdd", "methods")}
+        recipes = {name: given[name] for name in ("teacher_recipe", "recipe")}
+        measured = measure_networks(images=images, work_folder=work_folder, **given)
+        return check_networks(images, measured, **recipes, **settings)
+
+    return measure_and_check
 
 
-def test_the_plan_counts_both_networks(ingested):
-    plan = json.loads(json.dumps(_check(ingested)))  # as the catalog keeps it
+def test_the_plan_counts_both_networks(check, ingested):
+    plan = json.loads(json.dumps(check(ingested)))  # as the catalog keeps it
     for role, params in (("teacher", TEACHER), ("student", STUDENT)):
         network = network_from_params(params, num_classes=11)
         assert NetworkParams.model_validate(plan[role]["network"]) == params
@@ -107,14 +118,54 @@ def test_the_plan_counts_both_networks(ingested):
         ({"methods": MethodsParams(weights={"tfe": {"kd": 1.0}})}, "say it of 'tse'"),
     ],
 )
-def test_what_does_not_fit_is_found_before_anything_is_trained(ingested, changes, message):
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        _check(ingested, **changes)
+def test_what_does_not_fit_is_found_before_anything_is_trained(check, ingested, changes, message):
+    for _ in range(2):  # no fault is remembered as none
+        with pytest.raises(UserError, match=message.replace(".", r"\.")):
+            check(ingested, **changes)
 
 
-def test_a_teacher_without_auxiliary_head_will_do_where_none_is_compared(ingested):
+def test_networks_are_built_again_only_where_something_about_them_has_changed(
+    ingested, check, tmp_path, monkeypatch
+):
+    built = []
+
+    def build(params, **options):
+        built.append(params.name)
+        return network_from_params(params, **options)
+
+    monkeypatch.setattr(method_nodes, "network_from_params", build)
+    both = [TEACHER.name, STUDENT.name]
+    cropped = RECIPE.model_copy(
+        update={"augment": RECIPE.augment.model_copy(update={"crop": (64, 64)})}
+    )
+    given = {"given_teacher": {"imported": checkpoint()}}
+    first = check(ingested, tmp_path)
+    for change_of, expected in (
+        ({}, []),
+        ({"rdd": RddParams(tfe_length=2, min_kept=0.1)}, []),
+        ({"recipe": cropped}, both),
+        ({"recipe": change(RECIPE, batch_size=3)}, both[1:]),
+        ({"teacher_recipe": change(RECIPE, batch_size=3)}, both[:1]),
+        ({"student": change(STUDENT, dropout=0.2)}, both[1:]),
+        ({"images": replace(ingested, image_size=(96, 128))}, both),
+        ({}, []),
+    ):
+        built.clear()
+        images = {"images": ingested} | change_of
+        found = check(work_folder=tmp_path, **images)
+        assert built == expected, change_of
+        assert change_of or found == first
+    monkeypatch.setattr("rdd_pipeline.training.known.code_digest", lambda: "of another version")
+    assert check(ingested, tmp_path) == first
+    assert built == both
+    taken = check(ingested, tmp_path, **given)
+    monkeypatch.setattr(NetworkCheckpoint, "build", None)
+    assert check(ingested, tmp_path, **given) == taken
+
+
+def test_a_teacher_without_auxiliary_head_will_do_where_none_is_compared(check, ingested):
     student = change(STUDENT, auxiliary=False)
-    _check(ingested, teacher=NO_AUXILIARY, student=student, rdd=RddParams(tfe_length=0))
+    check(ingested, teacher=NO_AUXILIARY, student=student, rdd=RddParams(tfe_length=0))
 
 
 def test_the_plan_is_a_job_for_every_seed_once_it_is_known_to_fit(ingested):
@@ -132,16 +183,16 @@ def test_the_plan_is_a_job_for_every_seed_once_it_is_known_to_fit(ingested):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_a_method_is_checked_against_the_teacher_that_it_will_have(ingested, given):
+def test_a_method_is_checked_against_the_teacher_that_it_will_have(check, ingested, given):
     """A given one brings its own architecture."""
     blind = checkpoint(NO_AUXILIARY.network)
     teacher = {"given_teacher": {"imported": blind}} if given else {"teacher": NO_AUXILIARY}
     without = change(STUDENT, auxiliary=False)
     fits = {**teacher, "student": without, "rdd": RddParams(tfe_length=0)}
-    networks = _check(ingested, **fits)
+    networks = check(ingested, **fits)
     rest = (RECIPE, RddParams(tfe_length=0), MethodsParams(), EvaluationParams(), 0)
     assert make_plan_node("tse_cwd")(ingested, networks, *rest)
-    networks["student"]["network"]["auxiliary"] = True
+    networks["student"] = check(ingested, **{**fits, "student": STUDENT})["student"]
     assert make_plan_node("tse_cwd")(ingested, networks, *rest)  # compared with the main head
     tfe = (RECIPE, RddParams(tfe_length=2), *rest[2:])
     with pytest.raises(UserError, match="TFE compares the teacher's two heads"):

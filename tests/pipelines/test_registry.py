@@ -162,7 +162,7 @@ def test_every_dataset_of_every_pipeline_resolves(pipelines, configuration, cata
 
 def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, catalog):
     # From hook or node to node: in a file another session could put its own there.
-    handed_over = {"inspection", "indexed_images", "given_teacher"}
+    handed_over = {"inspection", "indexed_images", "given_teacher", "measured_networks"}
     handed_over |= {"prediction_plan", "exported_network", "run_methods"}
     handed_over |= {"found_export", "imported_data"}
     for pipeline in pipelines.values():

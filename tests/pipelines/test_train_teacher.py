@@ -25,6 +25,7 @@ from rdd_pipeline.pipelines.method_nodes import (
     make_evaluate_node,
     make_plan_node,
     make_train_node,
+    measure_networks,
     the_only,
 )
 from rdd_pipeline.pipelines.train_teacher.nodes import import_weights
@@ -96,20 +97,14 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
 ):
     monkeypatch.setattr(method_nodes, "train", None)
     given = import_weights(ingested, TeacherParams(network=STUDENT, weights=teacher_file))
-    networks = check_networks(
-        ingested,
-        given,
-        TeacherParams(network=STUDENT, weights=teacher_file),
-        STUDENT,
-        RECIPE,
-        RECIPE,
-        RddParams(tfe_length=1, min_kept=0.1),
-        MethodsParams(),
-    )
+    run = tmp_path / "work"
+    teacher = TeacherParams(network=STUDENT, weights=teacher_file)
+    measured = measure_networks(ingested, given, teacher, STUDENT, RECIPE, RECIPE, run)
+    settings = RddParams(tfe_length=1, min_kept=0.1), MethodsParams()
+    networks = check_networks(ingested, measured, RECIPE, RECIPE, *settings)
     assert networks["teacher"]["network"]["name"] == TEACHER.name
     rest = (RECIPE, RddParams(), MethodsParams(), EvaluationParams(), 0)
     jobs = make_plan_node("teacher")(ingested, networks, *rest)
-    run = tmp_path / "work"
     weights, history, training = make_train_node("teacher")(ingested, jobs, CPU, run, given=given)
     metrics, figure = make_evaluate_node("teacher")(
         ingested, weights, training, jobs, EvaluationParams(), CPU, run
@@ -129,11 +124,13 @@ def test_a_teacher_file_is_imported_evaluated_and_drawn_without_any_training(
 OUTSIDE = {"network": TEACHER, "module": "tests.networks.modules:plain"}
 
 
-def _planned(ingested, **arguments):
+def _planned(ingested, work, **arguments):
     teacher = TeacherParams(**OUTSIDE, arguments={"num_classes": 11, **arguments})
     given = import_weights(ingested, teacher)
     settings = RddParams(tfe_length=1, min_kept=0.1), MethodsParams()
-    networks = check_networks(ingested, given, teacher, STUDENT, RECIPE, RECIPE, *settings)
+    measured = measure_networks(ingested, given, teacher, STUDENT, RECIPE, RECIPE, work)
+    assert not work.exists() or len(list(work.iterdir())) == 1  # of the student alone
+    networks = check_networks(ingested, measured, RECIPE, RECIPE, *settings)
     rest = (RECIPE, *settings, EvaluationParams(), 0)
     return given, lambda method: make_plan_node(method)(
         ingested, json.loads(json.dumps(networks)), *rest
@@ -141,7 +138,7 @@ def _planned(ingested, **arguments):
 
 
 def test_a_teacher_of_other_code_is_planned_taken_up_scored_and_teaches(ingested, tmp_path):
-    given, plan = _planned(ingested, gives="aux_logits feature stages")
+    given, plan = _planned(ingested, tmp_path / "plan", gives="aux_logits feature stages")
     run = tmp_path / "work"
     assert plan("teacher") == {}
     weights, _, record = make_train_node("teacher")(ingested, {}, CPU, run, given=given)
@@ -171,9 +168,9 @@ def test_a_teacher_of_other_code_is_planned_taken_up_scored_and_teaches(ingested
     ],
 )  # fmt: skip
 def test_what_a_method_lacks_of_a_teacher_is_named_before_anything_starts(
-    ingested, gives, method, message
+    ingested, gives, method, message, tmp_path
 ):
-    _, plan = _planned(ingested, gives=gives)
+    _, plan = _planned(ingested, tmp_path / "plan", gives=gives)
     assert plan("kd")
     with pytest.raises(UserError, match=message):
         plan(method)

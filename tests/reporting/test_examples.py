@@ -8,12 +8,12 @@ import torch
 from matplotlib.figure import Figure
 
 from rdd_pipeline.data.layouts.camvid import CAMVID
+from rdd_pipeline.reporting.comparison import spread
 from rdd_pipeline.reporting.examples import (
     Example,
     Region,
     regions_figure,
     side_by_side_figure,
-    spread,
     worst_figure,
 )
 

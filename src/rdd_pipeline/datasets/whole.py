@@ -8,29 +8,33 @@ hand on is named by its content.
 
 from __future__ import annotations
 
+import base64
 import html
 import inspect
 import io
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from kedro_datasets._typing import HTMLPreview
+from kedro.io.core import DatasetError, Version
+from kedro_datasets._typing import HTMLPreview, ImagePreview
 from kedro_datasets.json.json_dataset import JSONDataset
-from kedro_datasets.matplotlib.matplotlib_dataset import MatplotlibDataset
 from kedro_datasets.pandas.csv_dataset import CSVDataset
 from kedro_datasets.text.text_dataset import TextDataset
-from matplotlib.figure import Figure
 from PIL import Image
 
 from rdd_pipeline.datasets.versions import Versions
 from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import content_digest, folder_aside, move_whole, read_regular
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -163,22 +167,71 @@ def _unmarked(page: str) -> str:
     return "".join(parts)
 
 
-class WholeFigureDataset(_Whole, MatplotlibDataset):  # type: ignore[misc]
+class WholeFigureDataset(_Whole, TextDataset):  # type: ignore[misc]
     """`matplotlib.MatplotlibDataset`, whole; a `Drawing` that was saved before is not drawn again.
 
     A PNG file says what it shows. If the newest version says the same and has its digest, it stays
-    the newest.
+    the newest. matplotlib, which that dataset imports with pyplot, is left alone until something is
+    drawn.
     """
+
+    DEFAULT_FS_ARGS: ClassVar[dict[str, Any]] = {"open_args_save": {"mode": "wb"}}
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        save_args: dict[str, Any] | None = None,
+        version: Version | None = None,
+        credentials: dict[str, Any] | None = None,
+        fs_args: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        TextDataset.__init__(
+            self,
+            filepath=filepath,
+            version=version,
+            credentials=credentials,
+            fs_args=fs_args,
+            metadata=metadata,
+        )
+        self._save_args = save_args or {}  # of Figure.savefig
+
+    def load(self) -> NoReturn:
+        """A picture is not read back.
+
+        Raises:
+            DatasetError: Always.
+        """
+        raise DatasetError(f"Loading not supported for '{type(self).__name__}'")
 
     def save(self, data: Figure | Drawing) -> None:
         """Save a figure, or draw it first if it has to be drawn."""
+        super().save(self._picture(data))
+
+    def preview(self) -> ImagePreview:
+        """What Kedro-Viz shows."""
+        with self._fs.open(str(self._get_load_path()), "rb") as file:
+            return ImagePreview(base64.b64encode(file.read()).decode())
+
+    def _describe(self) -> dict[str, Any]:
+        return {**TextDataset._describe(self), "save_args": self._save_args}
+
+    def _picture(self, data: Figure | Drawing) -> bytes:
+        settings = dict(self._save_args)
         if isinstance(data, Drawing):
-            if self._save_args.get("format", "png") == "png":
+            if settings.get("format", "png") == "png":
                 digest = data.digest(self._save_args)
-                data = _Picture(data, digest, self._saved_before(digest))  # type: ignore[assignment]
-            else:
-                data = data.draw()
-        super().save(data)
+                before = self._saved_before(digest)
+                if before is not None:
+                    return before
+                settings["metadata"] = {**(settings.get("metadata") or {}), _SHOWS: digest}
+            data = data.draw()
+        file = io.BytesIO()
+        data.savefig(file, **settings)
+        if "matplotlib.pyplot" in sys.modules:  # which keeps the figures that it has made
+            sys.modules["matplotlib.pyplot"].close("all")
+        return file.getvalue()
 
     def _saved_before(self, digest: str) -> bytes | None:
         self._forget()
@@ -195,18 +248,3 @@ class WholeFigureDataset(_Whole, MatplotlibDataset):  # type: ignore[misc]
         except (OSError, ValueError, SyntaxError):  # none, or no whole picture
             return None
         return content if told == digest else None
-
-
-class _Picture:
-    """What matplotlib's dataset saves: a figure, as far as it asks."""
-
-    def __init__(self, drawing: Drawing, digest: str, before: bytes | None) -> None:
-        self._drawing, self._digest, self._before = drawing, digest, before
-
-    def savefig(self, file: BinaryIO, **settings: Any) -> None:
-        """Write the picture of before, or draw it."""
-        if self._before is not None:
-            file.write(self._before)
-            return
-        told = {**(settings.pop("metadata", None) or {}), _SHOWS: self._digest}
-        self._drawing.draw().savefig(file, metadata=told, **settings)

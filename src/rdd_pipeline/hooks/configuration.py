@@ -270,6 +270,7 @@ def check_machine(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None)
         for teacher in of_kind(TeacherParams)
         if teacher.weights is None and teacher.module is None
     ]
-    check_names([*teachers, *of_kind(NetworkParams)])
+    work = catalog.load("work_folder") if "work_folder" in catalog else None
+    check_names([*teachers, *of_kind(NetworkParams)], work)
     for methods in of_kind(MethodsParams):
         check_changes(methods)

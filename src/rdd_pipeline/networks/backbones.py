@@ -6,20 +6,25 @@ import difflib
 import logging
 import socket
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import timm
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from rdd_pipeline.errors import UserError
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.networks.files import check_finite, mismatch, read_state_dict, some
 from rdd_pipeline.networks.resizing import bilinear, repeatable_resizing
 
 logger = logging.getLogger(__name__)
+
+# timm and torchvision import torch's compiler, a third of all imports of a run in which nothing is
+# built.
+timm = Lazy("timm")
+get_pretrained_cfg = Lazy("timm.models.get_pretrained_cfg")
 
 # The peers' ResNets: three 3x3 convolutions (64, 64, 128) instead of one 7x7.
 DEEP_STEM: dict[str, Any] = {"stem_type": "deep", "stem_width": 64}
@@ -227,7 +232,7 @@ def _check_name(name: str) -> None:
         close = difflib.get_close_matches(architecture, timm.list_models(), n=4, cutoff=0.7)
         hint = f"Close names: {', '.join(close)}. " if close else ""
         raise UserError(
-            f"timm {timm.__version__} has no model {architecture!r}. {hint}"
+            f"timm {version('timm')} has no model {architecture!r}. {hint}"
             "timm.list_models() lists all."
         )
     if tag:

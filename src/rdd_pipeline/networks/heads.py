@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.segmentation.deeplabv3 import ASPP
-from torchvision.models.segmentation.fcn import FCNHead
 
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.networks.resizing import bilinear
+
+_segmentation = Lazy("torchvision.models.segmentation")
 
 # Pixels of the input between the taps of the three dilated branches: 12, 24, 36 at stride 8 as
 # published, 6, 12, 18 at stride 16 (Chen et al. 2017, sec. 3.3).
@@ -73,7 +74,9 @@ class PyramidPooling(nn.Module):
 
 
 def _aspp(channels: int, width: int, stride: int, dropout: float) -> tuple[nn.Module, int]:
-    aspp = ASPP(channels, [max(reach // stride, 1) for reach in ASPP_REACH], width)
+    aspp = _segmentation.deeplabv3.ASPP(
+        channels, [max(reach // stride, 1) for reach in ASPP_REACH], width
+    )
     if dropout == 0.0:
         aspp.project[3].p = 0.0
     return aspp, width
@@ -150,7 +153,7 @@ def make_decode_head(
 def make_auxiliary(channels: int, num_classes: int, *, dropout: float) -> nn.Sequential:
     """Auxiliary head on the last-but-one stage: 3x3 convolution to a quarter, then 1x1."""
     # FCNHead takes a quarter of the channels: at least one must be left.
-    head: nn.Sequential = FCNHead(max(channels, 4), num_classes)
+    head: nn.Sequential = _segmentation.fcn.FCNHead(max(channels, 4), num_classes)
     if channels < 4:
         head[0] = nn.Conv2d(channels, 1, 3, padding=1, bias=False)
     head[3] = nn.Dropout(dropout)

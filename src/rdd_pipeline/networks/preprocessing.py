@@ -7,12 +7,14 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from rdd_pipeline.config import Channels, Deviations, NetworkParams, Params, Scale
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.networks.network import PAPER_NETWORKS
 from rdd_pipeline.networks.resizing import bilinear
+
+get_pretrained_cfg = Lazy("timm.models.get_pretrained_cfg")
 
 
 class Preprocessing(Params):

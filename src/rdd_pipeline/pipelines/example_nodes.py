@@ -13,12 +13,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rdd_pipeline.config import EvaluationParams, TrainerParams
@@ -28,21 +27,21 @@ from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.evaluation.predict import Band, evaluation_mode, predict_labels, score_bands
 from rdd_pipeline.evaluation.suspects import find_suspects, opinion
 from rdd_pipeline.files import json_digest
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.networks import NetworkCheckpoint
 from rdd_pipeline.pipelines.method_nodes import Networks, store_of, the_only
 from rdd_pipeline.reporting.caption import captioned, provenance
-from rdd_pipeline.reporting.comparison import Metrics
-from rdd_pipeline.reporting.examples import (
-    Example,
-    Region,
-    regions_figure,
-    side_by_side_figure,
-    spread,
-    worst_figure,
-)
+from rdd_pipeline.reporting.comparison import Metrics, spread
 from rdd_pipeline.training.device import resolve_device
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rdd_pipeline.reporting.examples import Example
+
 logger = logging.getLogger(__name__)
+
+_pictures = Lazy("rdd_pipeline.reporting.examples")
 
 WORST = 8
 """Images of the figure; the table has all."""
@@ -137,7 +136,7 @@ def rank_images(
 
     def draw() -> Figure:
         examples = _examples(images, samples, list(networks.values()), evaluation, trainer)
-        return captioned(worst_figure(examples, images.labels, rule), line)
+        return captioned(_pictures.worst_figure(examples, images.labels, rule), line)
 
     shows = ["worst", rule, line, _shows(images, samples, networks, evaluation)]
     return table, Drawing(draw, shows=shows)
@@ -237,7 +236,8 @@ def _side_by_side(
     line: str,
 ) -> Figure:
     examples = _examples(images, samples, list(named.values()), evaluation, trainer)
-    return captioned(side_by_side_figure(examples, list(named), images.labels, rule), line)
+    figure = _pictures.side_by_side_figure(examples, list(named), images.labels, rule)
+    return captioned(figure, line)
 
 
 def _examples(
@@ -265,7 +265,9 @@ def _examples(
                 )
                 predictions[place].append(found.cpu())
     return [
-        Example(sample.name, batches[n].images[0], batches[n].labels[0], tuple(predictions[n]))
+        _pictures.Example(
+            sample.name, batches[n].images[0], batches[n].labels[0], tuple(predictions[n])
+        )
         for n, sample in enumerate(samples)
     ]
 
@@ -343,7 +345,7 @@ def _regions(
         (
             names[label],
             [
-                Region(
+                _pictures.Region(
                     examples[region["position"]],
                     (region["top"], region["left"], region["height"], region["width"]),
                     _unpacked(region["mask"], (region["height"], region["width"])),
@@ -359,7 +361,7 @@ def _regions(
         "Training regions whose label teacher and student contradict alike, by class of the label; "
         "rank, class they see instead, sum of margins in pixels"
     )
-    return captioned(regions_figure(groups, images.labels, rule), line)
+    return captioned(_pictures.regions_figure(groups, images.labels, rule), line)
 
 
 def _packed(mask: NDArray[np.bool_]) -> str:

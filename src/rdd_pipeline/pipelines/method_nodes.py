@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from rdd_pipeline import tracking
@@ -40,6 +39,7 @@ from rdd_pipeline.evaluation.cost import measure_cost
 from rdd_pipeline.evaluation.scoring import SCORES_FORMAT, score_splits
 from rdd_pipeline.files import file_digest, json_digest
 from rdd_pipeline.launching.launch import train
+from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.losses.base import LossContext, TeacherLacksError
 from rdd_pipeline.networks import (
     Network,
@@ -54,22 +54,25 @@ from rdd_pipeline.pipelines.paths import local_network
 from rdd_pipeline.pipelines.together import train_students
 from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.comparison import Metrics
-from rdd_pipeline.reporting.curves import training_curves
-from rdd_pipeline.reporting.difficulty import difficulty_figure
-from rdd_pipeline.reporting.figures import confusion_figure
-from rdd_pipeline.reporting.progress import ProgressRow, progress_figure
 from rdd_pipeline.training.build import loss_context
 from rdd_pipeline.training.curves import OnLog, curve_points
 from rdd_pipeline.training.device import resolve_device
 from rdd_pipeline.training.difficulty import training_notes
 from rdd_pipeline.training.early_stopping import why_never, why_stopped
 from rdd_pipeline.training.job import TrainingJob, check_class_weights, check_early_stopping
+from rdd_pipeline.training.known import told_by
 from rdd_pipeline.training.preparation import prepare_job
 from rdd_pipeline.training.state import Snapshot, TrainState, digest
 from rdd_pipeline.training.store import RunStore, is_fingerprint
 from rdd_pipeline.training.training import Training, TrainingResult
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 logger = logging.getLogger(__name__)
+
+# Most figures are there already: matplotlib is imported to draw one.
+_reporting = Lazy("rdd_pipeline.reporting")
 
 Networks = Mapping[str, NetworkCheckpoint]
 """By seed; the teacher's is alone."""
@@ -89,69 +92,104 @@ class TrainingRecord(NamedTuple):
 # ---- check and plan
 
 
-def check_networks(
+def measure_networks(
     images: Images,
     given_teacher: Networks,
     teacher: TeacherParams,
     student: NetworkParams,
     teacher_recipe: RecipeParams,
     recipe: RecipeParams,
-    rdd: RddParams,
-    methods: MethodsParams,
+    work_folder: Path,
 ) -> dict[str, dict[str, Any]]:
     """Build both networks once, so that what does not fit is found before anything is trained.
+
+    What building them has told before is looked up, but for a teacher of other code.
 
     Returns:
         By role (teacher, student): ``network``, what it is built from; whether its weights are
         ``given``; parameters and MACs at the size of the first image (as it is used and,
-        ``trained_``, with the auxiliary head); stride.
+        ``trained_``, with the auxiliary head); stride; shapes of the ``outputs`` for one image of
+        the size ``crop``.
 
     Raises:
-        UserError: Unknown network, weights that do not fit, other classes, impossible schedule.
+        UserError: Unknown network, weights that do not fit, other classes.
     """
-    check_changes(methods)
-    classes = images.labels.num_classes
-    small_params, big_params = local_network(student), local_network(teacher.network)
-    big: Network
-    if given_teacher:
-        big_params, big = the_only(given_teacher).header.network, the_only(given_teacher).build()
-    else:
-        big = network_from_params(big_params, num_classes=classes)
-        big.check_trainable(teacher_recipe.batch_size)
-    small = network_from_params(small_params, num_classes=classes)
-    small.check_trainable(recipe.batch_size)
-    crop = recipe.augment.crop
-    plan = {
-        role: {
-            "network": params.model_dump(mode="json"),
-            "given": role == "teacher" and bool(given_teacher),
-            **measure_cost(network, seen.size(images.input_size)),
-            **_stride_and_outputs(network, seen.size(crop)),
-        }
-        for role, params, network, seen in (
-            ("teacher", big_params, big, Preprocessing.for_network(big_params)),
-            ("student", small_params, small, Preprocessing.for_network(small_params)),
-        )
-    }
-    make_plan_node("teacher")(images, plan, teacher_recipe, rdd, methods, EvaluationParams(), 0)
-    if not given_teacher:
-        # Whatever is trained now: a teacher that RDD cannot use must not train for days.
-        make_plan_node("tse")(images, plan, recipe, rdd, methods, EvaluationParams(), 0)
+    given = the_only(given_teacher) if given_teacher else None
+    big = local_network(teacher.network) if given is None else given.header.network
+    sizes = images.input_size, recipe.augment.crop
+    plan = {}
+    for role, params, weights, batch_size in (
+        ("teacher", big, given, teacher_recipe.batch_size),
+        ("student", local_network(student), None, recipe.batch_size),
+    ):
+        classes = images.labels.num_classes
+        measure = partial(_measure, params, weights, classes, batch_size, sizes)
+        if weights is None:
+            told = told_by(params, work_folder, [classes, batch_size, sizes], measure)
+        elif weights.header.module is None:
+            # Backbone weights are not read again.
+            architecture = params.model_copy(update={"pretrained": False})
+            decides = [weights.digest(), params.pretrained, sizes]
+            told = told_by(architecture, work_folder, decides, measure)
+        else:  # the code of others may have changed
+            told = measure()
+        about = {"network": params.model_dump(mode="json"), "given": weights is not None}
+        plan[role] = about | told
     return plan
 
 
-def _stride_and_outputs(network: Network, crop: tuple[int, int]) -> dict[str, Any]:
-    """The stride; of other code, which plans are not to run again, the shapes of a sample, too."""
-    if isinstance(network, SegmentationNetwork):
-        return {"stride": network.stride}
-    output = output_shapes(network, crop)
-    shapes = {
-        "logits": list(output.logits.shape),
-        "aux_logits": None if output.aux_logits is None else list(output.aux_logits.shape),
-        "feature": list(output.feature.shape),
-        "stages": [list(stage.shape) for stage in output.stages],
+def _measure(
+    params: NetworkParams,
+    weights: NetworkCheckpoint | None,
+    classes: int,
+    batch_size: int,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+) -> dict[str, Any]:
+    """What `measure_networks` says of one that it builds, with the weights if they are given."""
+    network: Network
+    if weights is None:
+        network = network_from_params(params, num_classes=classes)
+        network.check_trainable(batch_size)
+    else:
+        network = weights.build()
+    image, crop = sizes
+    seen = Preprocessing.for_network(params)
+    output = output_shapes(network, seen.size(crop))
+    stride = round(seen.size(crop)[0] / output.logits.shape[2])
+    told = {
+        **measure_cost(network, seen.size(image)),
+        "stride": network.stride if isinstance(network, SegmentationNetwork) else stride,
+        "outputs": {
+            "logits": list(output.logits.shape),
+            "aux_logits": None if output.aux_logits is None else list(output.aux_logits.shape),
+            "feature": list(output.feature.shape),
+            "stages": [list(stage.shape) for stage in output.stages],
+        },
     }
-    return {"stride": round(crop[0] / output.logits.shape[2]), "outputs": shapes}
+    # Of other code, which plans are not to run again, a sample has to do for every crop.
+    return told | ({"crop": list(crop)} if isinstance(network, SegmentationNetwork) else {})
+
+
+def check_networks(
+    images: Images,
+    measured_networks: dict[str, dict[str, Any]],
+    teacher_recipe: RecipeParams,
+    recipe: RecipeParams,
+    rdd: RddParams,
+    methods: MethodsParams,
+) -> dict[str, dict[str, Any]]:
+    """Hand on what `measure_networks` says once it is known that teacher and RDD can be trained.
+
+    Raises:
+        UserError: Impossible schedule, or losses that do not suit the networks.
+    """
+    check_changes(methods)
+    plan = measured_networks
+    make_plan_node("teacher")(images, plan, teacher_recipe, rdd, methods, EvaluationParams(), 0)
+    if not plan["teacher"]["given"]:
+        # Whatever is trained now: a teacher that RDD cannot use must not train for days.
+        make_plan_node("tse")(images, plan, recipe, rdd, methods, EvaluationParams(), 0)
+    return plan
 
 
 def make_plan_node(method: str) -> Callable[..., Plan]:
@@ -189,7 +227,7 @@ def make_plan_node(method: str) -> Callable[..., Plan]:
         check_class_weights(recipe, labels, name)
         check_early_stopping(recipe, images, name)
         if job.definition.needs_teacher:
-            _check_pair(job, labels, network_plan["teacher"])
+            _check_pair(job, labels, network_plan)
         if (remark := why_never(job)) is not None:
             _warn_once(remark)
         return {str(n): job.model_copy(update={"seed": n}) for n in range(seed, seed + seeds)}
@@ -204,7 +242,9 @@ def _warn_once(remark: str) -> None:
     logger.warning("%s", remark)
 
 
-def _check_pair(job: TrainingJob, labels: LabelSet, teacher: Mapping[str, Any]) -> None:
+def _check_pair(
+    job: TrainingJob, labels: LabelSet, network_plan: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Refuse a method whose losses do not suit the two networks.
 
     Raises:
@@ -212,14 +252,16 @@ def _check_pair(job: TrainingJob, labels: LabelSet, teacher: Mapping[str, Any]) 
     """
     crop = job.recipe.augment.crop
 
-    def shapes(params: NetworkParams) -> NetworkOutput:
+    def shapes(role: str) -> NetworkOutput:
+        found = network_plan[role]
+        if "outputs" in found and found.get("crop", list(crop)) == list(crop):
+            return _outputs(found["outputs"])
+        params = NetworkParams.model_validate(found["network"])  # a plan of another run
         with torch.device("meta"):  # shapes are enough; the weights were looked at before
             network = network_from_params(params, num_classes=labels.num_classes, pretrained=False)
         return output_shapes(network, Preprocessing.for_network(params).size(crop))
 
-    found = teacher.get("outputs")
-    big = _outputs(found) if found else shapes(NetworkParams.model_validate(teacher["network"]))
-    context = loss_context(job, labels, shapes(job.network), big)
+    context = loss_context(job, labels, shapes("student"), shapes("teacher"))
     try:
         check_losses(job.definition, context)
     except TeacherLacksError as error:
@@ -232,7 +274,7 @@ def _check_pair(job: TrainingJob, labels: LabelSet, teacher: Mapping[str, Any]) 
 
 
 def _outputs(shapes: Mapping[str, Any]) -> NetworkOutput:
-    """Inverse of what `_stride_and_outputs` says of a network of other code."""
+    """Inverse of what `_measure` says of them."""
 
     def empty(shape: Sequence[int]) -> torch.Tensor:
         return torch.empty(*shape, device="meta")
@@ -499,7 +541,10 @@ def confusion_of(metrics: Mapping[str, Metrics], labels: LabelSet) -> Drawing:
         iteration=about["iteration"],
     )
     return Drawing(
-        lambda: captioned(confusion_figure(torch.tensor(matrix, dtype=torch.int64), names), line),
+        lambda: captioned(
+            _reporting.figures.confusion_figure(torch.tensor(matrix, dtype=torch.int64), names),
+            line,
+        ),
         shows=["confusion", matrix, names, line],
     )
 
@@ -522,7 +567,7 @@ def make_draw_node(method: str) -> Callable[..., list[Drawing]]:
         names = images.labels.names
         drawings = [
             Drawing(
-                lambda: captioned(training_curves(rows, handovers), line),
+                lambda: captioned(_reporting.curves.training_curves(rows, handovers), line),
                 shows=["history", rows, handovers, line],
             ),
             _draw_progress(images, next(iter(training.values())).snapshots, handovers, line),
@@ -530,7 +575,9 @@ def make_draw_node(method: str) -> Callable[..., list[Drawing]]:
         if find_method(method).uses_rdd:
             drawings.append(
                 Drawing(
-                    lambda: captioned(difficulty_figure(rows, names, handovers), line),
+                    lambda: captioned(
+                        _reporting.difficulty.difficulty_figure(rows, names, handovers), line
+                    ),
                     shows=["difficulty", rows, names, handovers, line],
                 )
             )
@@ -553,11 +600,13 @@ def _draw_progress(
         kept = [snapshot["maps"] for snapshot in snapshots]
         names = {name for maps in kept[:1] for name in maps}
         rows = [
-            ProgressRow(sample.name, *images.read(sample), [maps[sample.name] for maps in kept])
+            _reporting.progress.ProgressRow(
+                sample.name, *images.read(sample), [maps[sample.name] for maps in kept]
+            )
             for sample in images.split("val").samples
             if sample.name in names
         ]
-        return captioned(progress_figure(rows, titles, images.labels), line)
+        return captioned(_reporting.progress.progress_figure(rows, titles, images.labels), line)
 
     labels = images.labels.model_dump(mode="json")
     shows = [digest(list(snapshots)), titles, images.digest, labels, line]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from rdd_pipeline.commands import environment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FONT_SIZE, COLOR = 6.5, "#666666"
 _WIDTH = 0.64

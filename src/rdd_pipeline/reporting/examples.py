@@ -5,7 +5,6 @@ Suffixes: H rows, W columns of a label; h, w of an image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -65,17 +64,6 @@ class Region:
     box: tuple[int, int, int, int]
     mask: NDArray[np.bool_]
     title: str
-
-
-def spread(scores: Sequence[float], count: int) -> list[int]:
-    """Positions of `count` scores at evenly spaced quantiles, (2i + 1) / 2n, lowest first.
-
-    NaN is left out. A rule that favors nobody: of three one lies in the lowest third, one is the
-    median, one lies in the highest third.
-    """
-    order = sorted((i for i, s in enumerate(scores) if not math.isnan(s)), key=lambda i: scores[i])
-    count = min(count, len(order))
-    return [order[(2 * n + 1) * len(order) // (2 * count)] for n in range(count)]
 
 
 def side_by_side_figure(

@@ -23,7 +23,6 @@ from rdd_pipeline.networks import (
     SegmentationNetwork,
     network_from_params,
 )
-from rdd_pipeline.networks.frozen import freeze
 from rdd_pipeline.networks.probe import output_shapes
 from rdd_pipeline.training.device import memory_format
 from rdd_pipeline.training.ema import AveragedNetwork
@@ -145,6 +144,8 @@ def build(
         step.teacher = teacher  # its own was built for the shapes of its maps
     elif network is not None:
         if device.type == "cuda":
+            from rdd_pipeline.networks.frozen import freeze  # imports timm
+
             # On CPUs, results are to be those of earlier versions bit for bit.
             network = freeze(network, autocast)  # the losses have seen its maps
         _to_device(network, device, trainer, None)  # it is not trained

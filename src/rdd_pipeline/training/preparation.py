@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,7 @@ from rdd_pipeline.training.device import (
     resolve_workers,
 )
 from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.known import is_known
 
 
 def prepare_job(job: TrainingJob, trainer: TrainerParams) -> TrainingJob:
@@ -50,12 +52,15 @@ def check_trainer(trainer: TrainerParams, recipes: Sequence[RecipeParams]) -> No
         check_shared_memory(workers, crop_bytes(recipe.augment, share), processes)
 
 
-def check_names(networks: Sequence[NetworkParams]) -> None:
+def check_names(networks: Sequence[NetworkParams], work_folder: Path | None = None) -> None:
     """Refuse networks that do not exist or cannot be built, before anything is read.
+
+    Those that are known in the folder with all work are not built again.
 
     Raises:
         UserError: There is no such head or backbone, or it gives no feature maps.
     """
     with torch.device("meta"):  # shapes only; the classes are not known yet
         for params in networks:
-            network_from_params(params, num_classes=2, pretrained=False)
+            if work_folder is None or not is_known(params, work_folder):
+                network_from_params(params, num_classes=2, pretrained=False)

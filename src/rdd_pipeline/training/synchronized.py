@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -119,6 +118,8 @@ class _SynchronizedBatchNorm(nn.BatchNorm2d):
 
 
 def _synchronized(norm: _BatchNorm, ranks: Collectives, device: torch.device) -> nn.Module:
+    from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+
     if device.type == "cuda":
         converted: nn.Module = convert_sync_batchnorm(norm, ranks.group)  # type: ignore[no-untyped-call]
         return converted

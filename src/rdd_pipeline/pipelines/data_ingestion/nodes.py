@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from rdd_pipeline.config import DataParams
 from rdd_pipeline.data.coverage import with_coverage
@@ -29,10 +28,12 @@ from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.files import content_digest
 from rdd_pipeline.pipelines.paths import images_root
 from rdd_pipeline.reporting.caption import captioned, provenance
-from rdd_pipeline.reporting.preview import dataset_preview
 
 from .report import ingestion_report
 from .strips import contact_strips
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +227,8 @@ def preview_images(images: Images) -> Drawing:
     line = provenance(data=images.labels.name, split="train")
 
     def draw() -> Figure:
+        from rdd_pipeline.reporting.preview import dataset_preview  # and matplotlib, to draw
+
         pairs = [(sample.name, *images.read(sample)) for sample in chosen]
         return captioned(dataset_preview(pairs, images.labels), line)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from rdd_pipeline.config import EvaluationParams, RddParams
 from rdd_pipeline.data.images import Images
@@ -17,7 +17,11 @@ from rdd_pipeline.losses.rdd import entropy_confidence, selected_pixels, teacher
 from rdd_pipeline.networks import Network, Preprocessing
 from rdd_pipeline.pipelines.method_nodes import Networks, the_only
 from rdd_pipeline.reporting.caption import captioned, provenance
-from rdd_pipeline.reporting.pixels import RddRow, rdd_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rdd_pipeline.reporting.pixels import RddRow
 
 
 def draw_pixels(
@@ -57,6 +61,8 @@ def draw_pixels(
     }
 
     def draw() -> Figure:
+        from rdd_pipeline.reporting.pixels import rdd_figure  # and matplotlib, if it is to be drawn
+
         candidates = images.split(split).samples
         networks = [(network.build(), network.header.preprocessing) for network in trained]
         rows = [
@@ -76,6 +82,8 @@ def _look(
     evaluation: EvaluationParams,
 ) -> RddRow:
     """An image as both see it: predicted as it is scored, weighed and chosen as in training."""
+    from rdd_pipeline.reporting.pixels import RddRow
+
     image, label = images.read(sample)
     inputs, label_maps = image.unsqueeze(0), label.unsqueeze(0)
     size = (label.shape[0], label.shape[1])

@@ -30,13 +30,26 @@ def teacher_pipeline() -> Pipeline:
                 outputs="given_teacher",
             ),
             Node(
-                _method_nodes.check_networks,
-                name="check_networks",
+                _method_nodes.measure_networks,
+                name="measure_networks",
                 inputs={
                     "images": "images",
                     "given_teacher": "given_teacher",
                     "teacher": "params:teacher",
                     "student": "params:student",
+                    "teacher_recipe": "params:teacher_recipe",
+                    "recipe": "params:recipe",
+                    "work_folder": "work_folder",
+                },
+                outputs="measured_networks",
+                tags=["checks"],
+            ),
+            Node(
+                _method_nodes.check_networks,
+                name="check_networks",
+                inputs={
+                    "images": "images",
+                    "measured_networks": "measured_networks",
                     "teacher_recipe": "params:teacher_recipe",
                     "recipe": "params:recipe",
                     "rdd": "params:rdd",
