@@ -27,6 +27,7 @@ def compiled(network: nn.Module) -> Callable[[Tensor], NetworkOutput]:
     """
     _keep_in_private_folder()
     torch._inductor.config.fallback_random = True
+    torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
     call = torch.compile(network, dynamic=False)
 
     def forward(images: Tensor) -> NetworkOutput:
