@@ -174,7 +174,7 @@ def set_up(trainer: TrainerParams, device: torch.device) -> None:
         torch.set_num_threads(trainer.threads)
     if trainer.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # As torch.use_deterministic_algorithms, which imports the compiler to tell it, too (`compiled`).
+    # As torch.use_deterministic_algorithms, which imports the compiler to tell it (`compiled`).
     torch.set_deterministic_debug_mode("error" if trainer.deterministic else "default")
     # A debugging aid that writes each new tensor twice; nothing here reads what was not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
