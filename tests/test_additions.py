@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.changes import changed_places
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,13 +62,10 @@ class Copy:
         **rdd: Any,
     ) -> dict[str, Any]:
         """Two steps, see `two_steps`."""
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.two_steps", method, student, pipeline, json.dumps(rdd)],
+        done = warm.run(
+            ["-m", "tests.two_steps", method, student, pipeline, json.dumps(rdd)],
             env=os.environ | {"PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}"},
             cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.changes import changed_places
 from tests.data.files import make_camvid
 from tests.kedro_project import CONF, ROOT
+from tests.mlflow_store import new_store
 
 LAYOUT = '''
 """Fields from above, in two classes."""
@@ -57,6 +57,7 @@ class Project:
         ignored = shutil.ignore_patterns("*.egg-info")
         shutil.copytree(ROOT / "src", folder / "src", ignore=ignored)
         shutil.copytree(CONF, folder / "conf")
+        new_store(folder / "mlflow.db")
 
     def add(self, file: str, text: str) -> None:
         path = self.folder / file
@@ -75,13 +76,10 @@ class Project:
         return sorted([*code, *changed_places(CONF, self.folder / "conf", "conf/")])
 
     def kedro(self, *words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "kedro", *words],
+        done = warm.run(
+            ["-m", "kedro", *words],
             env=os.environ | {"PYTHONPATH": str(self.folder / "src")},
             cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -6,11 +6,8 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +16,7 @@ from mlflow import MlflowClient
 
 from rdd_pipeline.hooks import experiment
 from rdd_pipeline.tracking.__main__ import main as tracking_command
+from tests import warm
 from tests.hooks.project import Project
 
 
@@ -147,9 +145,9 @@ Project(Path(sys.argv[1])).run("kd", "cwd", params=fault)
 def test_a_killed_run_loses_nothing_and_is_ended(
     project: Project, mlflow: str, sender: str
 ) -> None:
-    words = [sys.executable, "-c", KILLED, str(project.path), mlflow]
-    process = subprocess.run(words, cwd=Path(__file__).parents[2], check=False, timeout=300)
-    assert process.returncode == -signal.SIGKILL
+    words = ["-c", KILLED, str(project.path), mlflow]
+    done = warm.run(words, cwd=warm.ROOT, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     unsent = project.path / "data/07_model_output/untracked"
     assert len(list(unsent.glob("*.jsonl"))) == 1
     if sender == "command":

@@ -6,10 +6,8 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +25,10 @@ from rdd_pipeline.training.job import TrainingJob
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.store import RunStore
 from rdd_pipeline.training.training import Training
+from tests import warm
 from tests.training.conftest import LABELS, STUDENT, write_blocks
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{warm.ROOT}:{warm.ROOT / 'src'}"}
 
 
 @pytest.fixture
@@ -82,12 +83,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     """SIGKILL of a real process, then the same command (here: its function) again."""
     job = make_job(recipe={"iterations": 24, "validate_every": 12}, rdd={"tfe_length": 8})
     path = write_job(job)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rdd_pipeline.launching", str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = warm.start(["-m", "rdd_pipeline.launching", str(path)], cwd=tmp_path, env=ENVIRONMENT)
     try:
         deadline = time.monotonic() + 120
         while not list((tmp_path / "out").glob("work/*/state-*.ckpt")):
@@ -96,9 +92,9 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
             time.sleep(0.002)
         time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     assert not list((tmp_path / "out").glob("work/*/done.json"))
 
     (folder,) = (tmp_path / "out").glob("work/*")
@@ -208,19 +204,10 @@ def test_the_command_returns_143_when_it_was_stopped(write_job, monkeypatch, cap
 @pytest.mark.parametrize("moment", ["open:teacher.safetensors", "open:index.csv"])
 def test_a_signal_at_any_moment_ends_the_command_in_one_line(write_job, tmp_path, moment):
     job = write_job()
-    (tmp_path / "sitecustomize.py").write_text("from tests.moments import arm\narm()\n")
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "rdd_pipeline.launching", str(job)],
-        env={
-            **os.environ,
-            "MOMENT": moment,
-            "SIGNALS": "2,15",
-            "PYTHONPATH": f"{tmp_path}:{root}:{root / 'src'}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=250,
+    done = warm.run(
+        ["-m", "rdd_pipeline.launching", str(job)],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "MOMENT": moment, "SIGNALS": "2,15"},
     )
     assert done.returncode == 143
     assert "Traceback" not in done.stderr

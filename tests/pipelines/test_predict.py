@@ -15,9 +15,9 @@ from tests.inference.conftest import checkpoint
 DATA, CPU = DataParams(layout="scenes", bits=12), TrainerParams(device="cpu", threads=1)
 
 
-@pytest.fixture
-def models(tmp_path) -> Path:
-    root = tmp_path / "models"
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("project") / "models"
     for method, seeds in (("student_tse", (3, 4)), ("student_cwd", (5,)), ("teacher", (6,))):
         for seed in seeds:
             folder = root / method / "2026-01-01T00.00.00.000Z" / method
@@ -34,9 +34,9 @@ def photos(tmp_path) -> Path:
     return folder
 
 
-def plan(models: Path, photos: Path | None, **params):
+def plan(models: Path, photos: Path | None, out: Path = Path("/nowhere"), **params):
     given = PredictParams(images=None if photos is None else str(photos), **params)
-    return plan_predictions(given, DATA, CPU, models, models.parent / "out")
+    return plan_predictions(given, DATA, CPU, models, out)
 
 
 def seed_of(models: Path, photos: Path, **params) -> str:
@@ -91,8 +91,9 @@ def test_results_go_where_they_are_wanted(models, photos, tmp_path):
 def test_what_cannot_be_done_is_refused_before_anything_is_written(
     models, photos, tmp_path, params, message
 ):
+    out = tmp_path / "out"
     with pytest.raises(UserError, match=message):
-        plan(models, photos, **params)
+        plan(models, photos, out, **params)
     with pytest.raises(UserError, match=r"predict\.images is not set"):
-        plan(models, None, **params)
-    assert not (tmp_path / "out").exists()
+        plan(models, None, out, **params)
+    assert not out.exists()

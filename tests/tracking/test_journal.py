@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from rdd_pipeline.tracking.__main__ import main
 from rdd_pipeline.tracking.delivery import send_file
 from rdd_pipeline.tracking.journal import Journal, JournalInUseError
 from rdd_pipeline.tracking.records import Record
+from tests import warm
 from tests.mlflow_store import new_store
 from tests.tracking.fakes import FakeClient, history, new_writer, sent, unsent
 
@@ -59,8 +59,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def _killed(uri: str, file: Path, request: int, status: str = "") -> None:
     """A process that dies after MLflow has taken its nth request, before this is noted."""
-    words = [sys.executable, "-c", KILLED, uri, str(file), str(request), status]
-    assert subprocess.run(words, check=False, timeout=300).returncode == -signal.SIGKILL
+    words = ["-c", KILLED, uri, str(file), str(request), status]
+    done = warm.run(words, cwd=warm.ROOT, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def _only_run(client: MlflowClient):

@@ -3,8 +3,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from rdd_pipeline.training import store as store_module
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.state import MAGIC, TrainState
 from rdd_pipeline.training.store import RunStore
+from tests import warm
 from tests.equal import equal
 
 from .conftest import CPU
@@ -143,26 +142,29 @@ def _positions(data: bytes, count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _flips(data: bytes) -> Iterator[bytes]:
+def _flips(data: bytes, count: int) -> Iterator[bytes]:
     draws = random.Random(1)
-    for position in _positions(data, 200):
+    for position in _positions(data, count):
         yield (
             data[:position] + bytes([data[position] ^ draws.randint(1, 255)]) + data[position + 1 :]
         )
 
 
-def _truncations(data: bytes) -> Iterator[bytes]:
-    for length in _positions(data, 200):
+def _truncations(data: bytes, count: int) -> Iterator[bytes]:
+    for length in _positions(data, count):
         yield data[:length]
 
 
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("damages", [_flips, _truncations])
-def test_whatever_byte_is_damaged_the_state_is_named_and_the_older_one_used(store, caplog, damages):
+def test_whatever_byte_is_damaged_the_state_is_named_and_the_older_one_used(
+    store, caplog, damages, count
+):
     older = store.save(_state(5))
     newest = store.save(_state(10))
     whole = {path: path.read_bytes() for path in (older, newest)}
-    files = list(zip(*(damages(whole[path]) for path in (older, newest)), strict=True))
-    assert len(files) == 200
+    files = list(zip(*(damages(whole[path], count) for path in (older, newest)), strict=True))
+    assert len(files) == count
     for damaged_older, damaged_newest in files:
         newest.write_bytes(damaged_newest)
         caplog.clear()
@@ -363,15 +365,12 @@ def test_every_write_of_the_folder_is_atomic(store, monkeypatch):
 
 def test_two_processes_that_train_the_same_at_once_are_both_right(blocks, tmp_path):
     alone = train(the_training(blocks.root), CPU)
-    command = [sys.executable, "-m", "tests.training.train_once", str(blocks.root), str(tmp_path)]
-    processes = [
-        subprocess.Popen([*command, "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    words = ["-m", "tests.training.train_once", str(blocks.root), str(tmp_path), "2"]
+    processes = [warm.start(words, cwd=warm.ROOT, env=os.environ) for _ in range(2)]
     for process in processes:
-        output, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
-        assert output.split() == [alone.network.digest(), "6"]
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [alone.network.digest(), "6"]
     store = RunStore(tmp_path, alone.fingerprint)
     assert equal(store.finished_state().student, alone.state.student)
     assert sorted(path.name for path in store.path.iterdir()) == [
