@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check format bench docs docs-viz viz ui serve clean-old lock
+.PHONY: help setup run test test-all shows check format bench docs docs-viz viz ui serve clean-old lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: setup ## set up, then the tests, in WORKERS=2 processes
 
 test-all: setup ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not gpu'
+
+shows: setup ## what people look at: the documentation, the notebooks, the pages in a browser
+	$(BIN)/python -m pytest $(PARALLEL) -m shows $$(grep -rl --include="test_*.py" mark.shows tests)
 
 check: setup ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -29,7 +29,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # They mostly wait for processes of their own; a worker that got them last would be the last to end.
-_FIRST = ("test_launch.py", "test_distributed.py", "test_run.py", "test_main.py")
+_FIRST = (
+    *("test_launch.py", "test_distributed.py", "test_run.py", "test_main.py", "test_typed.py"),
+    *("test_loop.py", "test_methods.py", "test_shared.py", "test_delivery.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,13 +7,17 @@ import functools
 import json
 import shutil
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from matplotlib.figure import Figure
 
+from rdd_pipeline.datasets import whole
+from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.hooks.environments import environments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +59,8 @@ def _know_the_project() -> None:
     bootstrap_project(ROOT)
 
 
-def _blank_pictures() -> AbstractContextManager[Any]:
+@contextmanager
+def _blank_pictures() -> Iterator[None]:
     save = Figure.savefig
 
     def blank(figure: Figure, file: Any, *, metadata: Any = None, **settings: Any) -> None:
@@ -63,7 +68,16 @@ def _blank_pictures() -> AbstractContextManager[Any]:
             figure, settings = Figure((1, 1)), {"dpi": 8}
         save(figure, file, metadata=metadata, **settings)
 
-    return mock.patch.object(Figure, "savefig", blank)
+    picture = whole._Picture
+
+    def undrawn(drawing: Drawing, *more: Any) -> Any:
+        return picture(replace(drawing, draw=Figure), *more)
+
+    with (
+        mock.patch.object(whole, "_Picture", undrawn),
+        mock.patch.object(Figure, "savefig", blank),
+    ):
+        yield
 
 
 class Project:
@@ -81,8 +95,8 @@ class Project:
     ) -> None:
         """`kedro run --pipelines=... --env=test` in this process.
 
-        Figures are made but not `rendered` for a file, half of the time of such a run: their files
-        are blank and say what they are of.
+        Without `rendered` figures are not drawn, half of the time of such a run: their files are
+        blank and say what they are of.
         """
         from kedro.framework.session import KedroSession
 

@@ -16,6 +16,7 @@ from tests.kedro_project import bootstrap
 pytest.importorskip("mkdocs", reason="extra docs")
 pytest.importorskip("mkdocstrings", reason="extra docs")
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.shows
 
 
 @pytest.fixture(scope="module")

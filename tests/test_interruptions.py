@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from rdd_pipeline.errors import RunInterrupted
 from rdd_pipeline.interruptions import Signals, is_command
 from tests.kedro_project import CONF, ROOT
 from tests.mlflow_store import new_store
-from tests.typist import Typist
 
 
 @pytest.fixture
@@ -117,13 +115,6 @@ def project(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def typist(tmp_path_factory) -> Iterator[Typist]:
-    typist = Typist(tmp_path_factory.mktemp("typist"))
-    yield typist
-    typist.leave()
-
-
 def interrupted(
     project: Path, command: list[str], moment: str, numbers: list[int]
 ) -> subprocess.CompletedProcess[str]:
@@ -166,36 +157,6 @@ def statuses(project: Path) -> list[str]:
 )
 def test_while_a_command_imports(project: Path, command, moment, numbers) -> None:
     check_one_line(interrupted(project, command, moment, numbers))
-
-
-MOMENTS = [
-    ("open:parameters.yml", []),
-    ("sqlite3.connect:mlflow.db", []),
-    ("open:label_statistics", ["KILLED"]),
-    ("os.rename:data_tags", ["KILLED"]),
-]
-
-
-@pytest.mark.parametrize(
-    ("numbers", "moment", "ends"),
-    [
-        *(pytest.param([TERM], *moment, id=f"once-{moment[0]}") for moment in MOMENTS),
-        *(
-            pytest.param([INT, TERM], *moment, id=f"twice-{moment[0]}", marks=pytest.mark.slow)
-            for moment in MOMENTS
-        ),
-    ],
-)
-def test_in_the_middle_of_a_run(project: Path, typist: Typist, numbers, moment, ends) -> None:
-    done = typist.type(
-        *RUN,
-        cwd=project,
-        MOMENT=moment,
-        SIGNALS=",".join(str(int(number)) for number in numbers),
-        MLFLOW_TRACKING_URI="sqlite:///mlflow.db",
-    )
-    check_one_line(done)
-    assert statuses(project) == ends
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kedro_project import CONF, ROOT, Project, bootstrap
+from tests.mlflow_store import new_store
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -48,14 +49,14 @@ def finished(tmp_path_factory):
     bootstrap()
     project = Project(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(folder / "mlflow.db"))
         patch.setenv("MPLBACKEND", "agg")
         project.run("distill_tse")
         project.run("evaluation")
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.shows
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook, finished):
     script = finished / f"{notebook.stem}.ipy"

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,20 +21,14 @@ from PIL import Image
 from torch.testing import assert_close
 
 import rdd_pipeline
-from rdd_pipeline.config import NetworkParams
 from rdd_pipeline.errors import DataProblem, NonFiniteLossError, RunInterrupted, UserError
 from rdd_pipeline.networks import (
-    NetworkCheckpoint,
     load_checkpoint,
-    network_from_params,
-    save_checkpoint,
 )
 from rdd_pipeline.pipelines import method_nodes
 from rdd_pipeline.training.state import loads
-from tests.data.files import make_camvid
-from tests.kedro_project import CONF, ROOT, Project, bootstrap
+from tests.kedro_project import ROOT, Project, bootstrap
 from tests.mlflow_store import new_store
-from tests.typist import Typist
 
 STUDENT = "06_models/test/student_tse/0.safetensors"
 METRICS = "07_model_output/test/metrics"
@@ -118,7 +111,7 @@ def story(tmp_path_factory, recorder) -> Story:
         baselines=recorder.run(
             project, "distill_baselines", to_outputs=["metrics_baseline", "metrics_kd"]
         ),
-        evaluation=recorder.run(project, "evaluation"),
+        evaluation=recorder.run(project, "evaluation", rendered=True),
     )
 
 
@@ -565,75 +558,3 @@ def test_a_wrong_parameter_is_named_before_anything_is_read(recorder, empty, par
     assert len(str(info.value).splitlines()) == 1
     assert not (empty.folder / "data").exists()
     assert not recorder.new_runs()
-
-
-# ---- the command line
-
-
-@pytest.fixture(scope="module")
-def typist(tmp_path_factory):
-    typist = Typist(tmp_path_factory.mktemp("typist"))
-    yield typist
-    typist.leave()
-
-
-@pytest.fixture
-def command_line(tmp_path, recorder, typist):
-    """Function that types `kedro run` in a clone; its words after that."""
-    clone = tmp_path / "clone"
-    (clone / "src").mkdir(parents=True)
-    shutil.copytree(CONF, clone / "conf")
-    shutil.copy(ROOT / "pyproject.toml", clone)
-
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return typist.type(
-            *("run", "--env=test", *words),
-            cwd=clone,
-            MLFLOW_TRACKING_URI="sqlite:///mlflow.db",
-            COLUMNS="200",
-        )
-
-    new_store(clone / "mlflow.db")
-    return clone, call
-
-
-def test_a_teacher_of_other_classes_ends_the_command_with_one_clear_line(command_line, tmp_path):
-    clone, kedro_run = command_line
-    params = NetworkParams(name="fcn_test_efficientnet", width=8, output_stride=16)
-    two = NetworkCheckpoint.from_network(
-        network_from_params(params, num_classes=2), params=params, label_names=("a", "b")
-    )
-    weights = tmp_path / "two.safetensors"
-    save_checkpoint(two, weights)
-
-    done = kedro_run("--pipeline=distill_tse", f"--params=teacher.weights={weights}")
-
-    assert done.returncode != 0
-    assert "Error: Teacher has 2 classes, the label set 11. Choose weights" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert not list((clone / "data/06_models").rglob("*.safetensors"))
-    assert not list((clone / "data/06_models").rglob("state-*"))
-
-
-def test_a_variant_of_a_data_set_is_one_folder_with_its_difference(command_line):
-    """Of CamVid here: the layout, the networks and the recipe are those of `--env=camvid`."""
-    clone, kedro_run = command_line
-    variant = clone / "conf/camvid/tiny"
-    variant.mkdir()
-    (variant / "globals.yml").write_text("dataset: camvid_tiny\n")
-    (variant / "parameters.yml").write_text("data: {image_size: [60, 80]}\n")
-    make_camvid(clone / "data/01_raw/camvid")
-    done = kedro_run("--pipeline=data_ingestion", "--env=camvid/tiny")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (clone / "data/08_reporting/camvid_tiny/data_preview.png").exists()
-    assert not (clone / "data/08_reporting/camvid").exists()
-
-
-def test_a_missing_folder_ends_the_command_with_one_clear_line(command_line):
-    clone, kedro_run = command_line
-    done = kedro_run("--params=data.layout=camvid,data.path=nowhere")
-    assert done.returncode != 0
-    assert "Error: The folder with the images, " in done.stderr
-    assert "nowhere, does not exist. Expected: train/NAME.png" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert not (clone / "data/06_models").exists()

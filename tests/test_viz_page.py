@@ -18,7 +18,7 @@ from tests.kedro_project import CONF, ROOT
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.shows,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
 ]
 

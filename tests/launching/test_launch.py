@@ -450,6 +450,7 @@ def test_two_machines_come_to_what_two_processes_do(undisturbed, run, job, two_m
     assert run(job, tmp_path, trainer=trainer).trained == 0
 
 
+@pytest.mark.slow  # on one machine: `killed_once`
 def test_a_process_of_the_second_machine_is_killed(
     undisturbed, run, job, two_machines, tmp_path, monkeypatch, caplog
 ):

@@ -33,7 +33,7 @@ def _wait_for(address: str, seconds: float) -> None:
             time.sleep(0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.shows
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
 def test_the_comparison_of_two_methods_shows_their_names_and_scores(tmp_path: Path) -> None:
