@@ -160,8 +160,8 @@ def test_old_metrics_without_cost_or_classes_are_compared_and_drawn(console, tmp
         _again(compare_methods([old], EvaluationParams())),
         _again(compare_by_class([old])),
     )
-    for figure in (draw_comparison(table), draw_classes(classes), draw_cost(table)):
-        assert isinstance(figure, Figure)
+    for drawing in (draw_comparison(table), draw_classes(classes), draw_cost(table)):
+        assert isinstance(drawing.draw(), Figure)
     assert "KD" in write_report([old], table, classes, tmp_path)
 
 
@@ -198,7 +198,11 @@ def test_the_comparison_survives_its_csv_file_and_is_drawn(tmp_path, capsys):
     table.to_csv(tmp_path / "t.csv", index=False)
     again = pd.read_csv(tmp_path / "t.csv")
     assert list(again["method"]) == ["teacher", "tse", "baseline"]
-    assert isinstance(draw_comparison(again), Figure)
+    drawing = draw_comparison(again)
+    assert isinstance(drawing.draw(), Figure)
+    assert draw_comparison(again.copy()).digest({}) == drawing.digest({})
+    again.loc[1, "test_score"] += 0.01
+    assert draw_comparison(again).digest({}) != drawing.digest({})
 
 
 # ---- through Kedro

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +16,10 @@ from rich.table import Table
 
 from rdd_pipeline.commands import kedro_command
 from rdd_pipeline.config import EvaluationParams
+from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import METRICS
+from rdd_pipeline.files import json_digest
 from rdd_pipeline.reporting.caption import captioned, provenance
 from rdd_pipeline.reporting.comparison import (
     compare,
@@ -83,22 +85,22 @@ def compare_by_class(trained_metrics: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def draw_comparison(comparison_table: pd.DataFrame) -> Figure:
+def draw_comparison(comparison_table: pd.DataFrame) -> Drawing:
     """The metric of every method with the spread over seeds."""
     rows = _rows(comparison_table)
-    return _captioned(iou_bars(rows), rows)
+    return _drawing(lambda: iou_bars(rows), ["comparison", rows], rows)
 
 
-def draw_classes(class_table: pd.DataFrame) -> Figure:
+def draw_classes(class_table: pd.DataFrame) -> Drawing:
     """IoU of every class and method, colored by the gain over the student alone."""
     rows = _rows(class_table)
-    return _captioned(class_figure(rows), rows)
+    return _drawing(lambda: class_figure(rows), ["classes", rows], rows)
 
 
-def draw_cost(comparison_table: pd.DataFrame) -> Figure:
+def draw_cost(comparison_table: pd.DataFrame) -> Drawing:
     """The metric over the speed of training."""
     rows = _rows(comparison_table)
-    return _captioned(cost_figure(rows), rows)
+    return _drawing(lambda: cost_figure(rows), ["cost", rows], rows)
 
 
 def write_report(
@@ -156,20 +158,24 @@ def write_report(
     )
 
 
-def draw_calibration(trained_metrics: list[dict[str, Any]]) -> Figure:
+def draw_calibration(trained_metrics: list[dict[str, Any]]) -> Drawing:
     """Reliability of every method's first seed."""
     counts = counted(trained_metrics)
     abouts = [result["about"] for result in trained_metrics]
-    return _captioned(reliability_figure(counts), abouts, split="the last one")
+    shows = ["calibration", json_digest(counts)]
+    return _drawing(lambda: reliability_figure(counts), shows, abouts, split="the last one")
 
 
 # ---- parts
 
 
-def _captioned(figure: Figure, rows: Sequence[Mapping[str, Any]], split: str = "") -> Figure:
+def _drawing(
+    draw: Callable[[], Figure], shows: Any, rows: Sequence[Mapping[str, Any]], split: str = ""
+) -> Drawing:
     """With the networks and the environment below it; methods and seeds are in the figure."""
     networks = dict.fromkeys(str(row["network"]) for row in rows if row.get("network"))
-    return captioned(figure, provenance(network=", ".join(networks), split=split))
+    line = provenance(network=", ".join(networks), split=split)
+    return Drawing(lambda: captioned(draw(), line), shows=[shows, line])
 
 
 def _speeds(folder: Path | None) -> list[dict[str, Any]]:
