@@ -55,6 +55,7 @@ RIM = {
     "__main__",
 }  # fmt: skip
 RIM_LIBRARIES = {"kedro", "kedro_datasets", "kedro_mlflow", "mlflow", "pandas", "fsspec", "jinja2"}
+RIM_LIBRARIES |= {"click"}  # of Kedro's command line
 EVERYWHERE = {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich", "numpy", "PIL"}
 EVERYWHERE |= {"huggingface_hub", "yaml"}  # timm cannot do without them
 # Figures, statistics and reports; nothing that trains needs them. Triton comes with torch for CUDA.
