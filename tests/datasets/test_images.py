@@ -114,3 +114,13 @@ def test_a_damaged_pointer_is_not_believed_and_ingestion_mends_it(tmp_path: Path
         session(tmp_path).find()
     session(tmp_path).save(IMAGES)
     assert session(tmp_path).load() == IMAGES
+
+
+def test_an_optional_entry_gives_nothing_where_nothing_is(tmp_path: Path):
+    entry = ImagesDataset(filepath=str(tmp_path), optional=True)
+    entry.expect(DataParams(layout="camvid"))
+    assert entry.load() is None
+    session(tmp_path).save(IMAGES)
+    assert entry.load() == IMAGES
+    entry.expect(DataParams(layout="camvid", val_fraction=0.5))
+    assert entry.load() is None

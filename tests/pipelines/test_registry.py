@@ -110,10 +110,12 @@ def test_a_fresh_clone_has_all_that_the_main_job_starts_from(pipelines):
         assert inputs <= folders
     inputs = {i for i in pipelines["export"].inputs() if not i.startswith("params:")}
     assert inputs <= folders | {"models_folder", "export_folder"}
-    assert pipelines["evaluation"].inputs() - {"params:evaluation"} == {
+    assert pipelines["evaluation"].inputs() - {"params:evaluation", "params:trainer"} == {
         "trained_metrics",
         "work_folder",
         "reporting_folder",
+        "models_folder",
+        "ingested_images",  # it may be without
     }
     inputs = {i for i in pipelines["predict"].inputs() if not i.startswith("params:")}
     assert inputs == {"models_folder", "predictions_folder"}
@@ -164,7 +166,7 @@ def test_only_hand_overs_inside_a_run_are_kept_in_memory(pipelines, catalog):
     # From hook or node to node: in a file another session could put its own there.
     handed_over = {"inspection", "indexed_images", "given_teacher", "measured_networks"}
     handed_over |= {"prediction_plan", "exported_network", "run_methods"}
-    handed_over |= {"found_export", "imported_data"}
+    handed_over |= {"found_export", "imported_data", "comparison_examples"}
     for pipeline in pipelines.values():
         for dataset in pipeline.datasets():
             if not dataset.startswith(("params:", "plan_", "training_")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,12 @@ from rdd_pipeline.data.labels import LabelSet
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import json_digest, read_regular, write_atomically
 
+logger = logging.getLogger(__name__)
+
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
-class ImagesDataset(AbstractDataset[Images, Images]):
+class ImagesDataset(AbstractDataset[Images, Images | None]):
     """An index with its label set, in a file that is named by the digest of what it holds.
 
     A session loads what it has saved itself, whatever others save meanwhile. One that has saved
@@ -35,14 +38,19 @@ class ImagesDataset(AbstractDataset[Images, Images]):
     ```
     """
 
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, filepath: str, optional: bool = False, metadata: dict[str, Any] | None = None
+    ) -> None:
         """Make a handle.
 
         Args:
             filepath: The folder with all of them.
+            optional: Whether `load` gives None where nothing was ingested with the session's
+                parameters, or what was is damaged: for what may go without images.
             metadata: Not read here.
         """
         self._folder = Path(filepath)
+        self._optional = optional
         self.metadata = metadata
         self._wanted: dict[str, Any] | None = None
         self._saved: str | None = None
@@ -67,12 +75,21 @@ class ImagesDataset(AbstractDataset[Images, Images]):
         write_atomically(self._pointer(), json.dumps(pointer).encode())
         self._saved = digest
 
-    def load(self) -> Images:
+    def load(self) -> Images | None:
         """Read what this session saved, else what was ingested with its parameters.
 
         Raises:
-            UserError: Nothing was, or the file is damaged.
+            UserError: Nothing was, or the file is damaged, and it is not `optional`.
         """
+        try:
+            return self._ingested()
+        except UserError as error:
+            if not self._optional:
+                raise
+            logger.info("Without images: %s", error)
+            return None
+
+    def _ingested(self) -> Images:
         digest = self.find()
         content = _read(self._content(digest))
         if content is None or json_digest(content) != digest:

@@ -186,17 +186,20 @@ def check_upstream(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None
 
 
 def check_images(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:
-    """Tell the entry `images` which images this session is about, and look whether they are there.
+    """Tell the entries with images which this session is about, and look whether they are there.
+
+    `ingested_images` may go without them.
 
     Raises:
         UserError: The pipeline begins after ingestion, and these images have not been ingested.
     """
-    if catalog is None or "images" not in pipeline.datasets() or "images" not in catalog:
-        return
-    images: Any = catalog.get("images")
-    images.expect(DataParams.model_validate(catalog.load("params:data")))
-    if "images" in pipeline.inputs():
-        images.find()
+    for name in {"images", "ingested_images"} & pipeline.datasets():
+        if catalog is None or name not in catalog:
+            continue
+        images: Any = catalog.get(name)
+        images.expect(DataParams.model_validate(catalog.load("params:data")))
+        if name == "images" and name in pipeline.inputs():
+            images.find()
 
 
 def check_data(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any] | None) -> None:

@@ -109,7 +109,7 @@ def rank_images(
     )
     rows = []
     for split in ours["splits"]:
-        scores = [_image_scores(result, split) for result in (ours, alone, teacher)]
+        scores = [image_scores(result, split) for result in (ours, alone, teacher)]
         for sample in images.split(split).samples:
             student, other, big = (found.get(sample.name, math.nan) for found in scores)
             rows.append(
@@ -135,7 +135,7 @@ def rank_images(
     line = _line(images, ours, split)
 
     def draw() -> Figure:
-        examples = _examples(images, samples, list(networks.values()), evaluation, trainer)
+        examples = predicted_examples(images, samples, list(networks.values()), evaluation, trainer)
         return captioned(_pictures.worst_figure(examples, images.labels, rule), line)
 
     shows = ["worst", rule, line, _shows(images, samples, networks, evaluation)]
@@ -211,7 +211,7 @@ def find_label_errors(
 # ---- parts
 
 
-def _image_scores(result: Metrics, split: str) -> dict[str, float]:
+def image_scores(result: Metrics, split: str) -> dict[str, float]:
     """MIoU in % by name; NaN: no labeled pixel. Empty for results of before there were any."""
     found = result["splits"].get(split, {}).get("images") or ()
     return {name: math.nan if miou is None else round(100 * miou, 4) for name, miou in found}
@@ -220,7 +220,7 @@ def _image_scores(result: Metrics, split: str) -> dict[str, float]:
 def _chosen(images: Images, alone: Metrics, ours: Metrics, count: int) -> tuple[str, list[Sample]]:
     """The last evaluated split, and those of its images that are shown."""
     split = list(ours["splits"])[-1]
-    before, after = (_image_scores(result, split) for result in (alone, ours))
+    before, after = (image_scores(result, split) for result in (alone, ours))
     samples = images.split(split).samples
     gains = [after.get(s.name, math.nan) - before.get(s.name, math.nan) for s in samples]
     return split, [samples[place] for place in spread(gains, count)]
@@ -235,12 +235,12 @@ def _side_by_side(
     rule: str,
     line: str,
 ) -> Figure:
-    examples = _examples(images, samples, list(named.values()), evaluation, trainer)
+    examples = predicted_examples(images, samples, list(named.values()), evaluation, trainer)
     figure = _pictures.side_by_side_figure(examples, list(named), images.labels, rule)
     return captioned(figure, line)
 
 
-def _examples(
+def predicted_examples(
     images: Images,
     samples: Sequence[Sample],
     networks: Sequence[NetworkCheckpoint],
@@ -339,7 +339,9 @@ def _regions(
     places = sorted({region["position"] for found in shown.values() for region in found})
     samples = [images.samples[place] for place in places]
     examples = dict(
-        zip(places, _examples(images, samples, [teacher], evaluation, trainer), strict=True)
+        zip(
+            places, predicted_examples(images, samples, [teacher], evaluation, trainer), strict=True
+        )
     )
     groups = [
         (

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FONT_SIZE, COLOR = 6.5, "#666666"
-_WIDTH = 0.64
+_WIDTH = 0.58
 """Of a character, on average, in font sizes."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from rdd_pipeline.distillation.methods import METHODS
@@ -112,7 +113,8 @@ def mark_handovers(axes: Axes, handovers: Handovers, *, named: bool) -> None:
     """A dashed line where one stage ends, with the names of both above it."""
     place = axes.get_xaxis_transform()
     for last, before, after in handovers:
-        axes.axvline(last + 0.5, color="black", linestyle="--", linewidth=0.8)
+        line = axes.axvline(last + 0.5, color="black", linestyle="--", linewidth=0.8)
+        line.set_path_effects([withStroke(linewidth=2.0, foreground="white")])  # on dark areas
         for text, side in ((f"{before}  ", "right"), (f"  {after}", "left")) if named else ():
             axes.text(last + 0.5, 1.01, text, ha=side, transform=place, fontsize=SMALL)
 

@@ -179,13 +179,14 @@ def _sheet(
     columns: int, heights: Sequence[float], rule: str, width: float = _WIDTH
 ) -> tuple[Figure, GridSpec, Axes]:
     """A figure with a grid of pictures, and an area for the legend below them."""
-    bottom = 0.62
+    bottom = 0.4
     figure = Figure(
-        figsize=(columns * (width + 0.06) + 0.3, sum(heights) + 0.5 + bottom), layout="constrained"
+        figsize=(columns * (width + 0.06) + 0.3, sum(heights) + 0.6 + bottom), layout="constrained"
     )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr,call-arg]
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)  # type: ignore[union-attr,call-arg]
     grid = GridSpec(len(heights) + 1, columns, figure, height_ratios=[*heights, bottom])
-    figure.suptitle(plain(rule), fontsize=NORMAL, x=0.01, ha="left")
+    # The line break keeps it apart from the titles of the pictures.
+    figure.suptitle(f"{plain(rule)}\n", fontsize=NORMAL, x=0.01, ha="left", linespacing=0.7)
     legend = figure.add_subplot(grid[len(heights), :])
     legend.axis("off")
     return figure, grid, legend

@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from rdd_pipeline.reporting.comparison import (
     split_names,
     verdict,
 )
+from rdd_pipeline.reporting.gallery import Gallery
 
 Rows = Sequence[Mapping[str, Any]]
 Jobs = Mapping[str, Mapping[str, Any]]
@@ -88,6 +90,7 @@ class Block:
     class_head: list[str]
     class_body: list[list[Cell]]
     guess: str
+    gallery: Gallery | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def render_report(
     jobs: Jobs,
     pictures: Sequence[Picture],
     speeds: Rows = (),
+    galleries: Mapping[str, Gallery] = MappingProxyType({}),
 ) -> str:
     """Write the page.
 
@@ -123,6 +127,7 @@ def render_report(
         jobs: Job (content of ``job.json``) by fingerprint, as far as they are there.
         pictures: Shown in this order.
         speeds: Of the pipeline `benchmark`, as far as it was run.
+        galleries: Single images by ``protocol_digest``, as far as they are there.
     """
     results = counted(results)
     metric = next((str(row["metric"]) for row in rows), "miou")
@@ -134,7 +139,8 @@ def render_report(
         lstrip_blocks=True,
     ).get_template("report.html.jinja")
     blocks = [
-        _block(finished(group), class_rows, results, jobs, speeds) for group in side_by_side(rows)
+        _block(finished(group), class_rows, results, jobs, speeds, galleries)
+        for group in side_by_side(rows)
     ]
     return template.render(
         blocks=blocks,
@@ -214,7 +220,12 @@ def _float(value: Any) -> float:
 
 
 def _block(
-    rows: Rows, class_rows: Rows, results: Sequence[Metrics], jobs: Jobs, speeds: Rows
+    rows: Rows,
+    class_rows: Rows,
+    results: Sequence[Metrics],
+    jobs: Jobs,
+    speeds: Rows,
+    galleries: Mapping[str, Gallery],
 ) -> Block:
     students = [row for row in rows if row["method"] != "teacher"]
     first = (students or rows)[-1]
@@ -277,6 +288,7 @@ def _block(
         class_head=class_head,
         class_body=class_body,
         guess=_chance(rows, splits[-1]) if splits else "",
+        gallery=galleries.get(str(first["protocol_digest"])),
     )
 
 

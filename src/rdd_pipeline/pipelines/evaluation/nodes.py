@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pandas as pd
@@ -40,6 +41,7 @@ from rdd_pipeline.reporting.comparison_figures import (
     reliability_figure,
     shorten,
 )
+from rdd_pipeline.reporting.gallery import Gallery
 from rdd_pipeline.reporting.report import (
     Picture,
     gain_text,
@@ -109,6 +111,7 @@ def write_report(
     class_table: pd.DataFrame,
     work_folder: Path,
     reporting_folder: Path | None = None,
+    examples: Mapping[str, Gallery] = MappingProxyType({}),
 ) -> str:
     """Tables, figures and how to read them, as one HTML page that needs no other file.
 
@@ -155,6 +158,7 @@ def write_report(
         jobs=jobs,
         pictures=pictures,
         speeds=_speeds(reporting_folder),
+        galleries=examples,
     )
 
 

@@ -8,6 +8,7 @@ from rdd_pipeline.lazy import Lazy
 from rdd_pipeline.pipelines.node import Node
 
 _nodes = Lazy("rdd_pipeline.pipelines.evaluation.nodes")
+_examples = Lazy("rdd_pipeline.pipelines.evaluation.examples")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -57,6 +58,21 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 tags=["figures"],
             ),
             Node(
+                _examples.show_examples,
+                name="show_examples",
+                inputs={
+                    "trained_metrics": "trained_metrics",
+                    "comparison_table": "comparison_table",
+                    "ingested_images": "ingested_images",
+                    "models_folder": "models_folder",
+                    "work_folder": "work_folder",
+                    "evaluation": "params:evaluation",
+                    "trainer": "params:trainer",
+                },
+                outputs="comparison_examples",
+                tags=["figures"],
+            ),
+            Node(
                 _nodes.write_report,
                 name="write_report",
                 inputs={
@@ -65,6 +81,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "class_table": "class_table",
                     "work_folder": "work_folder",
                     "reporting_folder": "reporting_folder",
+                    "examples": "comparison_examples",
                 },
                 outputs="comparison_report",
                 tags=["figures"],
