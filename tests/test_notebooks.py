@@ -24,6 +24,8 @@ def test_a_notebook_is_stored_without_output(notebook):
     assert not [c for c in cells(notebook) if c["outputs"] or c["execution_count"]]
     text = notebook.read_text()
     assert "data/0" not in text  # what lies where is the catalog's business
+    # Without it a server's kernel shows the words of a figure in its place.
+    assert "%matplotlib inline\n" in cells(notebook)[0]["source"]
 
 
 def test_outputs_are_taken_out(tmp_path):
