@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rdd_pipeline.config import ImportParams, Parameters
 from rdd_pipeline.errors import DataProblem, UserError
 from rdd_pipeline.importing.environment import Machine, parameters_text
 from rdd_pipeline.importing.write import Written
-from rdd_pipeline.pipelines.import_data import nodes
+from rdd_pipeline.pipelines.import_data import duration, nodes
 from tests.importing.exports import EXPORTS, NAMES, plain, roboflow, save
 from tests.kedro_project import CONF, bootstrap
 from tests.mlflow_store import new_store
@@ -28,6 +29,7 @@ def own_session(monkeypatch, tmp_path):
     """Hints are those of a plain `kedro run`, and the project is the test's folder."""
     remember_session(Session())
     monkeypatch.setattr("rdd_pipeline.pipelines.paths.find_kedro_project", lambda _: tmp_path)
+    monkeypatch.setattr(nodes, "distillation_minutes", lambda *_: 7.4)  # seconds for each export
 
 
 def run(tmp_path: Path, source: Path, **params: Any) -> str:
@@ -127,6 +129,25 @@ def test_an_environment_and_a_folder_of_others_are_not_touched(tmp_path):
         run(tmp_path, tmp_path / "s", output=tmp_path / "s" / "out")
     with pytest.raises(UserError, match=r"import_data\.source is not set"):
         nodes.recognize_export(tmp_path, ImportParams())
+
+
+def test_the_time_is_that_of_the_steps_and_is_said(tmp_path, monkeypatch):
+    """A step takes 4 s of CPU on one core for 2 of 8 images: 16 s, on two cores 9.2 s."""
+    written = Written(
+        "x", {"a": 0.5, "b": 0.5}, 0.0, {"train": 9}, "", [((64, 64), 9)], False, "", []
+    )
+    text = parameters_text(written, Machine(gpu=False, weights=False))
+    clock = itertools.count(0, 4)
+    monkeypatch.setattr(duration.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(duration.torch, "get_num_threads", lambda: 2)
+    seconds = 16 / 2**0.8 * (320 * (2 + 1 / 3) + 480)
+    assert duration.distillation_minutes(text, 2) == pytest.approx(1.3 * seconds / 60 + 0.5)
+    plain(tmp_path / "s")
+    first = run(tmp_path, tmp_path / "s").splitlines()[3]
+    assert first.endswith(
+        "without ImageNet weights; about 7 min if nothing else runs on these 2 cores."
+    )
+    assert " min " not in run(tmp_path, tmp_path / "s")
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import click
 from kedro.framework.cli.utils import LazyGroup
 
 
@@ -52,8 +51,9 @@ def _require(module_name: str) -> None:
     try:
         import_module(module_name)
     except ImportError as error:
-        raise click.ClickException(
-            f"The package {module_name} is missing. In the project's folder: "
+        # Kedro shows its own errors without their words here, and others with a traceback.
+        raise SystemExit(
+            f"Error: The package {module_name} is missing. In the project's folder: "
             "pip install -e '.[notebooks]'"
         ) from error
 

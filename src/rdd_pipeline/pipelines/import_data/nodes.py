@@ -27,6 +27,7 @@ from rdd_pipeline.importing.splits import Shares
 from rdd_pipeline.importing.tools import read_export
 from rdd_pipeline.importing.write import Choices, Written, write_data, written_from
 from rdd_pipeline.networks.backbones import are_weights_at_hand
+from rdd_pipeline.pipelines.import_data.duration import distillation_minutes
 from rdd_pipeline.pipelines.paths import from_project
 
 logger = logging.getLogger(__name__)
@@ -140,11 +141,14 @@ def write_environment(
     known = environment.exists()
     kept = known and (imported.again or _was_edited(environment))
     machine = _machine(import_data)
+    minutes = None
     if not kept:
         with folder_aside(environment) as aside:
             new = aside / "new"
             new.mkdir()
             parameters = parameters_text(imported.written, machine)
+            if not machine.gpu:
+                minutes = distillation_minutes(parameters, len(imported.written.classes))
             next_command = _next(imported.name)
             text = (
                 f"{MARK} ({json_digest(parameters)}) of {printable(imported.source)}\n"
@@ -157,7 +161,12 @@ def write_environment(
             if known:
                 environment.rename(aside / "old")
             move_whole(new, environment)
-    lines = _lines(imported, environment, machine, kept=kept)
+    networks = (
+        f"{_from_project_or_whole(environment)} is kept as it is."
+        if kept
+        else _networks_text(_from_project_or_whole(environment), machine, minutes)
+    )
+    lines = _lines(imported, networks)
     console = rich.get_console()
     for line in lines:
         # To be pasted and read: no line breaks inside, and brackets are no markup.
@@ -253,7 +262,23 @@ def _next(name: str) -> str:
     return kedro_command("distill_tse", session=json.dumps(session))
 
 
-def _lines(imported: Imported, environment: Path, machine: Machine, *, kept: bool) -> list[str]:
+def _networks_text(environment: str, machine: Machine, minutes: float | None) -> str:
+    pair = networks_for(machine)
+    place = "a GPU" if machine.gpu else "CPU"
+    text = (
+        f"{environment}: teacher {pair.teacher}, student {pair.student}, for {place} and "
+        f"with{'' if machine.weights else 'out'} ImageNet weights"
+    )
+    if minutes is None:
+        return f"{text}."
+    cores = torch.get_num_threads()
+    return (
+        f"{text}; about {max(1, round(minutes))} min if nothing else runs on "
+        f"{'this core' if cores == 1 else f'these {cores} cores'}."
+    )
+
+
+def _lines(imported: Imported, networks: str) -> list[str]:
     """Five lines: what it is, classes, splits, remarks, what to run next."""
     written = imported.written
     (height, width), most = written.sizes[0]
@@ -264,15 +289,6 @@ def _lines(imported: Imported, environment: Path, machine: Machine, *, kept: boo
     shares = shares[:_CLASSES_SHOWN] + ([f"and {more} more"] if more > 0 else [])
     splits = ", ".join(f"{split} {count}" for split, count in written.splits.items())
     again = "Already imported, nothing changed: " if imported.again else "Found: "
-    place = _from_project_or_whole(environment)
-    pair = networks_for(machine)
-    networks = (
-        f"{place} is kept as it is."
-        if kept
-        else f"{place}: teacher {pair.teacher}, student {pair.student}, for "
-        f"{'a GPU' if machine.gpu else 'CPU'} and with{'' if machine.weights else 'out'} ImageNet "
-        "weights."
-    )
     remarks = [*([f"{written.unlabeled}."] if written.unlabeled else []), *written.remarks]
     return [
         f"{again}{written.tool}, {total} images of {width} x {height}{other}, in "
