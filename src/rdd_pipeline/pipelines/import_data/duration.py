@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -57,7 +58,7 @@ def _step_seconds(params: NetworkParams, recipe: RecipeParams, num_classes: int)
         seconds = min(_cpu_seconds(step) for _ in range(_STEPS))
     finally:
         torch.set_num_threads(threads)
-    return seconds / threads**_GAIN * recipe.batch_size / _SAMPLE
+    return seconds / math.pow(threads, _GAIN) * recipe.batch_size / _SAMPLE
 
 
 def _cpu_seconds(work: Callable[[], None]) -> float:
