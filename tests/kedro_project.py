@@ -16,7 +16,7 @@ from unittest import mock
 
 from matplotlib.figure import Figure
 
-from rdd_pipeline.datasets import whole
+from rdd_pipeline.datasets.whole import WholeFigureDataset
 from rdd_pipeline.drawing import Drawing
 from rdd_pipeline.hooks.environments import environments
 
@@ -68,13 +68,13 @@ def _blank_pictures() -> Iterator[None]:
             figure, settings = Figure((1, 1)), {"dpi": 8}
         save(figure, file, metadata=metadata, **settings)
 
-    picture = whole._Picture
+    picture = WholeFigureDataset._picture
 
-    def undrawn(drawing: Drawing, *more: Any) -> Any:
-        return picture(replace(drawing, draw=Figure), *more)
+    def undrawn(dataset: WholeFigureDataset, data: Figure | Drawing) -> bytes:
+        return picture(dataset, replace(data, draw=Figure) if isinstance(data, Drawing) else data)
 
     with (
-        mock.patch.object(whole, "_Picture", undrawn),
+        mock.patch.object(WholeFigureDataset, "_picture", undrawn),
         mock.patch.object(Figure, "savefig", blank),
     ):
         yield
