@@ -113,14 +113,21 @@ FAULTS = [
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("fault", "kind", "message"), FAULTS, ids=[name for name, *_ in FAULTS])
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        # Who does not even answer signals is the harder case of who hangs.
+        pytest.param(*case, id=case[0], marks=pytest.mark.slow if case[0] == "hang" else [])
+        for case in FAULTS
+    ],
+)
 def test_a_fault_of_a_loader_process_ends_in_one_line(fault, kind, message, capfd):
     _ends_in_one_line(fault, kind, message, pin_memory=False)
     assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("fault", ["hang", "stopped"])
+@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "stopped"])
 def test_who_is_asked_to_stop_does_not_wait_for_a_batch(fault):
     """A signal comes while the training waits for ten minutes at most."""
     stop = threading.Event()
@@ -197,6 +204,7 @@ def test_too_many_open_files_are_told_from_a_full_memory(monkeypatch):
         share(Batch(1, torch.zeros(1), torch.zeros(1)))
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_lost_fork_server_is_one_line():
     with pytest.raises(LoaderFailedError, match="loader processes come from died"), started_here():
         raise EOFError

@@ -159,7 +159,9 @@ def test_nothing_in_a_pt2_is_pickled(exported):
         assert all(b'"use_pickle": true' not in archive.read(name) for name in weights)
 
 
-@pytest.mark.parametrize("output", ["logits", "probabilities"])
+@pytest.mark.parametrize(
+    "output", [pytest.param("logits", marks=pytest.mark.slow), "probabilities"]
+)
 def test_scores_of_normalized_images_at_full_size(tmp_path, output):
     network = checkpoint()
     params = ExportParams(formats=("onnx",), preprocessing=False, output=output)

@@ -470,6 +470,7 @@ def test_a_process_of_the_second_machine_is_killed(
     assert same_training(result, undisturbed[1])
 
 
+@pytest.mark.slow  # on one machine: `an_error_names_its_kind_through_the_exchange`
 def test_what_is_wrong_on_the_second_machine_is_said_on_the_first(
     run, job, two_machines, blocks, tmp_path
 ):

@@ -26,7 +26,7 @@ from rdd_pipeline.training import build
 from rdd_pipeline.training.loop import train
 from rdd_pipeline.training.stopping import TrainingInterruptedError
 from rdd_pipeline.training.training import Training
-from tests.training.conftest import CPU
+from tests.training.conftest import CPU, remembered_shapes
 
 
 @contextmanager
@@ -124,6 +124,7 @@ def main(folder: Path) -> int:
 
 def _rank(rank: int, folder: Path, arguments) -> int:
     torch.set_num_threads(1)
+    build.output_shapes = remembered_shapes()
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2

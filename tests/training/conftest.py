@@ -26,6 +26,8 @@ from rdd_pipeline.data.layouts import get_layout
 from rdd_pipeline.networks import NetworkCheckpoint, NetworkOutput, build_network, probe
 from rdd_pipeline.training import build
 from rdd_pipeline.training.job import TrainingJob
+from rdd_pipeline.training.loop import train
+from rdd_pipeline.training.training import Training, TrainingResult
 
 LABELS = LabelSet(
     name="blocks",
@@ -70,8 +72,7 @@ def write_blocks(root: Path) -> None:
             Image.fromarray(mask).save(root / f"{split}annot" / f"{number}.png")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _shapes_are_computed_once() -> Iterator[None]:
+def remembered_shapes() -> Callable[..., NetworkOutput]:
     """Both networks' shapes take as long as a short training, and are always the same few."""
     known: dict[tuple[str, tuple[int, int]], NetworkOutput] = {}
 
@@ -81,8 +82,13 @@ def _shapes_are_computed_once() -> Iterator[None]:
             known[key] = probe.output_shapes(network, size)
         return known[key]
 
+    return output_shapes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shapes_are_computed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "output_shapes", output_shapes)
+        patch.setattr(build, "output_shapes", remembered_shapes())
         yield
 
 
@@ -135,3 +141,17 @@ def make_job(blocks) -> MakeJob:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def reference(blocks, teacher) -> Callable[[TrainingJob], TrainingResult]:
+    """Function that says how a job ends by itself, undisturbed; trained once for all tests."""
+    known: dict[str, TrainingResult] = {}
+
+    def ends(job: TrainingJob) -> TrainingResult:
+        key = job.model_dump_json()
+        if key not in known:
+            known[key] = train(Training(job, blocks.images, teacher), CPU)
+        return known[key]
+
+    return ends

@@ -84,9 +84,19 @@ SGD = OptimizerParams(lr=0.05)
 ADAMW = OptimizerParams(name="adamw", lr=0.01, warmup=3)
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda o: o.name)
 @pytest.mark.parametrize(
-    ("channels_last", "precision"), [(True, "float32"), (False, "float32"), (True, "bfloat16")]
+    ("optimizer", "channels_last", "precision"),
+    [
+        pytest.param(optimizer, *rest, id="-".join(map(str, (optimizer.name, *rest))), marks=marks)
+        for optimizer, *rest, marks in (
+            (SGD, True, "float32", []),
+            (ADAMW, False, "float32", []),
+            (ADAMW, True, "bfloat16", []),
+            (SGD, False, "float32", pytest.mark.slow),
+            (SGD, True, "bfloat16", pytest.mark.slow),
+            (ADAMW, True, "float32", pytest.mark.slow),
+        )
+    ],
 )
 def test_a_run_stopped_after_every_iteration_ends_like_one_never_stopped(
     run, make_job, tmp_path, optimizer, channels_last, precision
@@ -121,9 +131,9 @@ def test_every_method_goes_on_where_it_stopped(run, make_job, tmp_path, method):
 @pytest.mark.parametrize(
     ("warmup", "annealed"), [(5, False), (0, False), (1, False), (8, False), (3, True), (0, True)]
 )
-def test_tfe_and_then_tse_ends_like_one_run(run, make_job, tmp_path, warmup, annealed):
+def test_tfe_and_then_tse_ends_like_one_run(run, reference, make_job, tmp_path, warmup, annealed):
     rdd = {"tfe_length": warmup, "annealed": annealed}
-    whole = run(make_job(rdd=rdd))
+    whole = reference(make_job(rdd=rdd))
     tfe = run(make_job("tfe", stage="tfe", rdd=rdd), store=tmp_path)
     assert tfe.state.iteration == tfe.trained == max(warmup - 1, 0)
     tse = run(make_job(stage="tse", rdd=rdd), initial_state=tfe.state, store=tmp_path)
@@ -137,9 +147,9 @@ def test_tfe_and_then_tse_ends_like_one_run(run, make_job, tmp_path, warmup, ann
     )
 
 
-def test_a_stage_is_resumed_too(run, make_job, tmp_path):
+def test_a_stage_is_resumed_too(run, reference, make_job, tmp_path):
     tfe = run(make_job(stage="tfe"))
-    whole = run(make_job())
+    whole = reference(make_job())
     with pytest.raises(Stop):
         run(
             make_job(stage="tse"),
@@ -153,7 +163,9 @@ def test_a_stage_is_resumed_too(run, make_job, tmp_path):
     assert same_training(tse, whole)
 
 
-def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(run, make_job, tmp_path):
+def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(
+    run, reference, make_job, tmp_path
+):
     job = make_job()
     with pytest.raises(Stop):
         run(job, store=tmp_path, trainer=EVERY, on_log=_stop_at(6))
@@ -161,7 +173,7 @@ def test_with_the_newest_state_damaged_the_run_goes_on_from_the_one_before(run, 
     newest.write_bytes(newest.read_bytes()[:-100])
     result = run(job, store=tmp_path)
     assert result.trained == 8 - (int(newest.stem.removeprefix("state-")) - 1)
-    assert same_training(result, run(job))
+    assert same_training(result, reference(job))
 
 
 def test_what_is_done_is_loaded_and_not_trained(run, make_job, tmp_path, monkeypatch):
@@ -291,10 +303,10 @@ def test_the_first_step_of_adamw_has_the_length_of_the_rate(run, make_job):
     assert steps.median() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_bfloat16_runs_and_losses_stay_float32(run, make_job):
+def test_bfloat16_runs_and_losses_stay_float32(run, reference, make_job):
     result = run(make_job(precision="bfloat16"))
     assert all(t.dtype != torch.bfloat16 for t in result.network.tensors.values())
-    assert not same_training(result, run(make_job()))
+    assert not same_training(result, reference(make_job()))
 
 
 def test_the_teacher_is_not_changed_and_not_in_the_state(run, make_job, teacher):
@@ -463,8 +475,8 @@ def test_the_first_stage_hands_its_last_weights_on(run, make_job):
     assert equal(result.network.tensors, result.state.student)
 
 
-def test_the_validation_score_is_that_of_the_weights_handed_on(run, make_job, blocks):
-    result = run(make_job())
+def test_the_validation_score_is_that_of_the_weights_handed_on(reference, make_job, blocks):
+    result = reference(make_job())
     matrix = evaluate(
         result.network.build(),
         result.network.header.preprocessing,
@@ -516,8 +528,8 @@ def test_without_a_validation_split_the_last_weights_are_used(run, make_job, blo
     assert not any("val.miou" in row for row in result.history)
 
 
-def test_the_network_that_is_handed_on_can_be_used_elsewhere(run, make_job, blocks):
-    result = run(make_job())
+def test_the_network_that_is_handed_on_can_be_used_elsewhere(reference, make_job, blocks):
+    result = reference(make_job())
     again = NetworkCheckpoint.from_bytes(result.network.to_bytes())
     assert again.header.label_names == LABELS.names
     assert again.header.provenance["method"] == "tse"
@@ -531,10 +543,10 @@ def test_the_network_that_is_handed_on_can_be_used_elsewhere(run, make_job, bloc
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(
-    run, make_job, tmp_path, monkeypatch, value
+    run, reference, make_job, tmp_path, monkeypatch, value
 ):
     job = make_job(recipe={"clip_norm": 1.0})
-    whole = run(job)
+    whole = reference(job)
     optimizers = []
     make, kd = build.build_optimizer, FunctionalLoss.forward
     calls = []
@@ -586,9 +598,9 @@ class _SpoilsGradients(torch.autograd.Function):
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_gradients_that_are_not_finite_stop_before_the_step(
-    run, make_job, tmp_path, monkeypatch, clip_norm, parts
+    run, reference, make_job, tmp_path, monkeypatch, clip_norm, parts
 ):
-    whole = run(make_job())
+    whole = reference(make_job())
     job = make_job(recipe={"clip_norm": clip_norm, "gradient_accumulation_steps": parts})
     kd, calls = FunctionalLoss.forward, []
 
@@ -635,10 +647,10 @@ def _spoiled_steps() -> list[ParameterSet]:
 
 @pytest.mark.parametrize(("iteration", "what", "saved"), _spoiled_steps())
 def test_a_step_that_spoils_what_it_leaves_behind_is_caught_and_nothing_of_it_kept(
-    run, make_job, tmp_path, monkeypatch, iteration, what, saved
+    run, reference, make_job, tmp_path, monkeypatch, iteration, what, saved
 ):
     job = make_job("baseline")
-    whole = run(job)
+    whole = reference(job)
     make = build.build_optimizer
 
     def spoiling(*args, **options):
@@ -702,10 +714,10 @@ def test_nothing_is_saved_when_the_first_step_spoils_the_weights(
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["signal", "dead"])
 def test_loader_processes_that_deliver_no_more_cost_no_step(
-    run, make_job, tmp_path, monkeypatch, stopped
+    run, reference, make_job, tmp_path, monkeypatch, stopped
 ):
     """A signal while they are waited for, or they died: what was done so far is stored."""
-    whole, real = run(make_job()), loop.Trainer.batches
+    whole, real = reference(make_job()), loop.Trainer.batches
 
     def fails(self, first, last, stop):
         yield from (batch for batch in real(self, first, 3, stop))
@@ -728,7 +740,9 @@ def test_loader_processes_that_deliver_no_more_cost_no_step(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops_and_the_next_call_goes_on(run, make_job, tmp_path, number):
+def test_a_signal_saves_and_stops_and_the_next_call_goes_on(
+    run, reference, make_job, tmp_path, number
+):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
     def on_log(iteration, values):
@@ -744,10 +758,10 @@ def test_a_signal_saves_and_stops_and_the_next_call_goes_on(run, make_job, tmp_p
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     result = run(make_job(), store=tmp_path, trainer=rare)
     assert result.trained == 5
-    assert same_training(result, run(make_job()))
+    assert same_training(result, reference(make_job()))
 
 
-def test_a_signal_during_the_last_iteration_is_not_lost(run, make_job, tmp_path):
+def test_a_signal_during_the_last_iteration_is_not_lost(run, reference, make_job, tmp_path):
     def on_log(iteration, values):
         if iteration == 8 and "loss" in values:  # not at the validation again
             os.kill(os.getpid(), signal.SIGTERM)
@@ -756,7 +770,7 @@ def test_a_signal_during_the_last_iteration_is_not_lost(run, make_job, tmp_path)
         run(make_job(), store=tmp_path, trainer=EVERY, on_log=on_log)
     result = run(make_job(), store=tmp_path)
     assert result.trained == 0
-    assert same_training(result, run(make_job()))
+    assert same_training(result, reference(make_job()))
 
 
 def test_a_second_signal_acts_as_it_did_before(run, make_job, tmp_path):
@@ -932,7 +946,7 @@ def test_out_of_memory_names_what_to_lower_and_keeps_the_checkpoint(
 
 
 def test_a_full_disk_ends_the_training_with_the_last_checkpoint(
-    run, make_job, tmp_path, monkeypatch
+    run, reference, make_job, tmp_path, monkeypatch
 ):
     save = RunStore.save
 
@@ -953,7 +967,7 @@ def test_a_full_disk_ends_the_training_with_the_last_checkpoint(
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(RunStore, "save", save)
-    assert same_training(run(make_job(), store=tmp_path), run(make_job()))
+    assert same_training(run(make_job(), store=tmp_path), reference(make_job()))
 
 
 def test_a_flag_from_outside_stops_as_a_signal_does(run, make_job, tmp_path):

@@ -41,26 +41,29 @@ OPTIONS = MethodsParams(
 )
 RECIPE = {"iterations": 4, "validate_every": 2, "augment": {"crop": (128, 128)}}
 NAMES = [name for name in METHODS if name != "tfe"]
+# With layers, an adversary, queues or drawn masks of their own; and RDD.
+STATEFUL = ("fitnet", "skd", "cirkd", "mgd", "tse")
 
 
-def _job(make_job, method: str, network: NetworkParams, **fields):
+def _job(make_job, method: str, network: NetworkParams, iterations: int = 4, **fields):
+    recipe = {**RECIPE, "iterations": iterations}
     return make_job(
-        method, network=network, recipe=RECIPE, rdd={"tfe_length": 2}, methods=OPTIONS, **fields
+        method, network=network, recipe=recipe, rdd={"tfe_length": 2}, methods=OPTIONS, **fields
     )
 
 
 def _every_training() -> list[ParameterSet]:
-    """Each method in bfloat16 with a CNN, in float32 with a transformer; `slow`: the rest."""
+    """Each method in bfloat16 with a CNN, some in float32 with a transformer; `slow`: the rest."""
     networks = {"cnn": CNN, "transformer": TRANSFORMER}
+    fast = {(name, "cnn", "bfloat16") for name in (*NAMES, "tse_cwd", "tse_cirkd")}
+    fast |= {(name, "transformer", "float32") for name in STATEFUL}
     return [
         pytest.param(
             method,
             network,
             precision,
             id=f"{method}-{kind}-{precision}",
-            marks=[]
-            if (kind == "cnn") == (precision == "bfloat16") and (kind == "cnn" or method in NAMES)
-            else pytest.mark.slow,
+            marks=[] if (method, kind, precision) in fast else pytest.mark.slow,
         )
         for method in [*NAMES, *RDD_PLUS]
         for kind, network in networks.items()

@@ -150,16 +150,17 @@ def _plain(student, teacher, batches, *, mode, annealed, tse_weights, tfe_weight
 @pytest.mark.parametrize(
     ("mode", "auxiliary", "weighted", "annealed", "preset"),
     [
-        ("xor", True, True, False, "reference_code"),
+        # Without `slow`: each mode, head, weighting and preset once.
+        pytest.param("xor", True, True, False, "reference_code", marks=pytest.mark.slow),
         pytest.param("xor", False, True, False, "reference_code", marks=pytest.mark.slow),
         pytest.param("xor", True, False, False, "reference_code", marks=pytest.mark.slow),
-        ("xor", False, False, False, "reference_code"),
-        ("or", True, True, False, "reference_code"),
-        pytest.param("or", False, False, False, "reference_code", marks=pytest.mark.slow),
+        pytest.param("xor", False, False, False, "reference_code", marks=pytest.mark.slow),
+        pytest.param("or", True, True, False, "reference_code", marks=pytest.mark.slow),
+        ("or", False, False, False, "reference_code"),
         ("and", True, False, False, "reference_code"),
         pytest.param("and", False, True, False, "reference_code", marks=pytest.mark.slow),
-        pytest.param("ohem", True, True, False, "reference_code", marks=pytest.mark.slow),
-        ("ohem", False, False, False, "reference_code"),
+        ("ohem", True, True, False, "reference_code"),
+        pytest.param("ohem", False, False, False, "reference_code", marks=pytest.mark.slow),
         ("xor", True, True, True, "reference_code"),
         pytest.param("xor", False, False, True, "reference_code", marks=pytest.mark.slow),
         ("xor", True, True, False, "paper"),

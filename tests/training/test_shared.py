@@ -47,6 +47,12 @@ def make(blocks, teacher, make_job, tmp_path):
 
 
 @pytest.fixture
+def alone(make_job, reference):
+    """Function that says how the training of a method ends by itself."""
+    return lambda method, **fields: reference(make_job(method, methods=OPTIONS, **fields))
+
+
+@pytest.fixture
 def asked(monkeypatch):
     """Sizes of the batches that the teacher has computed."""
     sizes, ask = [], Teacher._ask
@@ -66,7 +72,7 @@ def _loaded(training):
     return result
 
 
-def test_eight_students_end_as_by_themselves_for_the_teachers_work_of_one(make, asked):
+def test_eight_students_end_as_by_themselves_for_the_teachers_work_of_one(make, asked, alone):
     """They draw numbers in every step: dropout, masks, pixels of the memory."""
     recipe = {"iterations": 4, "validate_every": 2, "augment": {"crop": (128, 128)}}
     fields = {"recipe": recipe, "rdd": {"tfe_length": 2}}
@@ -76,12 +82,18 @@ def test_eight_students_end_as_by_themselves_for_the_teachers_work_of_one(make, 
     train_together([Student(training) for training in trainings.values()], TOGETHER)
     assert asked == [2] * 4
     for method, training in trainings.items():
-        alone = train(make(method, "alone", **fields), CPU)
-        assert same_training(_loaded(training), alone), method
+        assert same_training(_loaded(training), alone(method, **fields)), method
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "as on CUDA"])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("late", "parts"),
+    [
+        pytest.param(False, 1, id="at once"),
+        pytest.param(True, 2, id="as on CUDA, in parts"),
+        pytest.param(False, 2, id="at once, in parts", marks=pytest.mark.slow),
+        pytest.param(True, 1, id="as on CUDA", marks=pytest.mark.slow),
+    ],
+)
 def test_however_a_step_is_computed(make, asked, monkeypatch, late, parts):
     monkeypatch.setattr(loop, "reads_later", lambda device: late)
     monkeypatch.setattr(schedule, "fused", lambda parameters: True)
@@ -99,7 +111,7 @@ def _curves(result):
     return [row for row in result.history if "val.miou" in row]
 
 
-def test_those_that_are_behind_catch_up(make, asked):
+def test_those_that_are_behind_catch_up(make, asked, alone):
     """One has not begun, one stands at 3, one is done; nothing is computed for nobody."""
 
     class Stop(Exception):  # noqa: N818
@@ -118,11 +130,11 @@ def test_those_that_are_behind_catch_up(make, asked):
     train_together(list(map(Student, trainings)), TOGETHER)
     assert asked == [2] * 8
     for training in trainings:
-        assert same_training(_loaded(training), train(make(training.job.method, "alone"), CPU))
+        assert same_training(_loaded(training), alone(training.job.method))
 
 
 @pytest.mark.parametrize("by_event", [False, True])
-def test_a_stop_in_the_middle_keeps_all_and_they_go_on(make, caplog, by_event):
+def test_a_stop_in_the_middle_keeps_all_and_they_go_on(make, alone, caplog, by_event):
     event = threading.Event() if by_event else None
 
     def stop(iteration, values):
@@ -140,8 +152,7 @@ def test_a_stop_in_the_middle_keeps_all_and_they_go_on(make, caplog, by_event):
     assert [training.store.latest().iteration for training in trainings] == [3, 3, 3]
     train_together(list(map(Student, trainings)), RARELY)
     for training in trainings:
-        alone = train(make(training.job.method, "alone", recipe=recipe), RARELY)
-        assert same_training(_loaded(training), alone)
+        assert same_training(_loaded(training), alone(training.job.method, recipe=recipe))
 
 
 def test_the_next_stage_joins_when_the_one_before_ends(make, asked):
@@ -169,21 +180,21 @@ def test_the_next_stage_joins_when_the_one_before_ends(make, asked):
         assert same_training(tse, alone["tse"])
 
 
-def test_each_seed_has_a_group_of_its_own(make, asked):
+def test_each_seed_has_a_group_of_its_own(make, asked, alone):
     trainings = [make(method, seed=seed) for seed in (0, 1) for method in ("kd", "at")]
     train_together(list(map(Student, trainings)), TOGETHER)
     assert asked == [2] * 16
-    assert same_training(_loaded(trainings[3]), train(make("at", "alone", seed=1), CPU))
+    assert same_training(_loaded(trainings[3]), alone("at", seed=1))
 
 
-def test_who_diverges_leaves_the_others_alone(make, caplog):
+def test_who_diverges_leaves_the_others_alone(make, alone, caplog):
     wild = make("kd", recipe={"optimizer": OptimizerParams(lr=1e38, momentum=0.0)})
     others = [make(method) for method in ("at", "dist")]
     train_together([Student(wild), *map(Student, others)], TOGETHER)
     assert "kd: non-finite at iteration" in caplog.text
     assert "The other students go on." in caplog.text
     for training in others:
-        assert same_training(_loaded(training), train(make(training.job.method, "alone"), CPU))
+        assert same_training(_loaded(training), alone(training.job.method))
     with pytest.raises(NonFiniteLossError, match="kd: non-finite"):
         train(wild, CPU)
 

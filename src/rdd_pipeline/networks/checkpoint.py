@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
 
@@ -473,8 +474,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in tensors.items()}
 
 
-def _expected(params: NetworkParams, num_classes: int) -> dict[str, Tensor]:
-    """The tensors of a network, without storage."""
+@lru_cache(maxsize=32)
+def _expected(params: NetworkParams, num_classes: int) -> Mapping[str, Tensor]:
+    """The tensors of a network, without storage; finding them takes longer than a small network."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = network_from_params(params, num_classes=num_classes, pretrained=False)
     return network.state_dict()
