@@ -81,10 +81,11 @@ def inspect_images(
         division=Division(data.val_fraction, data.test_fraction, data.split_seed),
         bits=data.bits,
     )
+    known = len(index.samples) - index.read
     logger.info(
-        "%d labeled images, %d of them read, the others unchanged since the last time.",
+        "%d labeled images checked%s.",
         len(index.samples),
-        index.read,
+        f", {known} of them unchanged since the last time" if known > 0 else "",
     )
     quarantine = data.on_problem == "quarantine"
     if quarantine:
