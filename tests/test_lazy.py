@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 
@@ -76,3 +77,19 @@ def test_what_is_not_there_or_cannot_be_imported_is_named(package):
 def test_it_has_no_special_methods_of_its_own_making(package):
     assert not hasattr(Lazy("lazily"), "__fspath__")
     assert "lazily" not in sys.modules
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_garbage_collector_rests_during_an_import_alone(tmp_path, monkeypatch, used):
+    """And is left as it was, also where the import fails."""
+    (tmp_path / f"resting_{used}.py").write_text("import gc\nRESTS = not gc.isenabled()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        if not used:
+            gc.disable()
+        assert Lazy(f"resting_{used}.RESTS").__wrapped__ is True
+        with pytest.raises(ImportError):
+            Lazy("no_such_module.f").__wrapped__  # noqa: B018
+        assert gc.isenabled() is used
+    finally:
+        gc.enable()

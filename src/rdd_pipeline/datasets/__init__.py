@@ -6,6 +6,8 @@ The classes are imported when they are first asked for, so that listing pipeline
 from importlib import import_module
 from typing import Any
 
+from rdd_pipeline.lazy import importing
+
 _MODULES = {
     "FolderDataset": "folder",
     "ImagesDataset": "images",
@@ -36,4 +38,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    with importing():
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -64,7 +64,7 @@ from rdd_pipeline.hooks.run import OpenRun
 from rdd_pipeline.hooks.scores import Scoreboard, numbers_of_table
 from rdd_pipeline.hooks.sweep import check_sweep
 from rdd_pipeline.interruptions import Signals, interruption
-from rdd_pipeline.lazy import Lazy
+from rdd_pipeline.lazy import Lazy, importing
 from rdd_pipeline.tracking import (
     Experiment,
     Network,
@@ -172,7 +172,8 @@ class ExperimentHook:
             plugin = MlflowHook()
             setup = partial(plugin.after_context_created, context)
             # An active run is one of this thread.
-            setup() if mlflow.active_run() is not None else _within(START_SECONDS, setup)
+            with importing():  # MLflow's store of a database
+                setup() if mlflow.active_run() is not None else _within(START_SECONDS, setup)
             self._config = plugin.mlflow_config
             self._client = plugin.mlflow_config.server._mlflow_client
         except ValidationError as error:
