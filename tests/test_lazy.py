@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rdd_pipeline.lazy import Lazy
+from rdd_pipeline.lazy import Lazy, keep_imported
 
 
 @pytest.fixture
@@ -93,3 +93,12 @@ def test_the_garbage_collector_rests_during_an_import_alone(tmp_path, monkeypatc
         assert gc.isenabled() is used
     finally:
         gc.enable()
+
+
+def test_what_was_imported_is_spared_once(monkeypatch):
+    times = []
+    monkeypatch.setattr(gc, "freeze", lambda: times.append(1))
+    keep_imported.cache_clear()
+    for _ in range(3):
+        keep_imported()
+    assert times == [1]

@@ -11,7 +11,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any
 
@@ -30,6 +30,12 @@ def importing() -> Iterator[None]:
     finally:
         if rests:
             gc.enable()
+
+
+@cache
+def keep_imported() -> None:
+    """Spare the garbage collector, once in a process, what has been imported until now."""
+    gc.freeze()
 
 
 @dataclass(frozen=True)

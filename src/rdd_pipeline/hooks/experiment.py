@@ -64,7 +64,7 @@ from rdd_pipeline.hooks.run import OpenRun
 from rdd_pipeline.hooks.scores import Scoreboard, numbers_of_table
 from rdd_pipeline.hooks.sweep import check_sweep
 from rdd_pipeline.interruptions import Signals, interruption
-from rdd_pipeline.lazy import Lazy, importing
+from rdd_pipeline.lazy import Lazy, importing, keep_imported
 from rdd_pipeline.tracking import (
     Experiment,
     Network,
@@ -219,6 +219,7 @@ class ExperimentHook:
         check_upstream(pipeline, self._catalog)
         check_machine(pipeline, self._catalog)
         check_sweep(pipeline, self._catalog)
+        keep_imported()
         self._process = os.getpid()
         self._begin()
         made = [path for path in (self._project / "data").glob("*") if path.name != "01_raw"]
