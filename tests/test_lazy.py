@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import subprocess
 import sys
 
 import pytest
@@ -102,3 +103,12 @@ def test_what_was_imported_is_spared_once(monkeypatch):
     for _ in range(3):
         keep_imported()
     assert times == [1]
+
+
+def test_libraries_that_count_what_is_left_find_nothing():
+    pytest.importorskip("triton")
+    program = "import triton\nfrom rdd_pipeline.lazy import keep_imported\nkeep_imported()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "leaked" not in done.stdout + done.stderr

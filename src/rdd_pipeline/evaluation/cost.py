@@ -6,7 +6,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from rdd_pipeline.networks.probe import without_values
 
@@ -34,6 +33,8 @@ def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
     Half of what torch's FLOP counter finds. Runs on a copy without storage: any size takes
     milliseconds, and the network is left as it is.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # brings Triton
+
     runnable, image = without_values(network, size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         runnable(image)
