@@ -30,7 +30,7 @@ def same(make_job):
     """Jobs by name that have to come out the same in one and in two processes."""
 
     def job(method, network=CNN, **fields):
-        crop = (128, 128) if method in LARGE else (48, 48)
+        crop = (128, 128) if method in LARGE else (32, 32)
         recipe = {"iterations": 2, "batch_size": 8, "validate_every": 2, "augment": {"crop": crop}}
         rdd = {
             "tfe_length": 2,
