@@ -143,9 +143,11 @@ def build(
     if network is not None and teacher is not None:
         step.teacher = teacher  # its own was built for the shapes of its maps
     elif network is not None:
-        from rdd_pipeline.networks.frozen import freeze  # imports timm
+        if device.type == "cuda":
+            from rdd_pipeline.networks.frozen import freeze  # imports timm
 
-        network = freeze(network, autocast)  # the losses have seen its maps
+            # On CPUs, results are to be those of earlier versions bit for bit.
+            network = freeze(network, autocast)  # the losses have seen its maps
         _to_device(network, device, trainer, None)  # it is not trained
     _to_device(step, device, trainer, autocast)
     against = [p for module in step.objective.adversaries() for p in module.parameters()]
