@@ -1,7 +1,7 @@
 """Memory that a network's steps on a CPU free and need again.
 
 glibc gives every tensor above a few megabytes back to the system when it is freed, and the system
-clears each page of the next one: 5 to 20 % of a step, whose tensors are those of the step before.
+clears each page of the next one: 2 to 10 % of a step, whose tensors are those of the step before.
 """
 
 from __future__ import annotations
