@@ -180,3 +180,37 @@ def _post(url: str, content: object) -> tuple[int, dict]:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, {"message": error.read().decode()}
+
+
+AT_THE_END = """
+import errno, os, sys, threading, time, types
+from pathlib import Path
+from types import SimpleNamespace
+from rdd_pipeline.tracking import registry
+
+writes = threading.Event()
+
+def write_model(place, path, facts):
+    (place / "code").mkdir(parents=True)
+    writes.set()
+    time.sleep(60)
+
+def rmdir(*args, **options):
+    raise OSError(errno.ENOTEMPTY, "Directory not empty")  # the thread has written meanwhile
+
+sys.modules["rdd_pipeline.serving.folder"] = types.ModuleType("folder")
+sys.modules["rdd_pipeline.serving.folder"].write_model = write_model
+client = SimpleNamespace(get_run=lambda run_id: None)
+work = [client, "run", SimpleNamespace(facts={}), Path("student.pt"), 0]
+threading.Thread(target=registry._logged, args=work, daemon=True).start()
+writes.wait()
+os.rmdir = rmdir
+"""
+
+
+def test_a_command_ends_quietly_while_a_model_is_written(tmp_path):
+    command = [sys.executable, "-c", AT_THE_END]
+    place = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=place)
+    assert done.returncode == 0
+    assert done.stderr == ""

@@ -65,7 +65,8 @@ def _logged(client: MlflowClient, run_id: str, network: Network, path: Path, tim
 
     facts = network.facts
     run = client.get_run(run_id)
-    with tempfile.TemporaryDirectory() as folder:
+    # A command may end while this, in a thread, still writes.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = Path(folder, "model")
         write_model(place, path, facts)
         model = client.create_logged_model(
