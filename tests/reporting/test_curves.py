@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -89,6 +90,16 @@ def test_tfe_and_tse_have_one_curve_of_the_auxiliary_cross_entropy() -> None:
     (axes,) = training_curves(rows).axes
     (line,) = axes.lines
     assert list(np.asarray(line.get_ydata())) == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("kd", [True, False])
+def test_what_learns_without_a_teacher_is_not_called_the_student(kd: bool) -> None:
+    row = {"iteration": 1, "loss": 2.0, "task": 1.0, "student_ce": 1.0} | (
+        {"kd": 1.0} if kd else {}
+    )
+    words = texts(training_curves([row])).splitlines()
+    assert ("student's cross-entropy" in words) is kd
+    assert ("cross-entropy" in words) is not kd
 
 
 def test_every_loss_of_every_method_is_a_loss() -> None:

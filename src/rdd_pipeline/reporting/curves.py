@@ -197,7 +197,10 @@ def _colors(names: Sequence[str], fixed: Mapping[str, str]) -> dict[str, Any]:
 
 def _draw_losses(axes: Axes, series: Mapping[str, Points]) -> None:
     colors = _colors(list(series), {"loss": "black"})
+    # What learns without a teacher is not called the student: it may be the teacher.
+    alone = series.keys() <= {"loss", "task", "dice", "lovasz", "student_ce", "student_aux_ce"}
     for name, points in series.items():
+        label = _label(name).removeprefix("student's ") if alone else _label(name)
         _curve(
             axes,
             points,
@@ -205,7 +208,7 @@ def _draw_losses(axes: Axes, series: Mapping[str, Points]) -> None:
             linewidth=2.2 if name == "loss" else 1.0,  # it is seen below the task loss
             # Dotted: cross-entropies that are watched but not trained on.
             linestyle=":" if name.endswith("_ce") else "-",
-            label=plain(_label(name)),
+            label=plain(label),
         )
     _legend(axes)
     values = np.concatenate([points[1] for points in series.values()])

@@ -60,7 +60,8 @@ def progress_figure(rows: Sequence[ProgressRow], titles: Sequence[str], labels: 
     """
     if not rows or not titles:
         return empty_figure(
-            "No predictions were kept: no split `val`, given weights, or an earlier version."
+            "No predictions were kept: the weights were given, there\nis no split `val`, or it was "
+            "not predicted in this stage\n(recipe.validate_every)."
         )
     columns = 2 + len(titles)
     inches = columns * WIDTH
