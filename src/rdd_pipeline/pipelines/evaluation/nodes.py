@@ -167,18 +167,16 @@ def draw_calibration(trained_metrics: list[dict[str, Any]]) -> Drawing:
     counts = counted(trained_metrics)
     abouts = [result["about"] for result in trained_metrics]
     shows = ["calibration", json_digest(counts)]
-    return _drawing(lambda: reliability_figure(counts), shows, abouts, split="the last one")
+    return _drawing(lambda: reliability_figure(counts), shows, abouts)
 
 
 # ---- parts
 
 
-def _drawing(
-    draw: Callable[[], Figure], shows: Any, rows: Sequence[Mapping[str, Any]], split: str = ""
-) -> Drawing:
-    """With the networks and the environment below it; methods and seeds are in the figure."""
+def _drawing(draw: Callable[[], Figure], shows: Any, rows: Sequence[Mapping[str, Any]]) -> Drawing:
+    """With networks and environment below it; methods, seeds and splits are in the figure."""
     networks = dict.fromkeys(str(row["network"]) for row in rows if row.get("network"))
-    line = provenance(network=", ".join(networks), split=split)
+    line = provenance(network=", ".join(networks))
     return Drawing(lambda: captioned(draw(), line), shows=[shows, line])
 
 
