@@ -201,7 +201,7 @@ FLOORS = {
         quantize
         files speed""",
     "reporting": """
-        caption comparison figures gallery thumbnails
+        caption comparison figures gallery page thumbnails
         comparison_figures curves examples palette pareto report sweep
         difficulty pixels preview progress""",
     "serving": """

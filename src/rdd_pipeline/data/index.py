@@ -201,15 +201,14 @@ def _too_few(lacking: Iterable[str], checked: Sequence[_Checked]) -> str:
 
 def index_digest(samples: Iterable[Sample]) -> str:
     """Digest of splits, names and contents; the folder, file suffixes and order do not matter."""
-    rows = sorted(
-        (s.split, s.name, s.image_digest, s.mask_digest, *bits_in_use(s)) for s in samples
-    )
+    rows = sorted((s.split, s.name, *pixels_of(s)) for s in samples)
     return content_digest(repr(rows).encode())
 
 
-def bits_in_use(sample: Sample) -> tuple[int, ...]:
-    """What to add to a digest of the sample's files: nothing, unless `data.bits` changed pixels."""
-    return () if sample.bits == FULL_BITS else (sample.bits,)
+def pixels_of(sample: Sample) -> tuple[str, str, *tuple[int, ...]]:
+    """What decides a sample's pixels: digests of its files, and bits that `data.bits` changed."""
+    bits = () if sample.bits == FULL_BITS else (sample.bits,)
+    return sample.image_digest, sample.mask_digest, *bits
 
 
 def of_split(samples: Iterable[Sample], split: str) -> tuple[Sample, ...]:

@@ -45,6 +45,11 @@ def make_color_lookup(
     return tuple((*color, train_id) for color, train_id in rows.items())
 
 
+def hex_of(color: tuple[int, int, int]) -> str:
+    """A color as pages and figures name it, ``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 class LabelSet(Params):
     """The classes of a data set and how its masks encode them."""
 

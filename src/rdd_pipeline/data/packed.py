@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rdd_pipeline.data.index import bits_in_use, usable_cores
+from rdd_pipeline.data.index import pixels_of, usable_cores
 from rdd_pipeline.data.progress import tracked
 from rdd_pipeline.data.sources import FileSource
 from rdd_pipeline.errors import DataProblem
@@ -61,7 +61,7 @@ class _Entry(NamedTuple):
 
 def pack_path(files: FileSource, folder: Path) -> Path:
     """Where the pack of these files is kept: `SPLIT_KEY.pack` in `folder`."""
-    content = [(s.image_digest, s.mask_digest, *bits_in_use(s)) for s in files.samples]
+    content = [pixels_of(sample) for sample in files.samples]
     size = tuple(files.image_size) if files.image_size else None
     key = repr((_MAGIC, content, tuple(files.lookup), size))
     splits = "_".join(sorted({sample.split for sample in files.samples}))

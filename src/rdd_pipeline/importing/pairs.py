@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from PIL import ImageColor
 
-from rdd_pipeline.data.labels import Color, Lookup, make_color_lookup, make_lookup
+from rdd_pipeline.data.labels import Color, Lookup, hex_of, make_color_lookup, make_lookup
 from rdd_pipeline.errors import DataProblem
 from rdd_pipeline.importing.export import (
     BACKGROUND,
@@ -209,7 +209,7 @@ def _name_of(color: Color, classes: Sequence[Color]) -> str:
         return BACKGROUND
     if color == _WHITE and {*classes} == {_BLACK, _WHITE}:
         return OBJECT
-    return _CSS.get(color) or "#{:02x}{:02x}{:02x}".format(*color)
+    return _CSS.get(color) or hex_of(color)
 
 
 _CSS: dict[Color, str] = {}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rdd_pipeline.data.formats import open_picture
-from rdd_pipeline.data.labels import LONGEST_NAME, Color
+from rdd_pipeline.data.labels import LONGEST_NAME, Color, hex_of
 from rdd_pipeline.data.layouts.base import IMAGE_SUFFIXES, distinct_colors
 from rdd_pipeline.data.layouts.folders import folders_layout
 from rdd_pipeline.data.reading import inspect_image
@@ -310,7 +310,7 @@ def _write_labels(
     weights = _class_weights(shares)
     rows = []
     for value, name, weight in zip(values, names, weights or shares, strict=True):
-        color = "#{:02x}{:02x}{:02x}".format(*colors[value])
+        color = hex_of(colors[value])
         extra = f", weight: {weight:.2f}" if weights else ""
         text = json.dumps(name, ensure_ascii=False)
         rows.append(f"  - {{name: {text}, value: {value}, color: '{color}'{extra}}}")

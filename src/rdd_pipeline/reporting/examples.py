@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.data.labels import LabelSet, hex_of
 from rdd_pipeline.evaluation.confusion import Scores, confusion_matrix
 from rdd_pipeline.reporting.figures import NORMAL, SMALL, colorize, empty_figure, plain
 
@@ -269,7 +269,7 @@ def _legend(
     kept = sorted(sorted(seen, key=lambda n: -np.asarray(counts)[n])[:most])
     handles: list[Patch | Line2D] = [
         Patch(
-            facecolor="#{:02x}{:02x}{:02x}".format(*labels.colors[n]),
+            facecolor=hex_of(labels.colors[n]),
             edgecolor="#bbbbbb",
             linewidth=0.4,
             label=plain(labels.names[n]),

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.data.labels import LabelSet, hex_of
 
 # Colors that people with any kind of color vision tell apart (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, PURPLE, GRAY = "#0072B2", "#E69F00", "#009E73", "#AA4499", "#888888"
@@ -232,7 +232,7 @@ def class_legend(area: Axes, labels: LabelSet, maps: Sequence[Tensor], *, inches
         seen = [number for number in shown if number in frequency]
         shown = sorted(sorted(seen, key=lambda number: -frequency[number])[:MOST_NAMED])
     handles = [
-        Patch(facecolor=_hex(labels.colors[number]), label=plain(labels.names[number]))
+        Patch(facecolor=hex_of(labels.colors[number]), label=plain(labels.names[number]))
         for number in shown
     ]
     if labels.ignore_index in frequency:
@@ -283,7 +283,3 @@ def array(tensor: Tensor) -> NDArray[Any]:
 def _legend_columns(labels: LabelSet, inches: float) -> int:
     longest = max(map(len, labels.names))
     return max(1, min(8, int(inches / (0.4 + 0.065 * longest))))
-
-
-def _hex(color: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)

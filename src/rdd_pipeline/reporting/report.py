@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import rdd_pipeline
 from rdd_pipeline.commands import kedro_command
@@ -34,6 +33,7 @@ from rdd_pipeline.reporting.comparison import (
     verdict,
 )
 from rdd_pipeline.reporting.gallery import Gallery
+from rdd_pipeline.reporting.page import page_template
 
 Rows = Sequence[Mapping[str, Any]]
 Jobs = Mapping[str, Mapping[str, Any]]
@@ -131,13 +131,7 @@ def render_report(
     """
     results = counted(results)
     metric = next((str(row["metric"]) for row in rows), "miou")
-    template = Environment(
-        loader=PackageLoader("rdd_pipeline", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.jinja")
+    template = page_template("report.html.jinja")
     blocks = [
         _block(finished(group), class_rows, results, jobs, speeds, galleries)
         for group in side_by_side(rows)

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from rdd_pipeline.data.index import Index, index_digest
-from rdd_pipeline.data.labels import LabelSet
+from rdd_pipeline.data.labels import LabelSet, hex_of
 from rdd_pipeline.data.statistics import IGNORED
+from rdd_pipeline.reporting.page import page_template
 
 SIZES_SHOWN = 8
 """Image sizes listed for each split, the most frequent first."""
@@ -52,15 +51,9 @@ def ingestion_report(
     splits = list(index.counts)
     blocked = any(problem.blocks for problem in index.problems)
     largest = max((row["share"] for row in statistics if row["class"] != IGNORED), default=0) or 1
-    page = Environment(
-        loader=PackageLoader("rdd_pipeline", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    page = page_template("ingestion.html.jinja")
     white = (n for n, color in zip(labels.names, labels.colors, strict=True) if min(color) > 250)
-    return page.get_template("ingestion.html.jinja").render(
+    return page.render(
         title=labels.name,
         layout=layout,
         root=root,
@@ -84,7 +77,7 @@ def ingestion_report(
         classes=[
             {
                 "name": name,
-                "color": "#{:02x}{:02x}{:02x}".format(*color),
+                "color": hex_of(color),
                 "cells": [
                     {**row, "bar": row["share"] / largest, "text": _percent(row["share"])}
                     for row in (by_class[split, name] for split in splits)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from rdd_pipeline.data.images import Images
-from rdd_pipeline.data.index import Sample, bits_in_use, evenly
+from rdd_pipeline.data.index import Sample, evenly, pixels_of
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.files import (
     from_checked_json,
@@ -41,7 +41,7 @@ def contact_strips(images: Images, cache: Path) -> Strips:
     chosen = {split: evenly(images.split(split).samples, EACH) for split in splits}
     key = json_digest(
         [
-            [[_pixels(sample) for sample in samples] for samples in chosen.values()],
+            [[(s.name, *pixels_of(s)) for s in samples] for samples in chosen.values()],
             [images.labels.meaning(), images.labels.colors, BOX],
         ]
     )
@@ -56,10 +56,6 @@ def contact_strips(images: Images, cache: Path) -> Strips:
         except (OSError, UserError) as error:
             logger.debug("%s cannot be written: %s", cache, error)
     return known
-
-
-def _pixels(sample: Sample) -> tuple[object, ...]:
-    return sample.name, sample.image_digest, sample.mask_digest, *bits_in_use(sample)
 
 
 def _small(images: Images, sample: Sample) -> dict[str, str]:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from rdd_pipeline.config import EvaluationParams, TrainerParams
 from rdd_pipeline.data.images import Images
-from rdd_pipeline.data.index import Sample, bits_in_use
+from rdd_pipeline.data.index import Sample, pixels_of
+from rdd_pipeline.data.labels import hex_of
 from rdd_pipeline.errors import UserError
 from rdd_pipeline.evaluation.confusion import Scores, confusion_matrix
 from rdd_pipeline.files import json_digest
@@ -139,8 +140,7 @@ def _gallery(results: Mapping[str, Metrics], networks: _Networks) -> Gallery:
     return Gallery(
         rule=f"{split} images at evenly spaced quantiles of {rule}, lowest first; seed {seed}",
         colors=[
-            (name, "#{:02x}{:02x}{:02x}".format(*color))
-            for name, color in zip(labels.names, labels.colors, strict=True)
+            (name, hex_of(color)) for name, color in zip(labels.names, labels.colors, strict=True)
         ],
         shown=shown,
         lacking=[results[m]["about"]["title"] for m, found in cards.items() if found is None],
@@ -170,7 +170,7 @@ class _Networks:
         labels = self.images.labels
         key = json_digest(
             [
-                [(s.image_digest, s.mask_digest, *bits_in_use(s)) for s in samples],
+                [pixels_of(sample) for sample in samples],
                 [labels.meaning(), labels.colors, self.images.image_size, BOX, _FORMAT],
                 self.evaluation.protocol(),
             ]
